@@ -1,0 +1,1 @@
+"""Vision-language experiments: both towers of CLIP are fine-tuned."""
