@@ -1,0 +1,109 @@
+"""What a data set is here: splits of labelled images that are decoded when asked for."""
+
+import hashlib
+from dataclasses import dataclass
+from typing import Protocol
+
+import numpy as np
+import torch
+from PIL import Image
+
+
+class ImageSource(Protocol):
+    """Where the images of a split come from: encoded bytes, files, arrays or a generator.
+
+    Attributes:
+        labels: Class index of every image, int64, shape (number of images,).
+    """
+
+    labels: np.ndarray
+
+    def image(self, index: int) -> Image.Image:
+        """Decodes image `index` to RGB; any OSError, SyntaxError or ValueError means that it cannot be read."""
+
+    def where(self, index: int) -> str:
+        """Says where image `index` is stored, for messages."""
+
+    def update(self, digest: "hashlib._Hash") -> None:
+        """Feeds the content of all images, without the labels, into `digest`."""
+
+
+@dataclass(frozen=True)
+class ImageSplit:
+    """Some images of a source, in a fixed order.
+
+    Attributes:
+        dataset: Name of the data set, for messages.
+        name: "train", "validation" or "test".
+        source: Where the images come from.
+        indices: Positions in the source, int64, shape (number of images,).
+    """
+
+    dataset: str
+    name: str
+    source: ImageSource
+    indices: np.ndarray
+
+    def __len__(self) -> int:
+        return len(self.indices)
+
+    @property
+    def labels(self) -> torch.Tensor:
+        """Class index of every image, int64, shape (number of images,)."""
+        return torch.from_numpy(self.source.labels[self.indices])
+
+    def image(self, index: int) -> Image.Image:
+        """Decodes one image.
+
+        Args:
+            index: Position in this split, 0 to len - 1.
+
+        Returns:
+            The image in RGB, at its stored size.
+
+        Raises:
+            ValueError: If the image cannot be decoded; the message names data set, split, index and file or row.
+        """
+        position = int(self.indices[index])
+        try:
+            return self.source.image(position)
+        except (OSError, SyntaxError, ValueError, EOFError, Image.DecompressionBombError) as error:
+            reason = " ".join(str(error).split())
+            raise ValueError(
+                f"unreadable image: data set {self.dataset!r}, split {self.name!r}, index {index} "
+                f"({self.source.where(position)}): {reason}"
+            ) from error
+
+
+@dataclass(frozen=True)
+class ImageData:
+    """A data set ready for an experiment.
+
+    Attributes:
+        name: The name it was asked for by; a subset of a published set keeps its own.
+        train: The images to train on, after the choice of shots or fraction.
+        validation: The images to choose hyper-parameters on; never part of `train`.
+        test: The images to report on.
+        class_names: Readable name of every class, in label order.
+        templates: Prompts with one `{}` for the class name; the first is the one to use where one is needed.
+        fingerprint: SHA-256 over sizes, labels, class names, templates and the content of the whole data set; it does
+            not depend on shots, fraction or seed.
+        sizes: Number of images in "train", "validation" and "test".
+        short_classes: Classes with fewer than the wanted shots, and how many images each gives; empty without shots.
+        is_subset: Whether the paper names this data set but with other split sizes or classes.
+        paper_name: The name in the paper's tables, or None where the paper does not use this data set.
+        allow_flip: Whether a mirrored image still shows its class (not so for digits, letters and signs).
+    """
+
+    name: str
+    train: ImageSplit
+    validation: ImageSplit
+    test: ImageSplit
+    class_names: tuple[str, ...]
+    templates: tuple[str, ...]
+    fingerprint: str
+    sizes: dict[str, int]
+    short_classes: dict[str, int]
+    is_subset: bool
+    paper_name: str | None
+    allow_flip: bool
