@@ -1,0 +1,38 @@
+"""Parameter-efficient adapters: RandLoRA and its rivals, on any nn.Module."""
+
+from __future__ import annotations
+
+from typing import Any
+
+from randlora_core.adapters import dora, lora, nola, randlora, vera
+from randlora_core.adapters.config import AdapterConfig, check_choice, near
+from randlora_core.adapters.layer import Method
+
+METHODS: dict[str, Method] = {
+    "randlora": randlora.METHOD,
+    "lora": lora.METHOD,
+    "dora": dora.METHOD,
+    "vera": vera.METHOD,
+    "nola": nola.METHOD,
+}
+
+
+def make_config(method: str, **fields: Any) -> AdapterConfig:
+    """The settings of a method by name.
+
+    Args:
+        method: A key of `METHODS`.
+        **fields: Fields of the method's config; `rank` is required.
+
+    Raises:
+        ValueError: If the method or a field is unknown, `rank` is missing, or a value is outside its range.
+    """
+    check_choice("method", method, METHODS)
+    config = METHODS[method].config
+    known = tuple(config.__dataclass_fields__)
+    for name in fields:
+        if name not in known:
+            raise ValueError(f"unknown field {name!r} of {method}{near(name, known)}; known: {', '.join(known)}")
+    if "rank" not in fields:
+        raise ValueError(f"{method} needs a rank; its fields: {', '.join(known)}")
+    return config(**fields)

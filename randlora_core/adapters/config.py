@@ -1,0 +1,181 @@
+"""What every method's settings have in common: fields, validation, and settings per layer."""
+
+from __future__ import annotations
+
+import dataclasses
+import difflib
+import math
+import numbers
+import re
+from collections.abc import Iterable, Mapping
+from dataclasses import KW_ONLY, dataclass, field
+from typing import Any, ClassVar, Self
+
+MAX_SEED = 2**63
+
+
+@dataclass(frozen=True)
+class AdapterConfig:
+    """Settings of every method. Field names equal the keys of `adapter_config.json`.
+
+    Args:
+        rank: Rank of the method's factors or bases; at least 1.
+        dropout: Probability of zeroing an element of the adapter's input during training, in [0, 1).
+        rank_pattern: Layer pattern -> rank, for layers that differ from `rank`. A pattern is a suffix of the layer's
+            name at dots, or a regular expression on the full name; the first one that matches counts.
+
+    Raises:
+        ValueError: If a value is outside its range.
+    """
+
+    method: ClassVar[str]
+
+    rank: int
+    _: KW_ONLY
+    dropout: float = 0.0
+    rank_pattern: Mapping[str, int] = field(default_factory=dict)
+
+    def __post_init__(self) -> None:
+        _set(self, "rank", positive_integer("rank", self.rank))
+        if not _is_number(self.dropout) or not 0.0 <= self.dropout < 1.0:
+            raise ValueError(f"dropout must be a number in [0, 1), got {self.dropout!r}")
+        ranks = _pattern_mapping("rank_pattern", self.rank_pattern)
+        _set(self, "rank_pattern", {key: positive_integer(f"rank_pattern[{key!r}]", r) for key, r in ranks.items()})
+
+    def patterns(self) -> dict[str, tuple[str, ...]]:
+        """The layer patterns this config holds: field name -> patterns."""
+        return {"rank_pattern": tuple(self.rank_pattern)}
+
+    def for_layer(self, name: str) -> Self:
+        """The settings of one layer: patterns applied and emptied, defaults that depend on the rank filled in."""
+        return dataclasses.replace(self, rank=_lookup(self.rank_pattern, name, self.rank), rank_pattern={})
+
+    def to_dict(self) -> dict[str, Any]:
+        """The fields as plain JSON values, with the method's name under "method"."""
+        return {"method": self.method, **dataclasses.asdict(self)}
+
+
+@dataclass(frozen=True)
+class ScaledConfig(AdapterConfig):
+    """Settings of a method whose update is multiplied by alpha / rank.
+
+    Args:
+        rank: As in `AdapterConfig`.
+        alpha: Numerator of the scale, finite and not zero; None stands for `default_alpha_per_rank` times the rank.
+        alpha_pattern: Layer pattern -> alpha, as `rank_pattern`.
+    """
+
+    default_alpha_per_rank: ClassVar[float] = 2.0
+
+    _: KW_ONLY
+    alpha: float | None = None
+    alpha_pattern: Mapping[str, float] = field(default_factory=dict)
+
+    def __post_init__(self) -> None:
+        super().__post_init__()
+        if self.alpha is not None:
+            _check_alpha("alpha", self.alpha)
+        for key, alpha in _pattern_mapping("alpha_pattern", self.alpha_pattern).items():
+            _check_alpha(f"alpha_pattern[{key!r}]", alpha)
+        _set(self, "alpha_pattern", dict(self.alpha_pattern))
+
+    def patterns(self) -> dict[str, tuple[str, ...]]:
+        """As in `AdapterConfig`."""
+        return {**super().patterns(), "alpha_pattern": tuple(self.alpha_pattern)}
+
+    def for_layer(self, name: str) -> Self:
+        """As in `AdapterConfig`; `alpha` of the result is a number."""
+        layer = super().for_layer(name)
+        alpha = _lookup(self.alpha_pattern, name, self.alpha)
+        if alpha is None:
+            alpha = self.default_alpha_per_rank * layer.rank
+        return dataclasses.replace(layer, alpha=alpha, alpha_pattern={})
+
+    @property
+    def scale(self) -> float:
+        """The factor alpha / rank."""
+        alpha = self.default_alpha_per_rank * self.rank if self.alpha is None else self.alpha
+        return alpha / self.rank
+
+
+def positive_integer(name: str, value: object) -> int:
+    """`value` as int.
+
+    Raises:
+        ValueError: If it is not an integer of at least 1.
+    """
+    if isinstance(value, bool) or not isinstance(value, numbers.Integral) or value < 1:
+        raise ValueError(f"{name} must be an integer of at least 1, got {value!r}")
+    return int(value)
+
+
+def check_seed(seed: object) -> None:
+    """Refuse what the generator of the bases cannot take.
+
+    Raises:
+        ValueError: If `seed` is not an integer in [0, 2**63).
+    """
+    if isinstance(seed, bool) or not isinstance(seed, numbers.Integral) or not 0 <= seed < MAX_SEED:
+        raise ValueError(f"seed must be an integer in [0, 2**63), got {seed!r}")
+
+
+def check_choice(name: str, value: object, known: Iterable[str]) -> None:
+    """Refuse a value that a table does not hold.
+
+    Raises:
+        ValueError: If `value` is none of `known`; the message lists them.
+    """
+    known = tuple(known)
+    if value not in known:
+        raise ValueError(f"unknown {name} {value!r}{near(value, known)}; known: {', '.join(known)}")
+
+
+def near(value: object, known: Iterable[str]) -> str:
+    """A remark for an error message: the known names closest to `value`, or an empty string."""
+    matches = difflib.get_close_matches(str(value), list(known), n=4, cutoff=0.5)
+    return f" (did you mean {', '.join(matches)}?)" if matches else ""
+
+
+def matches_suffix(name: str, suffix: str) -> bool:
+    """Whether `suffix` equals `name` or its end after a dot."""
+    return name == suffix or name.endswith("." + suffix)
+
+
+def matches_regex(name: str, expression: str) -> bool:
+    """Whether the whole of `name` matches.
+
+    Raises:
+        ValueError: If `expression` is not a regular expression.
+    """
+    try:
+        return re.fullmatch(expression, name) is not None
+    except re.error as error:
+        raise ValueError(f"{expression!r} is not a regular expression: {error}") from None
+
+
+def matches_pattern(name: str, pattern: str) -> bool:
+    """Whether a key of `rank_pattern` or `alpha_pattern` applies to the layer `name`: as suffix or as expression."""
+    return matches_suffix(name, pattern) or matches_regex(name, pattern)
+
+
+def _lookup(patterns: Mapping[str, Any], name: str, default: Any) -> Any:
+    return next((value for pattern, value in patterns.items() if matches_pattern(name, pattern)), default)
+
+
+def _pattern_mapping(field_name: str, value: object) -> dict[str, Any]:
+    if not isinstance(value, Mapping) or not all(isinstance(key, str) and key for key in value):
+        raise ValueError(f"{field_name} must map layer patterns to values, got {value!r}")
+    return dict(value)
+
+
+def _check_alpha(name: str, value: object) -> None:
+    if not _is_number(value) or not math.isfinite(value) or value == 0:
+        raise ValueError(f"{name} must be a finite number other than 0, got {value!r}")
+
+
+def _is_number(value: object) -> bool:
+    return isinstance(value, numbers.Real) and not isinstance(value, bool)
+
+
+def _set(config: AdapterConfig, name: str, value: object) -> None:
+    object.__setattr__(config, name, value)

@@ -1,0 +1,91 @@
+"""DoRA: a trained magnitude per output on top of LoRA.
+
+Paper: Liu et al., "DoRA: Weight-Decomposed Low-Rank Adaptation", ICML 2024, https://arxiv.org/abs/2402.09353, equation
+5.
+
+    W = m * (W0 + dW) / ||W0 + dW||        norms over the input, one per output; dW = (alpha / r) B A
+
+    W0  (out, in)   frozen              A   (r, in)   trained, kaiming uniform
+    m   (out,)      trained, ||W0||     B   (out, r)  trained, 0
+
+As in the paper's section 4.3 and in PEFT, the norm carries no gradient.
+"""
+
+from __future__ import annotations
+
+from dataclasses import dataclass
+
+import torch
+from torch import Tensor, nn
+from torch.nn import functional as F
+
+from randlora_core.adapters.config import AdapterConfig, ScaledConfig
+from randlora_core.adapters.layer import AdapterLayer, Method, Shape, Update
+from randlora_core.adapters.lora import LoRAUpdate
+
+
+@dataclass(frozen=True)
+class DoRAConfig(ScaledConfig):
+    """Settings of DoRA; alpha defaults to 2 rank. Fields as in `ScaledConfig`."""
+
+    method = "dora"
+
+
+class MagnitudeUpdate(Update):
+    """An update whose sum with the frozen weight gets a trained magnitude per output.
+
+    A method inherits from this and from its own additive update, and calls `init_magnitude` at the end of its
+    constructor.
+    """
+
+    def init_magnitude(self, weight: Tensor) -> None:
+        """Create `lora_magnitude_vector` (out,) as the norms of the frozen weight (out, in)."""
+        self.lora_magnitude_vector = nn.Parameter(row_norms(_at_least_float32(weight)))
+
+    def merged_weight(self, weight: Tensor) -> Tensor:
+        """As in `Update`."""
+        merged = super().merged_weight(weight)
+        return (self.lora_magnitude_vector / row_norms(merged))[:, None] * merged
+
+    def forward(self, x: Tensor, layer: AdapterLayer) -> Tensor:
+        """As in `Update`. Dropout acts on the rescaling of the frozen layer's output, too, as in PEFT."""
+        result = layer.base(x)
+        ratio = self.lora_magnitude_vector / self._norms(layer.dense_weight())
+        bias = layer.bias
+        if self.training and self.config.dropout > 0.0:
+            x = self.dropout(x)
+            base = F.linear(x, layer.dense_weight().to(x.dtype))
+        else:
+            base = result if bias is None else result - bias
+        added = (ratio - 1) * base + ratio * self.added_output(x)
+        return result + added.to(result.dtype)
+
+    def _norms(self, weight: Tensor) -> Tensor:
+        """||W0 + dW|| per output, (out,), without gradient."""
+        with torch.no_grad(), torch.autocast(weight.device.type, enabled=False):
+            return row_norms(super().merged_weight(weight))
+
+
+def row_norms(weight: Tensor) -> Tensor:
+    """Euclidean norm of every row of (out, in): (out,)."""
+    return torch.linalg.vector_norm(weight, dim=1)
+
+
+def _at_least_float32(x: Tensor) -> Tensor:
+    return x.to(torch.promote_types(x.dtype, torch.float32))
+
+
+class DoRAUpdate(MagnitudeUpdate, LoRAUpdate):
+    """DoRA on one layer: `lora_A` (r, in), `lora_B` (out, r), `lora_magnitude_vector` (out,)."""
+
+    def __init__(self, config: DoRAConfig, shape: Shape, bases: None, weight: Tensor) -> None:
+        super().__init__(config, shape, bases, weight)
+        self.init_magnitude(weight)
+
+    @staticmethod
+    def num_parameters(config: AdapterConfig, shape: Shape) -> int:
+        """R (in + out) + out."""
+        return LoRAUpdate.num_parameters(config, shape) + shape[0]
+
+
+METHOD = Method(DoRAConfig, DoRAUpdate)

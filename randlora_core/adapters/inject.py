@@ -1,0 +1,469 @@
+"""Putting adapters on a model, and taking them off: find targets, inject, merge, disable, count.
+
+The model keeps its class. Target layers are exchanged for `AdapterLayer`s at their parents, in place, and what was
+injected is kept on the model as a tuple of plain values (`adapter_state`), so that it survives deepcopy and pickling.
+"""
+
+from __future__ import annotations
+
+import dataclasses
+import warnings
+from collections.abc import Iterator, Sequence
+from contextlib import contextmanager
+from dataclasses import dataclass
+
+import torch
+from torch import nn
+
+from randlora_core.adapters import METHODS, attention
+from randlora_core.adapters.bases import SharedBases
+from randlora_core.adapters.config import AdapterConfig, matches_pattern, matches_regex, matches_suffix, near
+from randlora_core.adapters.layer import DEFAULT_NAME, LAYER_KINDS, AdapterLayer, Shape, Update, kind_of
+
+ALL_LINEAR = "all-linear"
+
+_STATE = "_randlora_state"
+
+
+@dataclass(frozen=True)
+class AdapterState:
+    """What was injected into a model.
+
+    Args:
+        config: Settings, with those that depend on the targets resolved.
+        shapes: Full name of every adapted layer -> (out, in), in the model's order.
+        trainable: Full names of the model's own parameters that train beside the adapter, in the plain model's names.
+        split_in_proj: Whether attention modules have separate q, k and v targets.
+        unfrozen: Names of all parameters that required gradients before the injection.
+    """
+
+    config: AdapterConfig
+    shapes: dict[str, Shape]
+    trainable: tuple[str, ...]
+    split_in_proj: bool
+    unfrozen: tuple[str, ...]
+
+
+@dataclass(frozen=True)
+class ParameterCounts:
+    """Numbers of parameters.
+
+    Args:
+        trainable: Parameters that require gradients: adapters and what `trainable` named.
+        total: All parameters of the model, adapters included; frozen random bases are no parameters.
+        per_layer: Adapted layer's name -> parameters of its adapter.
+    """
+
+    trainable: int
+    total: int
+    per_layer: dict[str, int]
+
+
+def find_targets(
+    model: nn.Module,
+    targets: Sequence[str] | str,
+    *,
+    exclude: Sequence[str] | str = (),
+    split_in_proj: bool = False,
+) -> dict[str, Shape]:
+    """The layers that a choice of targets names.
+
+    Args:
+        model: Any module without adapters.
+        targets: A sequence of suffixes of module names, matched at dots; or a regular expression on the full name; or
+            "all-linear". An nn.MultiheadAttention called `a` has the layers `a.in_proj` (3w, w) and `a.out_proj`.
+        exclude: Suffixes or a regular expression: layers to leave out.
+        split_in_proj: Give attention modules `a.q_proj`, `a.k_proj` and `a.v_proj` instead of `a.in_proj`.
+
+    Returns:
+        Full name -> (out, in), in the model's order. A module that the model uses under several names appears once,
+        under the first.
+
+    Raises:
+        ValueError: If a target or an exclusion matches nothing, a target is a layer that cannot be adapted, its weight
+            is shared with another module, or nothing is left.
+    """
+    layers = _adaptable_layers(model, split_in_proj)
+    chosen = _excluding(layers, _match_targets(model, layers, targets), exclude)
+    if not chosen:
+        raise ValueError(f"exclude={exclude!r} leaves no layer of targets={targets!r}")
+    for name in chosen:
+        _check_not_shared(model, name)
+    return {name: layers[name] for name in layers if name in chosen}
+
+
+def inject_adapter(
+    model: nn.Module,
+    config: AdapterConfig,
+    targets: Sequence[str] | str,
+    *,
+    exclude: Sequence[str] | str = (),
+    trainable: Sequence[str] | str = (),
+    split_in_proj: bool = False,
+) -> nn.Module:
+    """Put adapters on the layers of a model, in place, and freeze the rest.
+
+    The model's outputs do not change. Adapter parameters are float32 and on their layer's device. LoRA's and DoRA's A
+    is drawn from torch's global generator; everything else that is random comes from `config.seed`.
+
+    Args:
+        model: Any module without adapters.
+        config: Settings of a method.
+        targets: As in `find_targets`.
+        exclude: As in `find_targets`.
+        trainable: Suffixes or a regular expression on the names of modules or parameters that train as well (a head).
+        split_in_proj: As in `find_targets`.
+
+    Returns:
+        `model`.
+
+    Raises:
+        ValueError: As in `find_targets`; if the model has adapters already, a pattern of `trainable`, `rank_pattern` or
+            `alpha_pattern` matches nothing, or a layer does not allow its rank. The model is unchanged then.
+    """
+    if adapter_layers(model) or hasattr(model, _STATE):
+        raise ValueError("the model has adapters already; call unload_adapter first")
+    update_class = METHODS[config.method].update
+    shapes = find_targets(model, targets, exclude=exclude, split_in_proj=split_in_proj)
+    config = update_class.resolve(config, tuple(shapes.values()))
+    layer_configs = _layer_configs(config, update_class, shapes)
+    trained = _match_parameters(model, trainable, shapes, split_in_proj)
+    to_open = attention.attentions_to_open(model, shapes)
+    for name, module in to_open.items():
+        attention.check_attention(name, module, split=split_in_proj)
+
+    unfrozen = tuple(name for name, parameter in model.named_parameters() if parameter.requires_grad)
+    _freeze_except(model, trained)
+    for module in to_open.values():
+        attention.open_attention(module, split=split_in_proj)
+    bases = _make_bases(update_class, config, layer_configs, shapes, model)
+    for name, layer_config in layer_configs.items():
+        _adapt(model, name, update_class, layer_config, bases[layer_config.rank])
+    setattr(model, _STATE, AdapterState(config, shapes, trained, split_in_proj, unfrozen))
+    return model
+
+
+def adapter_state(model: nn.Module) -> AdapterState:
+    """What was injected into `model`.
+
+    Raises:
+        ValueError: If the model has no adapter.
+    """
+    state = getattr(model, _STATE, None)
+    if state is None:
+        raise ValueError(f"the {type(model).__name__} has no adapter; call inject_adapter first")
+    return state
+
+
+def adapter_layers(model: nn.Module) -> dict[str, AdapterLayer]:
+    """The adapted layers by name, each once, in the model's order."""
+    return {name: module for name, module in model.named_modules() if isinstance(module, AdapterLayer)}
+
+
+def adapter_parameters(model: nn.Module) -> Iterator[nn.Parameter]:
+    """The adapters' parameters, without the model's own that `trainable` named."""
+    return (parameter for layer in _require_layers(model).values() for parameter in layer.update.parameters())
+
+
+def adapter_bases(model: nn.Module) -> dict[int, SharedBases]:
+    """The frozen random matrices of a model by rank; empty for methods without."""
+    updates = [layer.update for layer in _require_layers(model).values()]
+    return {update.config.rank: update.bases for update in updates if hasattr(update, "bases")}
+
+
+def count_parameters(model: nn.Module) -> ParameterCounts:
+    """Counts of a model with or without adapters; shared parameters count once."""
+    parameters = list(model.parameters())
+    return ParameterCounts(
+        trainable=sum(p.numel() for p in parameters if p.requires_grad),
+        total=sum(p.numel() for p in parameters),
+        per_layer={
+            name: sum(p.numel() for p in layer.update.parameters()) for name, layer in adapter_layers(model).items()
+        },
+    )
+
+
+def merge_adapter(model: nn.Module) -> nn.Module:
+    """Add the adapters to the frozen weights, in place, so that the forward pass costs what the base model's does.
+
+    Returns:
+        `model`.
+
+    Raises:
+        ValueError: If the model has no adapter, is merged already, or a merged weight would not be finite; the model is
+            unchanged then.
+    """
+    layers = _require_layers(model)
+    if any(layer.merged for layer in layers.values()):
+        raise ValueError("the adapter is merged already")
+    done = []
+    for name, layer in layers.items():
+        try:
+            layer.merge()
+        except ValueError as error:
+            for merged in done:
+                merged.unmerge()
+            raise ValueError(f"cannot merge layer {name!r}: {error}") from None
+        done.append(layer)
+    return model
+
+
+def unmerge_adapter(model: nn.Module) -> nn.Module:
+    """Undo `merge_adapter`: the frozen weights are what they were, to the bit.
+
+    Returns:
+        `model`.
+
+    Raises:
+        ValueError: If the model has no adapter or is not merged.
+    """
+    layers = _require_layers(model)
+    if not all(layer.merged for layer in layers.values()):
+        raise ValueError("the adapter is not merged")
+    for layer in layers.values():
+        layer.unmerge()
+    return model
+
+
+def unload_adapter(model: nn.Module) -> nn.Module:
+    """Give the plain layers back, in place: with the frozen weights, or the merged ones after `merge_adapter`.
+
+    Parameters that required gradients before the injection do so again.
+
+    Returns:
+        `model`.
+
+    Raises:
+        ValueError: If the model has no adapter.
+    """
+    state = adapter_state(model)
+    for name, layer in adapter_layers(model).items():
+        _replace(model, name, layer.base)
+    for module in list(model.modules()):
+        if isinstance(module, attention.OpenMultiheadAttention):
+            attention.close_attention(module)
+    delattr(model, _STATE)
+    for name, parameter in model.named_parameters():
+        parameter.requires_grad_(name in state.unfrozen)
+    return model
+
+
+@contextmanager
+def disable_adapter(model: nn.Module) -> Iterator[nn.Module]:
+    """Within the context the model answers as the base model, merged or not. Contexts may be nested.
+
+    Parameters that `trainable` named keep their trained values.
+
+    Raises:
+        ValueError: If the model has no adapter.
+    """
+    layers = [layer for layer in _require_layers(model).values() if not layer.disabled]
+    for layer in layers:
+        layer.disabled = True
+        if layer.merged:
+            layer.exchange_weights()
+    try:
+        yield model
+    finally:
+        for layer in layers:
+            layer.disabled = False
+            if layer.merged:
+                layer.exchange_weights()
+
+
+def _require_layers(model: nn.Module) -> dict[str, AdapterLayer]:
+    layers = adapter_layers(model)
+    if not layers:
+        raise ValueError(f"the {type(model).__name__} has no adapter; call inject_adapter first")
+    return layers
+
+
+def _adaptable_layers(model: nn.Module, split_in_proj: bool) -> dict[str, Shape]:
+    """Every layer that can hold an adapter, with the projections of attention modules."""
+    layers: dict[str, Shape] = {}
+    for name, module in model.named_modules():
+        if isinstance(module, nn.MultiheadAttention):
+            projections = attention.projection_shapes(module, split=split_in_proj)
+            layers |= {f"{name}.{part}" if name else part: shape for part, shape in projections.items()}
+        elif name and (kind := kind_of(module)) is not None:
+            layers[name] = kind.shape(module)
+    return layers
+
+
+def _match_targets(model: nn.Module, layers: dict[str, Shape], targets: Sequence[str] | str) -> set[str]:
+    """Names in `layers` that `targets` stands for; every part of it must match, and only what can be adapted."""
+    if targets == ALL_LINEAR:
+        return set(layers)
+    chosen: set[str] = set()
+    for pattern in _patterns("targets", targets):
+        matched = {name for name in layers if _matches(name, pattern, targets)}
+        unsuitable = [
+            f"{name} ({type(module).__name__})"
+            for name, module in model.named_modules()
+            if name not in layers and _matches(name, pattern, targets) and module._parameters
+        ]
+        if unsuitable:
+            kinds = ", ".join(kind.name for kind in LAYER_KINDS)
+            raise ValueError(
+                f"target {pattern!r} matches {', '.join(unsuitable[:3])}, which cannot be adapted; layers that can: "
+                f"{kinds}, and in_proj and out_proj of nn.MultiheadAttention"
+            )
+        if not matched:
+            raise ValueError(f"target {pattern!r} matches no layer{_near_layers(pattern, layers)}")
+        chosen |= matched
+    if not chosen:
+        raise ValueError("targets must name at least one layer")
+    return chosen
+
+
+def _near_layers(pattern: str, layers: dict[str, Shape]) -> str:
+    """A remark that lists names of adaptable layers close to `pattern`, or else the last parts of all names."""
+    endings = dict.fromkeys(".".join(name.split(".")[-depth:]) for depth in (1, 2, 3) for name in layers)
+    last = ", ".join(dict.fromkeys(name.rpartition(".")[2] for name in layers))
+    return near(pattern, endings) or f"; the model's layers end in: {last or 'nothing that can be adapted'}"
+
+
+def _excluding(layers: dict[str, Shape], chosen: set[str], exclude: Sequence[str] | str) -> set[str]:
+    for pattern in _patterns("exclude", exclude):
+        excluded = {name for name in layers if _matches(name, pattern, exclude)}
+        if not excluded & chosen:
+            raise ValueError(f"exclude {pattern!r} matches none of the targets{near(pattern, chosen)}")
+    return {name for name in chosen if not any(_matches(name, p, exclude) for p in _patterns("exclude", exclude))}
+
+
+def _patterns(argument: str, value: Sequence[str] | str) -> tuple[str, ...]:
+    patterns = (value,) if isinstance(value, str) else tuple(value)
+    if not all(isinstance(pattern, str) and pattern for pattern in patterns):
+        raise ValueError(f"{argument} must be a regular expression or a sequence of suffixes, got {value!r}")
+    return patterns
+
+
+def _matches(name: str, pattern: str, given: Sequence[str] | str) -> bool:
+    """A pattern that was given as one string is an expression; one of a sequence is a suffix."""
+    return matches_regex(name, pattern) if isinstance(given, str) else matches_suffix(name, pattern)
+
+
+def _check_not_shared(model: nn.Module, name: str) -> None:
+    """Refuse a layer whose weight another module uses, since an adapter would act on one of the two only.
+
+    Raises:
+        ValueError: Naming both.
+    """
+    weight = _weight_of(model, name)
+    owners = [
+        owner
+        for owner, module in model.named_modules()
+        if any(parameter is weight for parameter in module._parameters.values())
+    ]
+    if len(owners) > 1:
+        raise ValueError(
+            f"the weight of {name!r} is shared by {', '.join(owners)}: an adapter would change one use of it only; "
+            f"leave the layer out (exclude=({name.rpartition('.')[2]!r},)) or untie the weights"
+        )
+
+
+def _weight_of(model: nn.Module, name: str) -> nn.Parameter:
+    """The weight of an adaptable layer, also where attention keeps it packed."""
+    parent_name, _, part = name.rpartition(".")
+    parent = model.get_submodule(parent_name)
+    if isinstance(parent, nn.MultiheadAttention) and part not in parent._modules:
+        return parent.in_proj_weight
+    return model.get_submodule(name).weight
+
+
+def _layer_configs(
+    config: AdapterConfig, update_class: type[Update], shapes: dict[str, Shape]
+) -> dict[str, AdapterConfig]:
+    """Every target's own settings, checked against its shape."""
+    for field, patterns in config.patterns().items():
+        for pattern in patterns:
+            if not any(matches_pattern(name, pattern) for name in shapes):
+                raise ValueError(f"{field} {pattern!r} matches none of the targets{_near_layers(pattern, shapes)}")
+    configs = {name: config.for_layer(name) for name in shapes}
+    for name, layer_config in configs.items():
+        update_class.check(layer_config, name, shapes[name])
+    above = [name for name, c in configs.items() if c.rank > min(shapes[name])] if update_class.limits_rank else []
+    if above:
+        name = above[0]
+        warnings.warn(
+            f"the rank of {len(above)} layers is above their smaller side and adds no expressiveness: "
+            f"{name!r} of shape {shapes[name]} has rank {configs[name].rank}",
+            stacklevel=3,
+        )
+    return configs
+
+
+def _match_parameters(
+    model: nn.Module, trainable: Sequence[str] | str, shapes: dict[str, Shape], split_in_proj: bool
+) -> tuple[str, ...]:
+    """Names of parameters whose own name, or that of a module around them, matches `trainable`."""
+    names = [name for name, _ in model.named_parameters()]
+    chosen: set[str] = set()
+    for pattern in _patterns("trainable", trainable):
+        matched = {name for name in names if any(_matches(part, pattern, trainable) for part in _ancestry(name))}
+        if not matched:
+            endings = dict.fromkeys(part.rpartition(".")[2] for name in names for part in _ancestry(name))
+            raise ValueError(f"trainable {pattern!r} matches no parameter{near(pattern, endings)}")
+        chosen |= matched
+    adapted = {id(_weight_of(model, name)): name for name in shapes}
+    for name in chosen:
+        if (layer := adapted.get(id(model.get_parameter(name)))) is not None:
+            raise ValueError(f"{name!r} cannot train: its layer {layer!r} holds an adapter; exclude one of the two")
+    return tuple(name for name in names if name in chosen)
+
+
+def _ancestry(name: str) -> Iterator[str]:
+    """The name of every module around a parameter and its own: a.b.c gives a, a.b and a.b.c."""
+    parts = name.split(".")
+    return (".".join(parts[: depth + 1]) for depth in range(len(parts)))
+
+
+def _freeze_except(model: nn.Module, trained: Sequence[str]) -> None:
+    trained = set(trained)
+    for name, parameter in model.named_parameters():
+        parameter.requires_grad_(name in trained)
+
+
+def _make_bases(
+    update_class: type[Update],
+    config: AdapterConfig,
+    layer_configs: dict[str, AdapterConfig],
+    shapes: dict[str, Shape],
+    model: nn.Module,
+) -> dict[int, SharedBases | None]:
+    """Rank -> bases for the layers of that rank, on the device of the first of them."""
+    names_by_rank: dict[int, list[str]] = {}
+    for name, layer_config in layer_configs.items():
+        names_by_rank.setdefault(layer_config.rank, []).append(name)
+    return {
+        rank: update_class.make_bases(
+            dataclasses.replace(config, rank=rank, rank_pattern={}),
+            [shapes[name] for name in names],
+            model.get_submodule(names[0]).weight.device,
+        )
+        for rank, names in names_by_rank.items()
+    }
+
+
+def _adapt(
+    model: nn.Module, name: str, update_class: type[Update], config: AdapterConfig, bases: SharedBases | None
+) -> None:
+    """Exchange the layer `name` for an adapted one."""
+    base = model.get_submodule(name)
+    layer = AdapterLayer(base)
+    weight = layer.dense_weight()
+    with torch.no_grad():
+        layer.updates[DEFAULT_NAME] = update_class.create(
+            config, (layer.out_features, layer.in_features), bases, weight
+        )
+    layer.train(base.training)
+    _replace(model, name, layer)
+
+
+def _replace(model: nn.Module, name: str, new: nn.Module) -> None:
+    """Put `new` wherever the model uses the module `name`."""
+    old = model.get_submodule(name)
+    for parent in list(model.modules()):
+        for child_name, child in parent._modules.items():
+            if child is old and parent is not new:
+                parent._modules[child_name] = new

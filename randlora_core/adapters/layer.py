@@ -1,0 +1,294 @@
+"""The adapted layer: a frozen base layer, named updates on it, and the contract every method fulfils.
+
+An `AdapterLayer` takes the place of a linear layer at its parent. It owns the frozen layer (`base`) and one `Update`
+per adapter name; the one called `active` acts, unless the layer is disabled or merged.
+
+    W0 (out, in)   frozen weight                    dW (out, in)   the method's update, 0 at the start
+    y = x (W0 + dW)^T + bias                        for every method that only adds; DoRA rescales W0 + dW as well
+"""
+
+from __future__ import annotations
+
+from abc import abstractmethod
+from collections.abc import Callable, Sequence
+from dataclasses import dataclass
+from typing import ClassVar
+
+import torch
+from torch import Tensor, nn
+
+from randlora_core.adapters.bases import SharedBases
+from randlora_core.adapters.config import AdapterConfig
+
+DEFAULT_NAME = "default"
+
+Shape = tuple[int, int]
+"""(out_features, in_features) of a layer."""
+
+
+@dataclass(frozen=True)
+class LayerKind:
+    """How to read and write one kind of linear layer.
+
+    Args:
+        name: Name for error messages.
+        matches: Whether a module is of this kind.
+        shape: The module's (out, in); must work on the meta device.
+        dense: The module's weight as a floating (out, in) tensor without gradient; a view where possible.
+        write: Set the module's weight, in place, from an (out, in) tensor of its dtype.
+    """
+
+    name: str
+    matches: Callable[[nn.Module], bool]
+    shape: Callable[[nn.Module], Shape]
+    dense: Callable[[nn.Module], Tensor]
+    write: Callable[[nn.Module, Tensor], None]
+
+
+def _is_linear(module: nn.Module) -> bool:
+    weight = getattr(module, "weight", None)
+    return isinstance(module, nn.Linear) and isinstance(weight, Tensor) and weight.is_floating_point()
+
+
+def _is_conv1d(module: nn.Module) -> bool:
+    # Known by name: importing transformers to ask would cost every user of this package seconds.
+    return any(c.__name__ == "Conv1D" and c.__module__ == "transformers.pytorch_utils" for c in type(module).__mro__)
+
+
+@torch.no_grad()
+def _write_linear(module: nn.Module, weight: Tensor) -> None:
+    module.weight.copy_(weight)
+
+
+@torch.no_grad()
+def _write_conv1d(module: nn.Module, weight: Tensor) -> None:
+    module.weight.copy_(weight.T)
+
+
+LINEAR = LayerKind(
+    name="nn.Linear",
+    matches=_is_linear,
+    shape=lambda module: tuple(module.weight.shape),
+    dense=lambda module: module.weight.detach(),
+    write=_write_linear,
+)
+CONV1D = LayerKind(
+    name="transformers' Conv1D",
+    matches=_is_conv1d,
+    shape=lambda module: tuple(module.weight.shape)[::-1],
+    dense=lambda module: module.weight.detach().T,
+    write=_write_conv1d,
+)
+LAYER_KINDS: tuple[LayerKind, ...] = (LINEAR, CONV1D)
+
+
+def kind_of(module: nn.Module) -> LayerKind | None:
+    """The kind of a layer that can be adapted, or None."""
+    return next((kind for kind in LAYER_KINDS if kind.matches(module)), None)
+
+
+class Update(nn.Module):
+    """One method's parameters on one layer.
+
+    A method subclasses this. Its constructor takes `(config, shape, bases, weight)`: the layer's own settings
+    (`AdapterConfig.for_layer`), (out, in), the model's shared bases for this rank or None, and the frozen weight
+    (out, in); it calls `super().__init__(config, shape)` and creates float32 parameters on the weight's device such
+    that the layer's output does not change.
+    """
+
+    limits_rank: ClassVar[bool] = True
+    """Whether a rank above min(out, in) calls for a warning; a method may refuse it in `check` instead."""
+
+    def __init__(self, config: AdapterConfig, shape: Shape) -> None:
+        super().__init__()
+        self.config = config
+        self.out_features, self.in_features = shape
+        self.dropout = nn.Dropout(config.dropout) if config.dropout > 0.0 else nn.Identity()
+
+    @classmethod
+    def check(cls, config: AdapterConfig, name: str, shape: Shape) -> None:
+        """Refuse settings that the layer `name` cannot take.
+
+        Raises:
+            ValueError: Naming the layer and the limit.
+        """
+
+    @classmethod
+    def resolve(cls, config: AdapterConfig, shapes: Sequence[Shape]) -> AdapterConfig:
+        """The config with settings that depend on the set of targets (their `shapes`) turned into numbers."""
+        return config
+
+    @classmethod
+    def make_bases(
+        cls, config: AdapterConfig, shapes: Sequence[Shape], device: torch.device | str
+    ) -> SharedBases | None:
+        """The frozen random matrices that layers of `shapes` and of `config`'s rank share; None if there are none."""
+        return None
+
+    @classmethod
+    def create(cls, config: AdapterConfig, shape: Shape, bases: SharedBases | None, weight: Tensor) -> Update:
+        """The update for one layer; arguments as in the constructor. A method with variants picks one here."""
+        return cls(config, shape, bases, weight)
+
+    @staticmethod
+    @abstractmethod
+    def num_parameters(config: AdapterConfig, shape: Shape) -> int:
+        """Trainable parameters on a layer of `shape`, from the layer's own settings alone."""
+
+    @abstractmethod
+    def delta_weight(self) -> Tensor:
+        """What the method adds to the weight: (out, in), scaled, differentiable, float32 unless the parameters are
+        float64.
+        """  # noqa: D205
+
+    @abstractmethod
+    def added_output(self, x: Tensor) -> Tensor:
+        """What the method adds to the output for x (..., in): (..., out), dropout not applied."""
+
+    def merged_weight(self, weight: Tensor) -> Tensor:
+        """The weight (out, in) that a layer without adapter needs for the same output; `weight` is the frozen one."""
+        delta = self.delta_weight()
+        return weight.to(delta.dtype) + delta
+
+    def forward(self, x: Tensor, layer: AdapterLayer) -> Tensor:
+        """The adapted layer's output (..., out), in the base layer's output dtype, for x (..., in)."""
+        result = layer.base(x)
+        return result + self.added_output(self.dropout(x)).to(result.dtype)
+
+    def input_like_parameters(self, x: Tensor) -> Tensor:
+        """X in the dtype of the parameters, so that a half-precision model can hold float32 adapters.
+
+        Under autocast x stays as it is, since the products choose their dtype themselves.
+        """
+        if torch.is_autocast_enabled(x.device.type):
+            return x
+        return x.to(next(self.parameters()).dtype)
+
+    def extra_repr(self) -> str:
+        """The layer's settings."""
+        return f"{self.config}"
+
+
+@dataclass(frozen=True)
+class Method:
+    """An entry of `METHODS`: the settings of a method and what it puts on a layer."""
+
+    config: type[AdapterConfig]
+    update: type[Update]
+
+
+class AdapterLayer(nn.Module):
+    """A frozen linear layer and its updates, in the place where the layer was.
+
+    Args:
+        base: nn.Linear, transformers' Conv1D, or another layer that `kind_of` knows.
+
+    Attributes:
+        base: The frozen layer.
+        updates: Adapter name -> Update.
+        active: Name of the update that acts.
+        disabled: Whether the layer answers as its base layer.
+        original_weight: While merged, the frozen weight as it was; None otherwise.
+
+    Raises:
+        ValueError: If `base` is of no known kind.
+    """
+
+    original_weight: Tensor | None
+
+    def __init__(self, base: nn.Module) -> None:
+        super().__init__()
+        if kind_of(base) is None:
+            raise ValueError(f"a layer of type {type(base).__name__} cannot be adapted")
+        self.base = base
+        self.updates = nn.ModuleDict()
+        self.active = DEFAULT_NAME
+        self.disabled = False
+        self.register_buffer("original_weight", None, persistent=False)
+
+    @property
+    def kind(self) -> LayerKind:
+        """How to read and write the base layer."""
+        return kind_of(self.base)
+
+    @property
+    def weight(self) -> nn.Parameter:
+        """The base layer's weight, merged where `merged`."""
+        return self.base.weight
+
+    @property
+    def bias(self) -> nn.Parameter | None:
+        """The base layer's bias."""
+        return self.base.bias
+
+    @property
+    def in_features(self) -> int:
+        """Size of the input's last dimension."""
+        return self.kind.shape(self.base)[1]
+
+    @property
+    def out_features(self) -> int:
+        """Size of the output's last dimension."""
+        return self.kind.shape(self.base)[0]
+
+    @property
+    def update(self) -> Update:
+        """The update that `active` names."""
+        return self.updates[self.active]
+
+    @property
+    def merged(self) -> bool:
+        """Whether the update is part of the base layer's weight now."""
+        return self.original_weight is not None
+
+    @property
+    def acts(self) -> bool:
+        """Whether the update is computed in `forward`: it is neither disabled nor merged."""
+        return not self.disabled and not self.merged
+
+    def forward(self, x: Tensor) -> Tensor:
+        """Output (..., out) for x (..., in)."""
+        return self.update(x, self) if self.acts else self.base(x)
+
+    def dense_weight(self) -> Tensor:
+        """The base layer's weight as a floating (out, in) tensor without gradient."""
+        return self.kind.dense(self.base)
+
+    @torch.no_grad()
+    def merge(self) -> None:
+        """Put the active update into the base weight; computed in float32 at least, then rounded to the weight's dtype.
+
+        Raises:
+            ValueError: If the layer is merged already, or the merged weight would not be finite.
+        """
+        if self.merged:
+            raise ValueError("the layer is merged already")
+        weight = self.dense_weight()
+        merged = self.update.merged_weight(weight).to(weight.dtype)
+        if not torch.isfinite(merged).all():
+            raise ValueError("the merged weight has values that are not finite")
+        self.original_weight = self.base.weight.detach().clone()
+        self.kind.write(self.base, merged)
+
+    @torch.no_grad()
+    def unmerge(self) -> None:
+        """Put the frozen weight back, to the bit.
+
+        Raises:
+            ValueError: If the layer is not merged.
+        """
+        if not self.merged:
+            raise ValueError("the layer is not merged")
+        self.base.weight.copy_(self.original_weight)
+        self.original_weight = None
+
+    @torch.no_grad()
+    def exchange_weights(self) -> None:
+        """While merged, swap the base layer's weight with `original_weight`; a second call swaps back."""
+        current = self.base.weight.detach().clone()
+        self.base.weight.copy_(self.original_weight)
+        self.original_weight = current
+
+    def extra_repr(self) -> str:
+        """State of the layer."""
+        return f"active={self.active!r}, merged={self.merged}, disabled={self.disabled}"

@@ -1,0 +1,146 @@
+"""NoLA: LoRA factors that are trained combinations of frozen random matrices.
+
+Paper: Koohpayegani et al., "NOLA: Compressing LoRA using Linear Combination of Random Basis", ICLR 2024,
+https://arxiv.org/abs/2310.02556; definition of the authors' code (https://github.com/UCDvision/NOLA).
+
+    dW = (alpha / r) B A        A = A_0 + sum_{i=1..k} a_i A_i        B = sum_{j=1..l} b_j B_j
+
+    A_0   (r, in)    frozen, kaiming uniform as LoRA's A: U(-1, 1) / sqrt(in)
+    A_i   (r, in)    frozen, U(-1, 1) / sqrt(k)       a   (k,)   trained, 0
+    B_j   (out, r)   frozen, U(-1, 1) / sqrt(l)       b   (l,)   trained, 0
+
+So dW = 0 at the start, and the first step moves b only. The trainable parameters, k + l a layer, depend neither on the
+rank nor on the layer's shape.
+
+Where we differ: the authors draw matrices of its own for every layer, anew in each forward. Here layers of one rank
+take slices of one shared set, as RandLoRA's and VeRA's layers do. A set per layer would multiply the memory by the
+number of layers or the time by that of drawing; the coefficients, which are all that is learned, are each layer's own
+either way.
+"""
+
+from __future__ import annotations
+
+import math
+from collections.abc import Sequence
+from dataclasses import KW_ONLY, dataclass
+
+import torch
+from torch import Tensor, nn
+from torch.nn import functional as F
+
+from randlora_core.adapters.bases import Matrix, SharedBases, distribution
+from randlora_core.adapters.config import AdapterConfig, ScaledConfig, check_seed, positive_integer
+from randlora_core.adapters.layer import Method, Shape, Update
+
+_HALF_WIDTH = 1.0 / math.sqrt(3.0)  # turns entries of variance 1 into U(-1, 1)
+
+
+@dataclass(frozen=True)
+class NoLAConfig(ScaledConfig):
+    """Settings of NoLA; alpha defaults to the rank.
+
+    Args:
+        rank: As in `AdapterConfig`.
+        num_bases_a: k, at least 1.
+        num_bases_b: l, at least 1.
+        seed: Seed of the frozen matrices, in [0, 2**63).
+
+    Raises:
+        ValueError: If a value is outside its range.
+    """
+
+    method = "nola"
+    default_alpha_per_rank = 1.0
+
+    _: KW_ONLY
+    num_bases_a: int = 1024
+    num_bases_b: int = 1024
+    seed: int = 0
+
+    def __post_init__(self) -> None:
+        super().__post_init__()
+        positive_integer("num_bases_a", self.num_bases_a)
+        positive_integer("num_bases_b", self.num_bases_b)
+        check_seed(self.seed)
+
+
+class NoLAUpdate(Update):
+    """NoLA on one layer: `nola_alpha` (k,), `nola_beta` (l,)."""
+
+    def __init__(self, config: NoLAConfig, shape: Shape, bases: SharedBases, weight: Tensor) -> None:
+        super().__init__(config, shape)
+        self.bases = bases
+        self.nola_alpha = nn.Parameter(torch.zeros(config.num_bases_a, device=weight.device))
+        self.nola_beta = nn.Parameter(torch.zeros(config.num_bases_b, device=weight.device))
+
+    @classmethod
+    def make_bases(cls, config: NoLAConfig, shapes: Sequence[Shape], device: torch.device | str) -> SharedBases:
+        """As in `Update`: A0 (r, in_max), A (k, r, in_max) and B (l, out_max, r)."""
+        out_max, in_max = (max(sizes) for sizes in zip(*shapes, strict=True))
+        k, l, r = config.num_bases_a, config.num_bases_b, config.rank  # noqa: E741
+        matrices = {
+            "A0": Matrix((r, in_max), unit=_HALF_WIDTH),
+            "A": Matrix((k, r, in_max), unit=_HALF_WIDTH / math.sqrt(k)),
+            "B": Matrix((l, out_max, r), unit=_HALF_WIDTH / math.sqrt(l)),
+        }
+        return SharedBases(config.seed, matrices, distribution("uniform"), device)
+
+    @staticmethod
+    def num_parameters(config: AdapterConfig, shape: Shape) -> int:
+        """K + l."""
+        return config.num_bases_a + config.num_bases_b
+
+    def factors(self) -> tuple[Tensor, Tensor]:
+        """A (r, in) and the scaled B (out, r), in the parameters' dtype, float32 at least."""
+        units = self.bases.units
+        dtype = torch.promote_types(self.nola_alpha.dtype, torch.float32)
+        a0 = self.bases.A0[:, : self.in_features].to(dtype) * (units["A0"] / math.sqrt(self.in_features))
+        alpha = self.nola_alpha.to(dtype) * units["A"]
+        beta = self.nola_beta.to(dtype) * (units["B"] * self.config.scale)
+        a = a0 + combine(alpha, self.bases.A[:, :, : self.in_features])
+        return a, combine(beta, self.bases.B[:, : self.out_features])
+
+    def delta_weight(self) -> Tensor:
+        """As in `Update`."""
+        a, b = self.factors()
+        return b @ a
+
+    def added_output(self, x: Tensor) -> Tensor:
+        """As in `Update`."""
+        a, b = (factor.to(self.nola_alpha.dtype) for factor in self.factors())
+        return F.linear(F.linear(self.input_like_parameters(x), a), b)
+
+
+class _Combine(torch.autograd.Function):
+    """coefficients (k,), matrices (k, p, q) in storage dtype -> their combination (p, q).
+
+    Autograd on the plain expression would keep a copy of the matrices in the coefficients' dtype for every layer until
+    the backward pass: 4 k p q bytes, which is what sharing them saves.
+    """
+
+    @staticmethod
+    def forward(ctx: torch.autograd.function.FunctionCtx, coefficients: Tensor, matrices: Tensor) -> Tensor:
+        ctx.save_for_backward(matrices)
+        return torch.einsum("k,kpq->pq", coefficients, matrices.to(coefficients.dtype))
+
+    @staticmethod
+    def backward(ctx: torch.autograd.function.FunctionCtx, grad: Tensor) -> tuple[Tensor, None]:
+        (matrices,) = ctx.saved_tensors
+        return torch.einsum("kpq,pq->k", matrices.to(grad.dtype), grad), None
+
+
+def combine(coefficients: Tensor, matrices: Tensor) -> Tensor:
+    """sum_k coefficients_k matrices_k in the coefficients' dtype.
+
+    Args:
+        coefficients: (k,), trained.
+        matrices: (k, p, q), frozen, any dtype.
+
+    Returns:
+        (p, q).
+    """
+    with torch.autocast(coefficients.device.type, enabled=False):
+        return _Combine.apply(coefficients, matrices)
+
+
+METHOD = Method(NoLAConfig, NoLAUpdate)

@@ -1,0 +1,100 @@
+"""VeRA: trained vectors around one shared pair of frozen random matrices.
+
+Paper: Kopiczko et al., "VeRA: Vector-based Random Matrix Adaptation", ICLR 2024, https://arxiv.org/abs/2310.11454.
+
+    dW = diag(b) B diag(d) A
+
+    A   (r, in)    frozen, shared: kaiming uniform, variance 2 / in_max       d   (r,)     trained, d_initial
+    B   (out, r)   frozen, shared: kaiming uniform, variance 2 / r            b   (out,)   trained, 0
+
+Layout and scale follow PEFT: in_max is the largest input of the targets, and there is no alpha.
+"""
+
+from __future__ import annotations
+
+import math
+from collections.abc import Sequence
+from dataclasses import KW_ONLY, dataclass
+
+import torch
+from torch import Tensor, nn
+from torch.nn import functional as F
+
+from randlora_core.adapters.bases import Matrix, SharedBases, distribution
+from randlora_core.adapters.config import AdapterConfig, check_seed
+from randlora_core.adapters.layer import Method, Shape, Update
+
+
+@dataclass(frozen=True)
+class VeRAConfig(AdapterConfig):
+    """Settings of VeRA; it has no alpha, and its rank no upper limit.
+
+    Args:
+        rank: As in `AdapterConfig`.
+        seed: Seed of the shared matrices, in [0, 2**63).
+        d_initial: Initial value of d, finite and not zero.
+
+    Raises:
+        ValueError: If a value is outside its range.
+    """
+
+    method = "vera"
+
+    _: KW_ONLY
+    seed: int = 0
+    d_initial: float = 0.1
+
+    def __post_init__(self) -> None:
+        super().__post_init__()
+        check_seed(self.seed)
+        if not math.isfinite(self.d_initial) or self.d_initial == 0:
+            raise ValueError(f"d_initial must be a finite number other than 0, got {self.d_initial!r}")
+
+
+class VeRAUpdate(Update):
+    """VeRA on one layer: `vera_lambda_b` (out,), `vera_lambda_d` (r,)."""
+
+    limits_rank = False
+
+    def __init__(self, config: VeRAConfig, shape: Shape, bases: SharedBases, weight: Tensor) -> None:
+        super().__init__(config, shape)
+        self.bases = bases
+        self.vera_lambda_b = nn.Parameter(torch.zeros(self.out_features, device=weight.device))
+        self.vera_lambda_d = nn.Parameter(torch.full((config.rank,), config.d_initial, device=weight.device))
+
+    @classmethod
+    def make_bases(cls, config: VeRAConfig, shapes: Sequence[Shape], device: torch.device | str) -> SharedBases:
+        """As in `Update`: A (r, in_max) and B (out_max, r)."""
+        out_max, in_max = (max(sizes) for sizes in zip(*shapes, strict=True))
+        matrices = {
+            "A": Matrix((config.rank, in_max), unit=math.sqrt(2.0 / in_max)),
+            "B": Matrix((out_max, config.rank), unit=math.sqrt(2.0 / config.rank)),
+        }
+        return SharedBases(config.seed, matrices, distribution("uniform"), device)
+
+    @staticmethod
+    def num_parameters(config: AdapterConfig, shape: Shape) -> int:
+        """R + out."""
+        return config.rank + shape[0]
+
+    def basis_slices(self) -> tuple[Tensor, Tensor]:
+        """This layer's part of the shared matrices as stored: A (r, in), B (out, r)."""
+        return self.bases.A[:, : self.in_features], self.bases.B[: self.out_features]
+
+    def _scaled_d(self) -> Tensor:
+        """`vera_lambda_d` times the factors that belong to the stored A and B."""
+        return self.vera_lambda_d * (self.bases.units["A"] * self.bases.units["B"])
+
+    def delta_weight(self) -> Tensor:
+        """As in `Update`."""
+        dtype = torch.promote_types(self.vera_lambda_b.dtype, torch.float32)
+        a, b = (basis.to(dtype) for basis in self.basis_slices())
+        return (self.vera_lambda_b.to(dtype)[:, None] * b) @ (self._scaled_d().to(dtype)[:, None] * a)
+
+    def added_output(self, x: Tensor) -> Tensor:
+        """As in `Update`."""
+        a, b = (basis.to(self.vera_lambda_b.dtype) for basis in self.basis_slices())
+        return F.linear(F.linear(self.input_like_parameters(x), a) * self._scaled_d(), b) * self.vera_lambda_b
+
+
+METHOD = Method(VeRAConfig, VeRAUpdate)
