@@ -37,7 +37,7 @@ class AdapterConfig:
 
     def __post_init__(self) -> None:
         _set(self, "rank", positive_integer("rank", self.rank))
-        if not _is_number(self.dropout) or not 0.0 <= self.dropout < 1.0:
+        if not is_number(self.dropout) or not 0.0 <= self.dropout < 1.0:
             raise ValueError(f"dropout must be a number in [0, 1), got {self.dropout!r}")
         ranks = _pattern_mapping("rank_pattern", self.rank_pattern)
         _set(self, "rank_pattern", {key: positive_integer(f"rank_pattern[{key!r}]", r) for key, r in ranks.items()})
@@ -74,9 +74,9 @@ class ScaledConfig(AdapterConfig):
     def __post_init__(self) -> None:
         super().__post_init__()
         if self.alpha is not None:
-            _check_alpha("alpha", self.alpha)
+            check_nonzero("alpha", self.alpha)
         for key, alpha in _pattern_mapping("alpha_pattern", self.alpha_pattern).items():
-            _check_alpha(f"alpha_pattern[{key!r}]", alpha)
+            check_nonzero(f"alpha_pattern[{key!r}]", alpha)
         _set(self, "alpha_pattern", dict(self.alpha_pattern))
 
     def patterns(self) -> dict[str, tuple[str, ...]]:
@@ -168,12 +168,18 @@ def _pattern_mapping(field_name: str, value: object) -> dict[str, Any]:
     return dict(value)
 
 
-def _check_alpha(name: str, value: object) -> None:
-    if not _is_number(value) or not math.isfinite(value) or value == 0:
+def check_nonzero(name: str, value: object) -> None:
+    """Refuse a factor that is no number or would switch a method off.
+
+    Raises:
+        ValueError: If `value` is not a finite number other than 0.
+    """
+    if not is_number(value) or not math.isfinite(value) or value == 0:
         raise ValueError(f"{name} must be a finite number other than 0, got {value!r}")
 
 
-def _is_number(value: object) -> bool:
+def is_number(value: object) -> bool:
+    """Whether `value` is a real number, and not a bool."""
     return isinstance(value, numbers.Real) and not isinstance(value, bool)
 
 

@@ -40,12 +40,13 @@ class MagnitudeUpdate(Update):
 
     def init_magnitude(self, weight: Tensor) -> None:
         """Create `lora_magnitude_vector` (out,) as the norms of the frozen weight (out, in)."""
-        self.lora_magnitude_vector = nn.Parameter(row_norms(_at_least_float32(weight)))
+        weight = weight.to(torch.promote_types(weight.dtype, torch.float32))
+        self.lora_magnitude_vector = nn.Parameter(row_norms(weight))
 
     def merged_weight(self, weight: Tensor) -> Tensor:
         """As in `Update`."""
         merged = super().merged_weight(weight)
-        return (self.lora_magnitude_vector / row_norms(merged))[:, None] * merged
+        return (self.lora_magnitude_vector / row_norms(merged.detach()))[:, None] * merged
 
     def forward(self, x: Tensor, layer: AdapterLayer) -> Tensor:
         """As in `Update`. Dropout acts on the rescaling of the frozen layer's output, too, as in PEFT."""
@@ -67,12 +68,8 @@ class MagnitudeUpdate(Update):
 
 
 def row_norms(weight: Tensor) -> Tensor:
-    """Euclidean norm of every row of (out, in): (out,)."""
-    return torch.linalg.vector_norm(weight, dim=1)
-
-
-def _at_least_float32(x: Tensor) -> Tensor:
-    return x.to(torch.promote_types(x.dtype, torch.float32))
+    """Euclidean norm of every row of (out, in): (out,). A row of zeros gets the smallest positive number."""
+    return torch.linalg.vector_norm(weight, dim=1).clamp_min(torch.finfo(weight.dtype).tiny)
 
 
 class DoRAUpdate(MagnitudeUpdate, LoRAUpdate):

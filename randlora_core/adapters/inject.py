@@ -6,9 +6,8 @@ injected is kept on the model as a tuple of plain values (`adapter_state`), so t
 
 from __future__ import annotations
 
-import dataclasses
 import warnings
-from collections.abc import Iterator, Sequence
+from collections.abc import Iterable, Iterator, Sequence
 from contextlib import contextmanager
 from dataclasses import dataclass
 
@@ -18,7 +17,7 @@ from torch import nn
 from randlora_core.adapters import METHODS, attention
 from randlora_core.adapters.bases import SharedBases
 from randlora_core.adapters.config import AdapterConfig, matches_pattern, matches_regex, matches_suffix, near
-from randlora_core.adapters.layer import DEFAULT_NAME, LAYER_KINDS, AdapterLayer, Shape, Update, kind_of
+from randlora_core.adapters.layer import DEFAULT_NAME, LAYER_KINDS, AdapterLayer, Shape, kind_of
 
 ALL_LINEAR = "all-linear"
 
@@ -42,6 +41,21 @@ class AdapterState:
     trainable: tuple[str, ...]
     split_in_proj: bool
     unfrozen: tuple[str, ...]
+
+
+@dataclass(frozen=True)
+class InjectionPlan:
+    """What `inject_adapter` is going to do, all of it checked against the model.
+
+    Args:
+        state: What the model will keep.
+        configs: Target's name -> its own settings.
+        attentions: Name -> attention module that has to be open.
+    """
+
+    state: AdapterState
+    configs: dict[str, AdapterConfig]
+    attentions: dict[str, nn.MultiheadAttention]
 
 
 @dataclass(frozen=True)
@@ -81,18 +95,13 @@ def find_targets(
 
     Raises:
         ValueError: If a target or an exclusion matches nothing, a target is a layer that cannot be adapted, its weight
-            is shared with another module, or nothing is left.
+            is shared with another module, its attention module is one that cannot be opened, or nothing is left.
     """
-    layers = _adaptable_layers(model, split_in_proj)
-    chosen = _excluding(layers, _match_targets(model, layers, targets), exclude)
-    if not chosen:
-        raise ValueError(f"exclude={exclude!r} leaves no layer of targets={targets!r}")
-    for name in chosen:
-        _check_not_shared(model, name)
-    return {name: layers[name] for name in layers if name in chosen}
+    plan = plan_injection(model, config, targets, exclude=exclude, trainable=trainable, split_in_proj=split_in_proj)
+    return apply_injection(model, plan)
 
 
-def inject_adapter(
+def plan_injection(
     model: nn.Module,
     config: AdapterConfig,
     targets: Sequence[str] | str,
@@ -100,46 +109,29 @@ def inject_adapter(
     exclude: Sequence[str] | str = (),
     trainable: Sequence[str] | str = (),
     split_in_proj: bool = False,
-) -> nn.Module:
-    """Put adapters on the layers of a model, in place, and freeze the rest.
-
-    The model's outputs do not change. Adapter parameters are float32 and on their layer's device. LoRA's and DoRA's A
-    is drawn from torch's global generator; everything else that is random comes from `config.seed`.
-
-    Args:
-        model: Any module without adapters.
-        config: Settings of a method.
-        targets: As in `find_targets`.
-        exclude: As in `find_targets`.
-        trainable: Suffixes or a regular expression on the names of modules or parameters that train as well (a head).
-        split_in_proj: As in `find_targets`.
-
-    Returns:
-        `model`.
-
-    Raises:
-        ValueError: As in `find_targets`; if the model has adapters already, a pattern of `trainable`, `rank_pattern` or
-            `alpha_pattern` matches nothing, or a layer does not allow its rank. The model is unchanged then.
-    """
+) -> InjectionPlan:
+    """Everything about `inject_adapter` that can be refused, without touching the model; arguments and errors are its."""
     if adapter_layers(model) or hasattr(model, _STATE):
         raise ValueError("the model has adapters already; call unload_adapter first")
-    update_class = METHODS[config.method].update
     shapes = find_targets(model, targets, exclude=exclude, split_in_proj=split_in_proj)
-    config = update_class.resolve(config, tuple(shapes.values()))
-    layer_configs = _layer_configs(config, update_class, shapes)
+    config = METHODS[config.method].update.resolve(config, tuple(shapes.values()))
+    configs = layer_configs(config, shapes)
     trained = _match_parameters(model, trainable, shapes, split_in_proj)
-    to_open = attention.attentions_to_open(model, shapes)
-    for name, module in to_open.items():
-        attention.check_attention(name, module, split=split_in_proj)
-
     unfrozen = tuple(name for name, parameter in model.named_parameters() if parameter.requires_grad)
-    _freeze_except(model, trained)
-    for module in to_open.values():
-        attention.open_attention(module, split=split_in_proj)
-    bases = _make_bases(update_class, config, layer_configs, shapes, model)
-    for name, layer_config in layer_configs.items():
-        _adapt(model, name, update_class, layer_config, bases[layer_config.rank])
-    setattr(model, _STATE, AdapterState(config, shapes, trained, split_in_proj, unfrozen))
+    state = AdapterState(config, shapes, trained, split_in_proj, unfrozen)
+    return InjectionPlan(state, configs, attention.attentions_to_open(model, shapes))
+
+
+def apply_injection(model: nn.Module, plan: InjectionPlan) -> nn.Module:
+    """Carry out a plan that was made for this very model; returns `model`."""
+    state = plan.state
+    _freeze_except(model, state.trainable)
+    for module in plan.attentions.values():
+        attention.open_attention(module, split=state.split_in_proj)
+    bases = make_bases(plan.configs, state.shapes, lambda name: model.get_submodule(name).weight.device)
+    for name, layer_config in plan.configs.items():
+        _adapt(model, name, layer_config, bases[layer_config.rank])
+    setattr(model, _STATE, state)
     return model
 
 
@@ -163,6 +155,12 @@ def adapter_layers(model: nn.Module) -> dict[str, AdapterLayer]:
 def adapter_parameters(model: nn.Module) -> Iterator[nn.Parameter]:
     """The adapters' parameters, without the model's own that `trainable` named."""
     return (parameter for layer in _require_layers(model).values() for parameter in layer.update.parameters())
+
+
+def trained_parameters(model: nn.Module) -> dict[str, nn.Parameter]:
+    """The model's own parameters that train beside the adapters, by their names in the injected model."""
+    adapters = {id(parameter) for parameter in adapter_parameters(model)}
+    return {name: p for name, p in model.named_parameters() if p.requires_grad and id(p) not in adapters}
 
 
 def adapter_bases(model: nn.Module) -> dict[int, SharedBases]:
@@ -279,15 +277,28 @@ def _require_layers(model: nn.Module) -> dict[str, AdapterLayer]:
 
 
 def _adaptable_layers(model: nn.Module, split_in_proj: bool) -> dict[str, Shape]:
-    """Every layer that can hold an adapter, with the projections of attention modules."""
+    """Every layer that can hold an adapter, under all its names, with the projections of attention modules."""
     layers: dict[str, Shape] = {}
-    for name, module in model.named_modules():
+    for name, module in model.named_modules(remove_duplicate=False):
         if isinstance(module, nn.MultiheadAttention):
             projections = attention.projection_shapes(module, split=split_in_proj)
             layers |= {f"{name}.{part}" if name else part: shape for part, shape in projections.items()}
         elif name and (kind := kind_of(module)) is not None:
             layers[name] = kind.shape(module)
     return layers
+
+
+def _first_names(model: nn.Module, layers: dict[str, Shape]) -> dict[str, str]:
+    """Name of a layer -> the first name that the model has for the same layer."""
+    first: dict[tuple[int, str], str] = {}
+    result = {}
+    for name in layers:
+        parent_name, _, part = name.rpartition(".")
+        parent = model.get_submodule(parent_name)
+        packed = isinstance(parent, nn.MultiheadAttention) and part not in parent._modules
+        identity = (id(parent), part) if packed else (id(model.get_submodule(name)), "")
+        result[name] = first.setdefault(identity, name)
+    return result
 
 
 def _match_targets(model: nn.Module, layers: dict[str, Shape], targets: Sequence[str] | str) -> set[str]:
@@ -300,7 +311,10 @@ def _match_targets(model: nn.Module, layers: dict[str, Shape], targets: Sequence
         unsuitable = [
             f"{name} ({type(module).__name__})"
             for name, module in model.named_modules()
-            if name not in layers and _matches(name, pattern, targets) and module._parameters
+            if name not in layers
+            and _matches(name, pattern, targets)
+            and any(parameter is not None for parameter in module._parameters.values())
+            and not any(layer.startswith(f"{name}.") for layer in matched)
         ]
         if unsuitable:
             kinds = ", ".join(kind.name for kind in LAYER_KINDS)
@@ -319,16 +333,19 @@ def _match_targets(model: nn.Module, layers: dict[str, Shape], targets: Sequence
 def _near_layers(pattern: str, layers: dict[str, Shape]) -> str:
     """A remark that lists names of adaptable layers close to `pattern`, or else the last parts of all names."""
     endings = dict.fromkeys(".".join(name.split(".")[-depth:]) for depth in (1, 2, 3) for name in layers)
-    last = ", ".join(dict.fromkeys(name.rpartition(".")[2] for name in layers))
-    return near(pattern, endings) or f"; the model's layers end in: {last or 'nothing that can be adapted'}"
+    last = ", ".join(list(dict.fromkeys(name.rpartition(".")[2] for name in layers))[:12])
+    return near(pattern, endings) or f"; layers that can be adapted end in: {last or '(there are none)'}"
 
 
-def _excluding(layers: dict[str, Shape], chosen: set[str], exclude: Sequence[str] | str) -> set[str]:
+def _match_exclusions(exclude: Sequence[str] | str, targets: Iterable[str]) -> set[str]:
+    """Names in `targets` to leave out; every part of `exclude` must match one."""
+    excluded: set[str] = set()
     for pattern in _patterns("exclude", exclude):
-        excluded = {name for name in layers if _matches(name, pattern, exclude)}
-        if not excluded & chosen:
-            raise ValueError(f"exclude {pattern!r} matches none of the targets{near(pattern, chosen)}")
-    return {name for name in chosen if not any(_matches(name, p, exclude) for p in _patterns("exclude", exclude))}
+        matched = {name for name in targets if _matches(name, pattern, exclude)}
+        if not matched:
+            raise ValueError(f"exclude {pattern!r} matches none of the targets{near(pattern, targets)}")
+        excluded |= matched
+    return excluded
 
 
 def _patterns(argument: str, value: Sequence[str] | str) -> tuple[str, ...]:
@@ -371,10 +388,13 @@ def _weight_of(model: nn.Module, name: str) -> nn.Parameter:
     return model.get_submodule(name).weight
 
 
-def _layer_configs(
-    config: AdapterConfig, update_class: type[Update], shapes: dict[str, Shape]
-) -> dict[str, AdapterConfig]:
-    """Every target's own settings, checked against its shape."""
+def layer_configs(config: AdapterConfig, shapes: dict[str, Shape]) -> dict[str, AdapterConfig]:
+    """Every target's own settings, checked against its shape.
+
+    Raises:
+        ValueError: If a pattern of the config matches no target, or a layer does not allow its rank.
+    """
+    update_class = METHODS[config.method].update
     for field, patterns in config.patterns().items():
         for pattern in patterns:
             if not any(matches_pattern(name, pattern) for name in shapes):
@@ -388,7 +408,7 @@ def _layer_configs(
         warnings.warn(
             f"the rank of {len(above)} layers is above their smaller side and adds no expressiveness: "
             f"{name!r} of shape {shapes[name]} has rank {configs[name].rank}",
-            stacklevel=3,
+            stacklevel=4,
         )
     return configs
 
@@ -424,38 +444,35 @@ def _freeze_except(model: nn.Module, trained: Sequence[str]) -> None:
         parameter.requires_grad_(name in trained)
 
 
-def _make_bases(
-    update_class: type[Update],
-    config: AdapterConfig,
-    layer_configs: dict[str, AdapterConfig],
-    shapes: dict[str, Shape],
-    model: nn.Module,
+def make_bases(
+    configs: dict[str, AdapterConfig], shapes: dict[str, Shape], device_of: Callable[[str], torch.device]
 ) -> dict[int, SharedBases | None]:
-    """Rank -> bases for the layers of that rank, on the device of the first of them."""
+    """Rank -> bases for the layers of that rank, on the device of the first of them.
+
+    Args:
+        configs: Layer's name -> its own settings.
+        shapes: Layer's name -> (out, in).
+        device_of: Layer's name -> device.
+    """
     names_by_rank: dict[int, list[str]] = {}
-    for name, layer_config in layer_configs.items():
-        names_by_rank.setdefault(layer_config.rank, []).append(name)
+    for name, config in configs.items():
+        names_by_rank.setdefault(config.rank, []).append(name)
     return {
-        rank: update_class.make_bases(
-            dataclasses.replace(config, rank=rank, rank_pattern={}),
-            [shapes[name] for name in names],
-            model.get_submodule(names[0]).weight.device,
+        rank: METHODS[configs[names[0]].method].update.make_bases(
+            configs[names[0]], [shapes[name] for name in names], device_of(names[0])
         )
         for rank, names in names_by_rank.items()
     }
 
 
-def _adapt(
-    model: nn.Module, name: str, update_class: type[Update], config: AdapterConfig, bases: SharedBases | None
-) -> None:
+def _adapt(model: nn.Module, name: str, config: AdapterConfig, bases: SharedBases | None) -> None:
     """Exchange the layer `name` for an adapted one."""
     base = model.get_submodule(name)
     layer = AdapterLayer(base)
-    weight = layer.dense_weight()
+    shape = (layer.out_features, layer.in_features)
     with torch.no_grad():
-        layer.updates[DEFAULT_NAME] = update_class.create(
-            config, (layer.out_features, layer.in_features), bases, weight
-        )
+        update = METHODS[config.method].update.create(config, shape, bases, layer.dense_weight())
+    layer.updates[DEFAULT_NAME] = update
     layer.train(base.training)
     _replace(model, name, layer)
 

@@ -12,7 +12,7 @@ from __future__ import annotations
 from abc import abstractmethod
 from collections.abc import Callable, Sequence
 from dataclasses import dataclass
-from typing import ClassVar
+from typing import Any, ClassVar
 
 import torch
 from torch import Tensor, nn
@@ -154,6 +154,11 @@ class Update(nn.Module):
         """The adapted layer's output (..., out), in the base layer's output dtype, for x (..., in)."""
         result = layer.base(x)
         return result + self.added_output(self.dropout(x)).to(result.dtype)
+
+    @staticmethod
+    def parameters_like(weight: Tensor) -> dict[str, Any]:
+        """Keyword arguments for new parameters: the weight's device; float32, or float64 where the weight is."""
+        return {"device": weight.device, "dtype": torch.promote_types(weight.dtype, torch.float32)}
 
     def input_like_parameters(self, x: Tensor) -> Tensor:
         """X in the dtype of the parameters, so that a half-precision model can hold float32 adapters.

@@ -48,8 +48,8 @@ class LoRAUpdate(Update):
 
     def __init__(self, config: ScaledConfig, shape: Shape, bases: None, weight: Tensor) -> None:
         super().__init__(config, shape)
-        self.lora_A = nn.Parameter(torch.empty(config.rank, self.in_features, device=weight.device))
-        self.lora_B = nn.Parameter(torch.zeros(self.out_features, config.rank, device=weight.device))
+        self.lora_A = nn.Parameter(torch.empty(config.rank, self.in_features, **self.parameters_like(weight)))
+        self.lora_B = nn.Parameter(torch.zeros(self.out_features, config.rank, **self.parameters_like(weight)))
         nn.init.kaiming_uniform_(self.lora_A, a=math.sqrt(5))
 
     @staticmethod

@@ -70,8 +70,8 @@ class NoLAUpdate(Update):
     def __init__(self, config: NoLAConfig, shape: Shape, bases: SharedBases, weight: Tensor) -> None:
         super().__init__(config, shape)
         self.bases = bases
-        self.nola_alpha = nn.Parameter(torch.zeros(config.num_bases_a, device=weight.device))
-        self.nola_beta = nn.Parameter(torch.zeros(config.num_bases_b, device=weight.device))
+        self.nola_alpha = nn.Parameter(torch.zeros(config.num_bases_a, **self.parameters_like(weight)))
+        self.nola_beta = nn.Parameter(torch.zeros(config.num_bases_b, **self.parameters_like(weight)))
 
     @classmethod
     def make_bases(cls, config: NoLAConfig, shapes: Sequence[Shape], device: torch.device | str) -> SharedBases:

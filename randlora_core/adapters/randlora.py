@@ -29,7 +29,7 @@ from torch import Tensor, nn
 
 from randlora_core import ops
 from randlora_core.adapters.bases import BASES, MIN_SPARSITY, Matrix, SharedBases, distribution
-from randlora_core.adapters.config import ScaledConfig, check_choice, check_seed
+from randlora_core.adapters.config import ScaledConfig, check_choice, check_seed, is_number
 from randlora_core.adapters.dora import MagnitudeUpdate
 from randlora_core.adapters.layer import AdapterLayer, Method, Shape, Update
 
@@ -75,7 +75,7 @@ class RandLoRAConfig(ScaledConfig):
         check_choice("init", self.init, INITS)
         if self.basis != "ternary" and self.sparsity is not None:
             raise ValueError(f"sparsity={self.sparsity!r} has no effect with basis={self.basis!r}; use basis='ternary'")
-        if self.basis == "ternary" and not (self.sparsity is not None and MIN_SPARSITY <= self.sparsity < math.inf):
+        if self.basis == "ternary" and not (is_number(self.sparsity) and MIN_SPARSITY <= self.sparsity < math.inf):
             raise ValueError(f"basis='ternary' needs a finite sparsity of at least 2, got {self.sparsity!r}")
 
 
@@ -100,8 +100,8 @@ class RandLoRAUpdate(Update):
             lambda_, gamma = 0.0, 1.0 / max(n, d)
         else:
             lambda_, gamma = 1.0 / max(n, config.rank), 0.0
-        self.randlora_lambda = nn.Parameter(torch.full((config.rank, n), lambda_, device=weight.device))
-        self.randlora_gamma = nn.Parameter(torch.full((n, d), gamma, device=weight.device))
+        self.randlora_lambda = nn.Parameter(torch.full((config.rank, n), lambda_, **self.parameters_like(weight)))
+        self.randlora_gamma = nn.Parameter(torch.full((n, d), gamma, **self.parameters_like(weight)))
 
     @classmethod
     def check(cls, config: RandLoRAConfig, name: str, shape: Shape) -> None:
@@ -166,7 +166,7 @@ class RandLoRAUpdate(Update):
             *self.basis_slices(),
             self.scale,
             base=layer.base,
-            weight=layer.dense_weight(),
+            weight=layer.dense_weight,
             bias=layer.bias,
             dropout=self.dropout if self.training and self.config.dropout > 0.0 else None,
         )

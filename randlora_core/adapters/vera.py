@@ -21,7 +21,7 @@ from torch import Tensor, nn
 from torch.nn import functional as F
 
 from randlora_core.adapters.bases import Matrix, SharedBases, distribution
-from randlora_core.adapters.config import AdapterConfig, check_seed
+from randlora_core.adapters.config import AdapterConfig, check_nonzero, check_seed
 from randlora_core.adapters.layer import Method, Shape, Update
 
 
@@ -47,8 +47,7 @@ class VeRAConfig(AdapterConfig):
     def __post_init__(self) -> None:
         super().__post_init__()
         check_seed(self.seed)
-        if not math.isfinite(self.d_initial) or self.d_initial == 0:
-            raise ValueError(f"d_initial must be a finite number other than 0, got {self.d_initial!r}")
+        check_nonzero("d_initial", self.d_initial)
 
 
 class VeRAUpdate(Update):
@@ -59,8 +58,8 @@ class VeRAUpdate(Update):
     def __init__(self, config: VeRAConfig, shape: Shape, bases: SharedBases, weight: Tensor) -> None:
         super().__init__(config, shape)
         self.bases = bases
-        self.vera_lambda_b = nn.Parameter(torch.zeros(self.out_features, device=weight.device))
-        self.vera_lambda_d = nn.Parameter(torch.full((config.rank,), config.d_initial, device=weight.device))
+        self.vera_lambda_b = nn.Parameter(torch.zeros(self.out_features, **self.parameters_like(weight)))
+        self.vera_lambda_d = nn.Parameter(torch.full((config.rank,), config.d_initial, **self.parameters_like(weight)))
 
     @classmethod
     def make_bases(cls, config: VeRAConfig, shapes: Sequence[Shape], device: torch.device | str) -> SharedBases:

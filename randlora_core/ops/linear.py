@@ -62,7 +62,7 @@ def randlora_linear(
     scale: float = 1.0,
     *,
     base: Callable[[Tensor], Tensor],
-    weight: Tensor | None = None,
+    weight: Callable[[], Tensor] | None = None,
     bias: Tensor | None = None,
     dropout: Callable[[Tensor], Tensor] | None = None,
 ) -> Tensor:
@@ -76,8 +76,8 @@ def randlora_linear(
         basis_b: (D, n, r).
         scale: Factor on the update.
         base: The frozen layer as a function of x.
-        weight: The frozen layer's dense weight (out, in), for paths that form the summed weight; None where the layer
-            has none (quantised).
+        weight: Gives the frozen layer's dense weight (out, in), for paths that form the summed weight; None
+            forbids them.
         bias: The frozen layer's bias, for the same paths.
         dropout: Applied to the update's input only; None means none.
 
