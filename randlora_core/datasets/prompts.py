@@ -40,6 +40,7 @@ _LABELS_UNLIKE_NAMES = {
         "Residential": "residential buildings or homes or apartments",
         "SeaLake": "lake or sea",
     },
+    "flowers102": {"lotus lotus": "lotus", "pink-yellow dahlia": "pink and yellow dahlia"},
 }
 
 

@@ -221,13 +221,13 @@ def _require_splits(folder: Path, found: Sequence[str]) -> None:
 
 
 def _read_parquet(folder: Path, shards: dict[str, list[Path]]) -> StoredData:
+    import pyarrow
+
     _require_splits(folder, list(shards))
     tables = {split: [_read_table(path) for path in paths] for split, paths in shards.items()}
     classes = _class_labels(shards, tables)
     splits: dict[str, ImageSource] = {}
     for split, parts in tables.items():
-        import pyarrow
-
         images = pyarrow.chunked_array(
             [chunk for part in parts for chunk in part.images.chunks], type=parts[0].images.type
         )

@@ -1,0 +1,245 @@
+import shutil
+
+import numpy as np
+import pytest
+import torch
+from sample_images import encoded, picture
+
+from randlora_core.datasets import available, load_data
+
+
+def test_parquet_images_labels_and_names(parquet_root):
+    data = load_data("animals", root=parquet_root)
+    assert data.class_names == ("cat", "guinea pig", "dog", "sea horse")
+    assert data.sizes == {"train": 32, "validation": 8, "test": 12}
+    assert data.train.labels.dtype == torch.int64
+    assert torch.equal(data.test.labels, torch.arange(12) % 4)
+    for index in range(12):
+        np.testing.assert_array_equal(np.asarray(data.test.image(index)), np.asarray(picture(40 + index)))
+    both = [*data.train.indices, *data.validation.indices]
+    assert sorted(both) == list(range(40))
+    for split in (data.train, data.validation):
+        for index, position in enumerate(split.indices):
+            np.testing.assert_array_equal(np.asarray(split.image(index)), np.asarray(picture(int(position))))
+            assert split.labels[index] == position % 20 % 4
+
+
+def test_parquet_validation_files_are_used(parquet_root, write_parquet):
+    names = ["cat", "guinea_pig", "dog", "sea_horse"]
+    write_parquet(parquet_root / "animals" / "validation-00000-of-00001.parquet", [3, 2, 1], names, first=90)
+    data = load_data("animals", root=parquet_root)
+    assert data.sizes == {"train": 40, "validation": 3, "test": 12}
+    np.testing.assert_array_equal(np.asarray(data.validation.image(2)), np.asarray(picture(92)))
+
+
+def test_parquet_in_a_data_folder_with_other_column_names_and_text_labels(tmp_path):
+    import pyarrow
+    import pyarrow.parquet
+
+    (tmp_path / "fruit" / "data").mkdir(parents=True)
+    for split, first in (("train", 0), ("test", 10)):
+        rows = {"img": [encoded(first + row) for row in range(6)], "label": ["pear", "fig"] * 3}
+        pyarrow.parquet.write_table(pyarrow.table(rows), tmp_path / "fruit" / "data" / f"{split}.parquet")
+    data = load_data("fruit", root=tmp_path)
+    assert data.class_names == ("fig", "pear")
+    assert data.test.labels.tolist() == [1, 0] * 3
+    np.testing.assert_array_equal(np.asarray(data.test.image(5)), np.asarray(picture(15)))
+
+
+def test_class_folders(tmp_path, write_class_folders):
+    write_class_folders(tmp_path / "toys" / "train", {"red_ball": 5, "kite": 6})
+    write_class_folders(tmp_path / "toys" / "val", {"red_ball": 1}, first=50)
+    write_class_folders(tmp_path / "toys" / "test", {"kite": 2, "red_ball": 3}, first=20)
+    (tmp_path / "toys" / "train" / "kite" / "notes.txt").write_text("not an image")
+    data = load_data("toys", root=tmp_path)
+    assert data.class_names == ("kite", "red ball")
+    assert data.sizes == {"train": 11, "validation": 1, "test": 5}
+    assert data.test.labels.tolist() == [0, 0, 1, 1, 1]
+    np.testing.assert_array_equal(np.asarray(data.test.image(4)), np.asarray(picture(24)))
+
+
+def test_numbered_class_folders_are_sorted_as_numbers(tmp_path, write_class_folders):
+    for split in ("train", "test"):
+        write_class_folders(tmp_path / "signs" / split, {"10": 2, "9": 2, "0": 2})
+    assert load_data("signs", root=tmp_path).class_names == ("0", "9", "10")
+
+
+def test_digits_are_stratified_and_fixed():
+    data, again = load_data("digits", seed=0), load_data("digits", seed=5, shots=2)
+    assert data.class_names[3] == "three" and data.train.image(0).size == (32, 32)
+    assert data.sizes == {"train": 868, "validation": 210, "test": 719}
+    assert torch.bincount(data.test.labels).min() >= 69
+    assert np.array_equal(data.test.indices, again.test.indices)
+    assert np.array_equal(data.validation.indices, again.validation.indices)
+    assert data.fingerprint == again.fingerprint and not data.allow_flip
+    pictures = [np.asarray(split.image(i)).tobytes() for split in (data.train, data.test) for i in range(len(split))]
+    assert len(set(pictures)) == len(pictures)
+
+
+def test_shots_choose_from_the_training_images_only(parquet_root):
+    whole = load_data("animals", root=parquet_root)
+    data = load_data("animals", root=parquet_root, shots=2, seed=1)
+    assert data.sizes == {"train": 8, "validation": 8, "test": 12}
+    assert set(data.train.indices) < set(whole.train.indices)
+    assert np.array_equal(data.validation.indices, whole.validation.indices)
+    assert load_data("animals", root=parquet_root, fraction=0.5).sizes["train"] == 16
+
+
+def test_short_classes_are_reported_by_name(tmp_path, write_class_folders):
+    write_class_folders(tmp_path / "toys" / "train", {"ball": 20, "red_kite": 5})
+    write_class_folders(tmp_path / "toys" / "test", {"ball": 1, "red_kite": 1})
+    data = load_data("toys", root=tmp_path, shots=8)
+    assert data.short_classes == {"red kite": 4} and data.sizes["train"] == 12
+
+
+def test_fingerprint_depends_on_content_labels_and_names_only(parquet_root, write_parquet):
+    names = ["cat", "guinea_pig", "dog", "sea_horse"]
+    labels = [row % 4 for row in range(12)]
+    path = parquet_root / "animals" / "test-00000-of-00001.parquet"
+    original = load_data("animals", root=parquet_root).fingerprint
+    assert load_data("animals", root=parquet_root, shots=1, seed=3).fingerprint == original
+    seen = {original}
+    write_parquet(path, labels, names, first=41)
+    seen.add(load_data("animals", root=parquet_root).fingerprint)
+    write_parquet(path, labels[::-1], names, first=40)
+    seen.add(load_data("animals", root=parquet_root).fingerprint)
+    for split in ("train-00000-of-00002", "train-00001-of-00002"):
+        write_parquet(parquet_root / "animals" / f"{split}.parquet", labels, ["lion", *names[1:]])
+    write_parquet(path, labels, ["lion", *names[1:]], first=40)
+    seen.add(load_data("animals", root=parquet_root).fingerprint)
+    assert len(seen) == 4
+
+
+def test_parquet_and_class_folders_with_the_same_images_have_the_same_fingerprint(
+    tmp_path, write_class_folders, write_parquet
+):
+    for split, first in (("train", 0), ("test", 10)):
+        write_class_folders(tmp_path / "folders" / split, {"a": 3, "b": 3}, first)
+        write_parquet(tmp_path / "parquet" / f"{split}.parquet", [0, 0, 0, 1, 1, 1], ["a", "b"], first)
+    prints = {load_data(name, root=tmp_path).fingerprint for name in ("folders", "parquet")}
+    assert len(prints) == 1
+
+
+def test_a_part_of_a_published_set_is_a_subset_with_its_own_name(tmp_path, write_class_folders):
+    for split in ("train", "test"):
+        write_class_folders(tmp_path / "mnist_part" / split, {"0": 2, "7": 2})
+    data = load_data("mnist_part", root=tmp_path)
+    assert data.name == "mnist_part" and data.is_subset and data.paper_name == "MNIST" and not data.allow_flip
+    assert data.class_names == ("0", "7") and data.templates == ('a photo of the number: "{}".',)
+
+
+# Bad input: one clear line that names the value and the accepted ones.
+
+
+def message_of(name, **options) -> str:
+    with pytest.raises(ValueError) as caught:
+        load_data(name, **options)
+    message = str(caught.value)
+    assert "\n" not in message
+    return message
+
+
+def test_unknown_names_list_the_known_ones(parquet_root):
+    message = message_of("animal", root=parquet_root)
+    assert "'animal'" in message and "near: animals" in message and "digits, characters, animals" in message
+    assert "digits, characters" in message_of("mnist")
+    assert "'../animals'" in message_of("../animals", root=parquet_root)
+
+
+def test_a_missing_root_is_named(tmp_path):
+    assert "nowhere" in message_of("mnist", root=tmp_path / "nowhere")
+    assert available() == ("digits", "characters")
+
+
+def test_missing_splits_and_shards_are_named(parquet_root):
+    folder = parquet_root / "animals"
+    shutil.move(folder / "train-00001-of-00002.parquet", parquet_root / "elsewhere.parquet")
+    assert "1 of the 2 shards of 'train'" in message_of("animals", root=parquet_root)
+    shutil.move(parquet_root / "elsewhere.parquet", folder / "train-00001-of-00002.parquet")
+    (folder / "test-00000-of-00001.parquet").unlink()
+    assert "no test split (found: train)" in message_of("animals", root=parquet_root)
+    (parquet_root / "empty").mkdir()
+    assert "no train and no test split (found: none)" in message_of("empty", root=parquet_root)
+
+
+def test_an_empty_split_is_named(parquet_root, write_parquet):
+    write_parquet(
+        parquet_root / "animals" / "test-00000-of-00001.parquet", [], ["cat", "guinea_pig", "dog", "sea_horse"]
+    )
+    assert "split 'test' is empty" in message_of("animals", root=parquet_root)
+
+
+def test_a_class_without_test_images_is_named(parquet_root, write_parquet):
+    path = parquet_root / "animals" / "test-00000-of-00001.parquet"
+    write_parquet(path, [0, 2, 3], ["cat", "guinea_pig", "dog", "sea_horse"])
+    assert "'test' has no image of 1 of the 4 classes: 'guinea pig'" in message_of("animals", root=parquet_root)
+
+
+def test_labels_outside_the_classes_are_named(tmp_path):
+    import pyarrow
+    import pyarrow.parquet
+
+    (tmp_path / "set").mkdir()
+    for split, labels in (("train", [0, 1, 0]), ("test", [0, 1, -1])):
+        rows = {"image": [encoded(row) for row in range(3)], "label": labels}
+        pyarrow.parquet.write_table(pyarrow.table(rows), tmp_path / "set" / f"{split}-00000-of-00001.parquet")
+    message = message_of("set", root=tmp_path)
+    assert "split 'test'" in message and "label -1 of row 2" in message and "2 classes" in message
+
+
+def test_test_classes_that_training_lacks_are_named(tmp_path, write_class_folders):
+    write_class_folders(tmp_path / "toys" / "train", {"ball": 2})
+    write_class_folders(tmp_path / "toys" / "test", {"ball": 1, "kite": 1})
+    assert "classes kite are not in the training split" in message_of("toys", root=tmp_path)
+
+
+def test_files_with_other_class_names_are_rejected(parquet_root, write_parquet):
+    path = write_parquet(parquet_root / "animals" / "test-00000-of-00001.parquet", [0, 1], ["cat", "dog"])
+    assert str(path) in message_of("animals", root=parquet_root)
+
+
+def test_unreadable_parquet_and_missing_columns_are_named(parquet_root):
+    import pyarrow
+    import pyarrow.parquet
+
+    path = parquet_root / "animals" / "test-00000-of-00001.parquet"
+    path.write_bytes(b"PAR1 but no more")
+    assert str(path) in message_of("animals", root=parquet_root)
+    pyarrow.parquet.write_table(pyarrow.table({"picture": [b""], "label": [0]}), path)
+    message = message_of("animals", root=parquet_root)
+    assert "picture, label" in message and "image, img" in message
+
+
+def test_an_unreadable_row_is_named_when_it_is_decoded(parquet_root, write_parquet):
+    names = ["cat", "guinea_pig", "dog", "sea_horse"]
+    path = parquet_root / "animals" / "test-00000-of-00001.parquet"
+    write_parquet(path, [row % 4 for row in range(12)], names, broken=7)
+    data = load_data("animals", root=parquet_root)
+    data.test.image(6)
+    with pytest.raises(ValueError, match=rf"'animals', split 'test', index 7 \({path}, row 7\)"):
+        data.test.image(7)
+
+
+def test_a_row_of_the_second_shard_is_named_by_its_own_number(parquet_root, write_parquet):
+    names = ["cat", "guinea_pig", "dog", "sea_horse"]
+    path = parquet_root / "animals" / "train-00001-of-00002.parquet"
+    write_parquet(path, [row % 4 for row in range(20)], names, first=20, broken=4)
+    data = load_data("animals", root=parquet_root)
+    split = data.train if 24 in data.train.indices else data.validation
+    with pytest.raises(ValueError, match=rf"{path}, row 4\)"):
+        split.image(list(split.indices).index(24))
+
+
+@pytest.mark.parametrize("content", [b"", b"\x89PNG\r\n\x1a\n", encoded(1)[:60], encoded(1)[:-30]])
+def test_a_broken_file_is_named_when_it_is_decoded(tmp_path, write_class_folders, content):
+    for split in ("train", "test"):
+        write_class_folders(tmp_path / "toys" / split, {"ball": 2})
+    (tmp_path / "toys" / "test" / "ball" / "001.png").write_bytes(content)
+    data = load_data("toys", root=tmp_path)
+    with pytest.raises(ValueError, match=r"'toys', split 'test', index 1 \(.*001\.png\)"):
+        data.test.image(1)
+
+
+def test_shots_and_fraction_exclude_each_other():
+    assert "shots=2 and fraction=0.5" in message_of("digits", shots=2, fraction=0.5)
+    assert "largest class" in message_of("digits", shots=1000)
