@@ -1,0 +1,1 @@
+"""What every experiment shares: configuration, training, measuring, records, sweeps and tables."""

@@ -1,0 +1,126 @@
+"""One JSON record per run: written whole or not at all, read from folders and from committed JSON lines alike."""
+
+from __future__ import annotations
+
+import contextlib
+import json
+import os
+import tempfile
+import traceback
+from collections.abc import Iterator, Mapping
+from pathlib import Path
+from typing import Any
+
+SCHEMA = 1
+"""Version of the record's layout."""
+
+
+@contextlib.contextmanager
+def atomic_file(path: Path) -> Iterator[Path]:
+    """Gives the path of a new file beside `path`, which takes its place if the body succeeds and vanishes if not.
+
+    Raises:
+        OSError: The file cannot be written, e.g. on a full disk; what was at `path` before is still there.
+    """
+    path.parent.mkdir(parents=True, exist_ok=True)
+    handle, name = tempfile.mkstemp(prefix=f".{path.name}.", suffix=".part", dir=path.parent)
+    os.close(handle)
+    part = Path(name)
+    try:
+        yield part
+        with part.open("rb") as written:
+            os.fsync(written.fileno())
+        os.replace(part, path)
+    finally:
+        part.unlink(missing_ok=True)
+
+
+class Ledger:
+    """The records of one experiment, `<directory>/<run id>.json`."""
+
+    def __init__(self, directory: str | Path):
+        self.directory = Path(directory)
+
+    def path(self, run_id: str) -> Path:
+        """Where the record of a run lies."""
+        return self.directory / f"{run_id}.json"
+
+    def scratch(self, run_id: str) -> Path:
+        """The folder for what a run keeps beside its record: resumable state, saved weights."""
+        return self.directory / run_id
+
+    def read(self, run_id: str) -> dict[str, Any] | None:
+        """The record of a run, or None.
+
+        Raises:
+            ValueError: The file is no record.
+        """
+        path = self.path(run_id)
+        return _read_record(path.read_text(encoding="utf-8"), path) if path.exists() else None
+
+    def finished(self, run_id: str) -> dict[str, Any] | None:
+        """The record of a run that came to its end, or None."""
+        record = self.read(run_id)
+        return record if record is not None and record["status"] == "finished" else None
+
+    def write(self, record: Mapping[str, Any]) -> Path:
+        """Writes a record atomically; replaces one of the same run.
+
+        Returns:
+            The path of the record.
+
+        Raises:
+            OSError: It cannot be written; no partial record is left.
+            ValueError: A number is not finite.
+        """
+        text = json.dumps(record, indent=1, allow_nan=False) + "\n"
+        path = self.path(record["run_id"])
+        with atomic_file(path) as part:
+            part.write_text(text, encoding="utf-8")
+        return path
+
+
+def describe_error(error: BaseException) -> dict[str, str]:
+    """Type, message and traceback of an error, as a failed record carries them."""
+    return {
+        "type": type(error).__name__,
+        "message": str(error),
+        "traceback": "".join(traceback.format_exception(error)),
+    }
+
+
+def read_records(*paths: str | Path) -> list[dict[str, Any]]:
+    """Reads records from folders of .json and .jsonl files, or from such files, sorted by creation time.
+
+    Raises:
+        FileNotFoundError: A path does not exist.
+        ValueError: A file holds something else than records.
+    """
+    records = [record for path in paths for file in _files(Path(path)) for record in _read_file(file)]
+    return sorted(records, key=lambda record: (record["created"], record["run_id"]))
+
+
+def _files(path: Path) -> list[Path]:
+    if not path.exists():
+        raise FileNotFoundError(f"{path}: no such file or folder of records")
+    if path.is_file():
+        return [path]
+    return sorted(file for file in path.iterdir() if file.suffix in (".json", ".jsonl") and file.name[0] != ".")
+
+
+def _read_file(path: Path) -> list[dict[str, Any]]:
+    text = path.read_text(encoding="utf-8")
+    if path.suffix == ".jsonl":
+        return [_read_record(line, path) for line in text.splitlines() if line.strip()]
+    return [_read_record(text, path)]
+
+
+def _read_record(text: str, path: Path) -> dict[str, Any]:
+    try:
+        record = json.loads(text)
+    except json.JSONDecodeError as error:
+        raise ValueError(f"{path}: not a record: {error}") from error
+    if not isinstance(record, dict) or record.get("schema") != SCHEMA:
+        found = record.get("schema") if isinstance(record, dict) else type(record).__name__
+        raise ValueError(f"{path}: a record of schema {found}; known: {SCHEMA}")
+    return record

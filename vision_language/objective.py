@@ -1,0 +1,112 @@
+"""What is minimised: images against the texts of classes, or a linear head on image features."""
+
+from __future__ import annotations
+
+import torch
+from torch import Tensor, nn
+from torch.nn import functional as F
+from torch.utils.data import Dataset
+
+from randlora_core.experiment.batches import ImageBatches
+
+
+def similarities(images: Tensor, texts: Tensor, logit_scale: Tensor) -> Tensor:
+    """exp(logit_scale) times cosine similarity, in float32 whatever the autocast.
+
+    Args:
+        images: Features (B, E).
+        texts: Features (C, E).
+        logit_scale: Logarithm of the inverse temperature, a scalar.
+
+    Returns:
+        Logits (B, C).
+    """
+    with torch.autocast(images.device.type, enabled=False):
+        images, texts = (F.normalize(features.float(), dim=-1) for features in (images, texts))
+        return logit_scale.float().exp() * images @ texts.T
+
+
+class ContrastiveObjective(nn.Module):
+    """Cross-entropy of images over texts, both towers trained (RandLoRA's experiments on full CLIP).
+
+    With the distinct classes of the micro-batch as texts it is the in-batch objective, with all classes the class-wise
+    one. The official code keeps duplicate texts in the denominator and multiplies by the raw logarithm of the
+    temperature; here neither is done.
+
+    Args:
+        model: CLIP with encode_image, encode_text and logit_scale.
+    """
+
+    def __init__(self, model: nn.Module):
+        super().__init__()
+        self.model = model
+
+    def forward(self, images: Tensor, tokens: Tensor, targets: Tensor) -> Tensor:
+        """Mean cross-entropy.
+
+        Args:
+            images: (B, 3, S, S).
+            tokens: Texts (C, context).
+            targets: Index of each image's text, (B,).
+        """
+        image_features, text_features = self.model.encode_image(images), self.model.encode_text(tokens)
+        return F.cross_entropy(similarities(image_features, text_features, self.model.logit_scale), targets)
+
+
+class ProbeObjective(nn.Module):
+    """Cross-entropy of a linear head on the frozen image tower's features, which are brought to unit mean square.
+
+    Args:
+        model: CLIP with encode_image.
+        embed_dim: Width E of the features.
+        num_classes: Outputs of the head.
+    """
+
+    def __init__(self, model: nn.Module, embed_dim: int, num_classes: int):
+        super().__init__()
+        self.model = model
+        self.head = nn.Linear(embed_dim, num_classes)
+        nn.init.zeros_(self.head.weight)
+        nn.init.zeros_(self.head.bias)
+
+    def train(self, mode: bool = True) -> ProbeObjective:
+        """Sets the head's mode; the frozen tower stays in evaluation mode."""
+        super().train(mode)
+        self.model.eval()
+        return self
+
+    def logits(self, images: Tensor) -> Tensor:
+        """Images (B, 3, S, S) to logits (B, C), float32."""
+        with torch.no_grad():
+            features = self.model.encode_image(images)
+        with torch.autocast(images.device.type, enabled=False):
+            return self.head(F.normalize(features.float(), dim=-1) * features.shape[-1] ** 0.5)
+
+    def forward(self, images: Tensor, labels: Tensor) -> Tensor:
+        """Mean cross-entropy of images (B, 3, S, S) with labels (B,)."""
+        return F.cross_entropy(self.logits(images), labels)
+
+
+class TextBatches(Dataset):
+    """Micro-batches of images with the texts they are contrasted with: (images, tokens, targets).
+
+    The distinct classes are found here, on the CPU, so that training never waits for the accelerator to count them.
+
+    Args:
+        images: Micro-batches of images and labels.
+        tokens: One text per class, (classes, context).
+        every_class: Give the texts of all classes instead of those of the micro-batch.
+    """
+
+    def __init__(self, images: ImageBatches, tokens: Tensor, *, every_class: bool):
+        self.images, self.tokens, self.every_class = images, tokens, every_class
+
+    def __len__(self) -> int:
+        return len(self.images)
+
+    def __getitem__(self, index: int) -> tuple[Tensor, Tensor, Tensor]:
+        images, labels = self.images[index]
+        if self.every_class:
+            return images, self.tokens, labels
+        distinct, targets = labels.unique(return_inverse=True)
+        return images, self.tokens[distinct], targets
