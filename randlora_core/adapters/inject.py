@@ -95,7 +95,49 @@ def find_targets(
 
     Raises:
         ValueError: If a target or an exclusion matches nothing, a target is a layer that cannot be adapted, its weight
-            is shared with another module, its attention module is one that cannot be opened, or nothing is left.
+            is shared with another module, its attention module cannot be opened, nothing is left, or the model has adapters already.
+    """
+    if adapter_layers(model) or hasattr(model, _STATE):
+        raise ValueError("the model has adapters already; call unload_adapter first")
+    layers = _adaptable_layers(model, split_in_proj)
+    chosen = _excluding(layers, _match_targets(model, layers, targets), exclude)
+    if not chosen:
+        raise ValueError(f"exclude={exclude!r} leaves no layer of targets={targets!r}")
+    for name, module in attention.attentions_to_open(model, chosen).items():
+        attention.check_attention(name, module, split=split_in_proj)
+    for name in chosen:
+        _check_not_shared(model, name)
+    return {name: layers[name] for name in layers if name in chosen}
+
+
+def inject_adapter(
+    model: nn.Module,
+    config: AdapterConfig,
+    targets: Sequence[str] | str,
+    *,
+    exclude: Sequence[str] | str = (),
+    trainable: Sequence[str] | str = (),
+    split_in_proj: bool = False,
+) -> nn.Module:
+    """Put adapters on the layers of a model, in place, and freeze the rest.
+
+    The model's outputs do not change. Adapter parameters are float32 and on their layer's device. LoRA's and DoRA's A
+    is drawn from torch's global generator; everything else that is random comes from `config.seed`.
+
+    Args:
+        model: Any module without adapters.
+        config: Settings of a method.
+        targets: As in `find_targets`.
+        exclude: As in `find_targets`.
+        trainable: Suffixes or a regular expression on the names of modules or parameters that train as well (a head).
+        split_in_proj: As in `find_targets`.
+
+    Returns:
+        `model`.
+
+    Raises:
+        ValueError: As in `find_targets`; if the model has adapters already, a pattern of `trainable`, `rank_pattern` or
+            `alpha_pattern` matches nothing, or a layer does not allow its rank. The model is unchanged then.
     """
     plan = plan_injection(model, config, targets, exclude=exclude, trainable=trainable, split_in_proj=split_in_proj)
     return apply_injection(model, plan)
@@ -110,9 +152,7 @@ def plan_injection(
     trainable: Sequence[str] | str = (),
     split_in_proj: bool = False,
 ) -> InjectionPlan:
-    """Everything about `inject_adapter` that can be refused, without touching the model; arguments and errors are its."""
-    if adapter_layers(model) or hasattr(model, _STATE):
-        raise ValueError("the model has adapters already; call unload_adapter first")
+    """All of `inject_adapter` that can be refused, without touching the model; arguments and errors are the same."""
     shapes = find_targets(model, targets, exclude=exclude, split_in_proj=split_in_proj)
     config = METHODS[config.method].update.resolve(config, tuple(shapes.values()))
     configs = layer_configs(config, shapes)
