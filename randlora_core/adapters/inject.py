@@ -7,7 +7,7 @@ injected is kept on the model as a tuple of plain values (`adapter_state`), so t
 from __future__ import annotations
 
 import warnings
-from collections.abc import Iterable, Iterator, Sequence
+from collections.abc import Callable, Iterable, Iterator, Sequence
 from contextlib import contextmanager
 from dataclasses import dataclass
 
@@ -95,12 +95,15 @@ def find_targets(
 
     Raises:
         ValueError: If a target or an exclusion matches nothing, a target is a layer that cannot be adapted, its weight
-            is shared with another module, its attention module cannot be opened, nothing is left, or the model has adapters already.
+            is shared with another module, its attention module cannot be opened, nothing is left, or the model has
+            adapters already.
     """
     if adapter_layers(model) or hasattr(model, _STATE):
         raise ValueError("the model has adapters already; call unload_adapter first")
     layers = _adaptable_layers(model, split_in_proj)
-    chosen = _excluding(layers, _match_targets(model, layers, targets), exclude)
+    matched = _match_targets(model, layers, targets)
+    first_names = _first_names(model, layers)
+    chosen = {first_names[name] for name in matched - _match_exclusions(exclude, matched)}
     if not chosen:
         raise ValueError(f"exclude={exclude!r} leaves no layer of targets={targets!r}")
     for name, module in attention.attentions_to_open(model, chosen).items():
