@@ -4,6 +4,7 @@ Importing this package loads torch and nothing heavier.
 """
 
 from randlora_core.adapters import METHODS, make_config
+from randlora_core.adapters.checkpoint import load_adapter, save_adapter
 from randlora_core.adapters.dora import DoRAConfig
 from randlora_core.adapters.inject import (
     adapter_parameters,
@@ -30,8 +31,10 @@ __all__ = [
     "count_parameters",
     "disable_adapter",
     "inject_adapter",
+    "load_adapter",
     "make_config",
     "merge_adapter",
+    "save_adapter",
     "unload_adapter",
     "unmerge_adapter",
 ]

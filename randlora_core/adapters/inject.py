@@ -98,9 +98,8 @@ def find_targets(
             is shared with another module, its attention module cannot be opened, nothing is left, or the model has
             adapters already.
     """
-    if adapter_layers(model) or hasattr(model, _STATE):
-        raise ValueError("the model has adapters already; call unload_adapter first")
-    layers = _adaptable_layers(model, split_in_proj)
+    require_plain(model)
+    layers = adaptable_layers(model, split_in_proj=split_in_proj)
     matched = _match_targets(model, layers, targets)
     first_names = _first_names(model, layers)
     chosen = {first_names[name] for name in matched - _match_exclusions(exclude, matched)}
@@ -176,6 +175,16 @@ def apply_injection(model: nn.Module, plan: InjectionPlan) -> nn.Module:
         _adapt(model, name, layer_config, bases[layer_config.rank])
     setattr(model, _STATE, state)
     return model
+
+
+def require_plain(model: nn.Module) -> None:
+    """Refuse a model with adapters.
+
+    Raises:
+        ValueError: If `model` has any.
+    """
+    if adapter_layers(model) or hasattr(model, _STATE):
+        raise ValueError("the model has adapters already; call unload_adapter first")
 
 
 def adapter_state(model: nn.Module) -> AdapterState:
@@ -319,8 +328,13 @@ def _require_layers(model: nn.Module) -> dict[str, AdapterLayer]:
     return layers
 
 
-def _adaptable_layers(model: nn.Module, split_in_proj: bool) -> dict[str, Shape]:
-    """Every layer that can hold an adapter, under all its names, with the projections of attention modules."""
+def adaptable_layers(model: nn.Module, *, split_in_proj: bool = False) -> dict[str, Shape]:
+    """Full name -> (out, in) of every layer that can hold an adapter, under all its names.
+
+    Args:
+        model: Any module without adapters.
+        split_in_proj: As in `find_targets`.
+    """
     layers: dict[str, Shape] = {}
     for name, module in model.named_modules(remove_duplicate=False):
         if isinstance(module, nn.MultiheadAttention):
