@@ -94,8 +94,12 @@ class ScaledConfig(AdapterConfig):
     @property
     def scale(self) -> float:
         """The factor alpha / rank."""
-        alpha = self.default_alpha_per_rank * self.rank if self.alpha is None else self.alpha
-        return alpha / self.rank
+        return self.alpha_or_default / self.rank
+
+    @property
+    def alpha_or_default(self) -> float:
+        """Alpha, or what stands for it where it is None."""
+        return self.default_alpha_per_rank * self.rank if self.alpha is None else self.alpha
 
 
 def positive_integer(name: str, value: object) -> int:

@@ -64,7 +64,9 @@ class MagnitudeUpdate(Update):
     def _norms(self, weight: Tensor) -> Tensor:
         """||W0 + dW|| per output, (out,), without gradient."""
         with torch.no_grad(), torch.autocast(weight.device.type, enabled=False):
-            return row_norms(super().merged_weight(weight))
+            delta = self.delta_weight()
+            norms = row_norms(weight.to(delta.dtype) + delta)
+        return norms
 
 
 def row_norms(weight: Tensor) -> Tensor:

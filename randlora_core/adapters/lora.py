@@ -40,7 +40,7 @@ class LoRAConfig(ScaledConfig):
     @property
     def scale(self) -> float:
         """The factor alpha / rank, or alpha / sqrt(rank)."""
-        return super().scale * math.sqrt(self.rank) if self.rank_stabilized else super().scale
+        return self.alpha_or_default / (math.sqrt(self.rank) if self.rank_stabilized else self.rank)
 
 
 class LoRAUpdate(Update):
