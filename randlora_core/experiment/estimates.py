@@ -1,0 +1,72 @@
+"""Seconds and memory that a run will take, judged from records of runs like it."""
+
+from collections.abc import Iterable, Sequence
+from dataclasses import dataclass
+from statistics import median
+
+from randlora_core.experiment.records import Config, Record, dataset_of, is_finished, label_of
+
+
+@dataclass(frozen=True)
+class Estimate:
+    """What a run is expected to take; None where no record is like it.
+
+    Attributes:
+        seconds: Median total seconds of the runs like it.
+        peak_bytes: Largest peak memory of them.
+    """
+
+    seconds: float | None
+    peak_bytes: int | None
+
+
+class RunEstimates:
+    """Looks up runs like a given one: same method, dataset and length, or else same dataset and length.
+
+    A run of the same method comes first because methods differ in cost by more than seeds, learning rates and the
+    number of examples do once steps and batch size are fixed.
+    """
+
+    def __init__(self, records: Iterable[Record] = ()):
+        self._groups: dict[tuple, list[Record]] = {}
+        for record in records:
+            self.add(record)
+
+    def add(self, record: Record) -> None:
+        """Takes a record into account; one that is not finished tells nothing and is left out."""
+        if is_finished(record):
+            for key in _likeness(record["config"]):
+                self._groups.setdefault(key, []).append(record)
+
+    def estimate(self, config: Config) -> Estimate:
+        """The estimate for a run with this canonical config."""
+        for key in _likeness(config):
+            if records := self._groups.get(key):
+                seconds = median(record["time"]["total_seconds"] for record in records)
+                peaks = [record["memory"]["peak_bytes"] for record in records if record["memory"]["peak_bytes"]]
+                return Estimate(seconds, max(peaks, default=None))
+        return Estimate(None, None)
+
+    def seconds_left(
+        self, waiting: Sequence[Config], running: Sequence[tuple[Config, float]], jobs: int
+    ) -> float | None:
+        """Seconds until all are done, or None while a run among them is like no finished one.
+
+        Args:
+            waiting: Configs of the runs not started.
+            running: (config, fraction done) of the runs under way.
+            jobs: Runs at a time.
+        """
+        parts = [(config, 1.0) for config in waiting]
+        parts += [(config, 1.0 - fraction) for config, fraction in running]
+        seconds = [(self.estimate(config).seconds, share) for config, share in parts]
+        if any(value is None for value, _ in seconds):
+            return None
+        return sum(value * share for value, share in seconds if value is not None) / jobs
+
+
+def _likeness(config: Config) -> tuple[tuple, tuple]:
+    """Keys of the groups a run belongs to, the most alike first."""
+    training = config["training"]
+    length = tuple(training.get(key) for key in ("steps", "epochs", "batch_size"))
+    return ("method", dataset_of(config), label_of(config), length), ("dataset", dataset_of(config), length)

@@ -1,0 +1,269 @@
+"""A sweep: a list of runs, each in a child process, of which the finished ones are never done twice.
+
+The sweep knows nothing about what a run is. It is given two module-level functions of the experiment,
+
+    identify(overrides) -> {"run_id": str, "config": dict, "path": str}     ValueError on bad input
+    run(overrides, on_progress=None) -> record                              writes the record, failed ones too
+
+and asks the first about every run before it starts any, so that a misspelt name costs seconds and not a night. Running
+the same sweep again is the resume: finished runs are skipped, failed and interrupted ones are taken up.
+"""
+
+import os
+from collections.abc import Callable, Iterable, Sequence
+from dataclasses import dataclass, field
+from datetime import UTC, datetime
+from pathlib import Path
+from typing import Any, Literal, Protocol
+
+from randlora_core.experiment import forkserver
+from randlora_core.experiment.estimates import RunEstimates
+from randlora_core.experiment.identity import PROTOCOL
+from randlora_core.experiment.ledger import SCHEMA, Ledger
+from randlora_core.experiment.records import Config, Record, is_finished, name_of
+
+Status = Literal["finished", "skipped", "failed"]
+
+
+@dataclass(frozen=True)
+class PlannedRun:
+    """A run whose identity is known.
+
+    Attributes:
+        overrides: What the run function is given.
+        run_id: The run's identity.
+        config: Its canonical config.
+        path: Where its record lies or will lie: `<results>/<experiment>/<run_id>.json`.
+        record: The record found there when the sweep was planned, of whatever status, or None.
+    """
+
+    overrides: tuple[str, ...]
+    run_id: str
+    config: Config
+    path: Path
+    record: Record | None = None
+
+    @property
+    def name(self) -> str:
+        """The run in a few words."""
+        return name_of(self.config)
+
+    @property
+    def is_done(self) -> bool:
+        """Whether a finished record was there."""
+        return is_finished(self.record)
+
+
+@dataclass(frozen=True)
+class Outcome:
+    """What became of a run: its record where there is one, and one line about the error of a failed one."""
+
+    run: PlannedRun
+    status: Status
+    record: Record | None = None
+    error: str | None = None
+
+
+@dataclass(frozen=True)
+class Snapshot:
+    """The sweep as a display shows it.
+
+    Attributes:
+        total: Runs in the sweep.
+        done: Runs finished, skipped or failed.
+        failed: Runs failed.
+        running: (name, last progress event) of the runs under way.
+        seconds_left: Estimated time for the rest, or None where nothing is known.
+    """
+
+    total: int
+    done: int
+    failed: int
+    running: tuple[tuple[str, dict[str, Any]], ...]
+    seconds_left: float | None
+
+
+class Display(Protocol):
+    """What the sweep tells about itself while it runs; see `randlora_core.experiment.progress`."""
+
+    def update(self, snapshot: Snapshot) -> None:
+        """Something moved."""
+
+    def finish(self, outcome: Outcome, snapshot: Snapshot) -> None:
+        """A run came to its end."""
+
+
+def plan_sweep(override_lists: Iterable[Sequence[str]], identify: Callable[..., dict[str, Any]]) -> list[PlannedRun]:
+    """Identifies the runs in one child process, in the given order; lists that mean the same run become one.
+
+    Raises:
+        ValueError: A list of overrides is bad input; the message is the experiment's own.
+    """
+    lists = [tuple(overrides) for overrides in override_lists]
+    planned: dict[str, PlannedRun] = {}
+    for overrides, identity in zip(lists, forkserver.call(_identify_all, (identify, lists)), strict=True):
+        path = Path(identity["path"])
+        record = Ledger(path.parent).read(identity["run_id"])
+        planned.setdefault(
+            identity["run_id"], PlannedRun(overrides, identity["run_id"], identity["config"], path, record)
+        )
+    return list(planned.values())
+
+
+def run_sweep(
+    planned: Sequence[PlannedRun],
+    run: Callable[..., Record],
+    *,
+    jobs: int = 1,
+    display: Display | None = None,
+    earlier: Iterable[Record] = (),
+) -> list[Outcome]:
+    """Runs what is not finished, each run in a child process; a run that fails does not stop the others.
+
+    Args:
+        planned: The runs, from `plan_sweep`.
+        run: The experiment's run function.
+        jobs: Runs at a time. More than one share the cores evenly.
+        display: Is told what happens.
+        earlier: Records to estimate the time left from, beside those of this sweep.
+
+    Returns:
+        One outcome per run, in the order of `planned`.
+
+    Raises:
+        ValueError: `jobs` is below 1.
+        KeyboardInterrupt: After the children have ended. Interrupted runs leave no record and are taken up again.
+    """
+    if jobs < 1:
+        raise ValueError(f"jobs={jobs}; accepted: 1 or more")
+    sweep = _Sweep(list(planned), run, jobs, display, RunEstimates(earlier))
+    try:
+        return sweep.run_all()
+    except BaseException:
+        forkserver.end(active.child for active in sweep.active)
+        raise
+
+
+@dataclass
+class _Active:
+    """A run under way and its latest progress event."""
+
+    index: int
+    child: forkserver.Child
+    event: dict[str, Any] = field(default_factory=dict)
+
+
+class _Sweep:
+    """The state of a sweep under way: what waits, what runs, what came out."""
+
+    def __init__(
+        self,
+        planned: list[PlannedRun],
+        run: Callable[..., Record],
+        jobs: int,
+        display: Display | None,
+        estimates: RunEstimates,
+    ):
+        self.planned, self.run, self.jobs, self.display, self.estimates = planned, run, jobs, display, estimates
+        self.outcomes: dict[int, Outcome] = {}
+        self.active: list[_Active] = []
+        self.waiting = [index for index, entry in enumerate(planned) if not entry.is_done]
+        self.num_threads = None if jobs == 1 else max(1, len(os.sched_getaffinity(0)) // jobs)
+
+    def run_all(self) -> list[Outcome]:
+        for index, entry in enumerate(self.planned):
+            if entry.is_done:
+                self._settle(index, Outcome(entry, "skipped", entry.record))
+        while self.waiting or self.active:
+            while self.waiting and len(self.active) < self.jobs:
+                self._start(self.waiting.pop(0))
+            forkserver.wait(active.child for active in self.active)
+            for active in list(self.active):
+                self._read(active)
+        return [self.outcomes[index] for index in range(len(self.planned))]
+
+    def _start(self, index: int) -> None:
+        entry = self.planned[index]
+        log = entry.path.parent / "logs" / f"{entry.run_id}.log"
+        child = forkserver.launch(_run_one, (self.run, entry.overrides), log=log, num_threads=self.num_threads)
+        self.active.append(_Active(index, child))
+        self._show()
+
+    def _read(self, active: _Active) -> None:
+        entry = self.planned[active.index]
+        for kind, value in active.child.read():
+            if kind == "progress":
+                active.event = value
+                self._show()
+                continue
+            active.child.close()
+            self.active.remove(active)
+            self._settle(active.index, _outcome(entry, kind, value))
+
+    def _settle(self, index: int, outcome: Outcome) -> None:
+        self.outcomes[index] = outcome
+        if outcome.record is not None:
+            self.estimates.add(outcome.record)
+        if self.display is not None:
+            self.display.finish(outcome, self._snapshot())
+
+    def _show(self) -> None:
+        if self.display is not None:
+            self.display.update(self._snapshot())
+
+    def _snapshot(self) -> Snapshot:
+        running = [(self.planned[active.index], active.event) for active in self.active]
+        shares = [(entry.config, event.get("step", 0) / max(1, event.get("steps", 1))) for entry, event in running]
+        waiting = [self.planned[index].config for index in self.waiting]
+        return Snapshot(
+            total=len(self.planned),
+            done=len(self.outcomes),
+            failed=sum(outcome.status == "failed" for outcome in self.outcomes.values()),
+            running=tuple((entry.name, event) for entry, event in running),
+            seconds_left=self.estimates.seconds_left(waiting, shares, self.jobs),
+        )
+
+
+def _outcome(entry: PlannedRun, kind: str, value: Any) -> Outcome:
+    """The outcome that a child's final message means; a failure without a record of its own gets one here."""
+    if kind == "result" and is_finished(value):
+        return Outcome(entry, "finished", value)
+    if kind == "result":
+        error = value["error"]
+    elif kind == "error":
+        error = value
+    else:
+        message = value if kind == "crash" else "interrupted from outside the sweep"
+        error = {"type": "ChildProcessError", "message": f"the run's process was {message}", "traceback": ""}
+    record = _failed_record(entry, error)
+    return Outcome(entry, "failed", record, f"{error['type']}: {' '.join(error['message'].split())}")
+
+
+def _failed_record(entry: PlannedRun, error: dict[str, str]) -> Record:
+    """The failed record that the run left, or else one written in its place."""
+    ledger = Ledger(entry.path.parent)
+    record = ledger.read(entry.run_id)
+    if record is not None and record["status"] == "failed" and record["error"]["message"] == error["message"]:
+        return record
+    record = {
+        "schema": SCHEMA,
+        "protocol": PROTOCOL,
+        "run_id": entry.run_id,
+        "experiment": entry.path.parent.name,
+        "status": "failed",
+        "error": error,
+        "created": datetime.now(UTC).isoformat(timespec="seconds"),
+        "config": entry.config,
+    }
+    ledger.write(record)
+    return record
+
+
+def _identify_all(
+    identify: Callable[..., dict[str, Any]], lists: list[tuple[str, ...]], on_progress: Callable[..., None]
+) -> list[dict[str, Any]]:
+    return [identify(overrides) for overrides in lists]
+
+
+def _run_one(run: Callable[..., Record], overrides: tuple[str, ...], on_progress: Callable[..., None]) -> Record:
+    return run(overrides, on_progress=on_progress)

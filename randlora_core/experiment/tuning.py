@@ -1,0 +1,166 @@
+"""Choice of a learning rate per method from one grid rule, on validation accuracy alone.
+
+Every method gets the same number of values, neighbours of its own centre on the grid 1, 2, 5, 10, 20, 50, ... (steps of
+2 or 2.5; a coarser grid reverses rankings). Where the choice lies at an end of what was tried, two more values beyond
+that end are tried, until the choice has tried neighbours on both sides or the widening's limit is reached. A tie goes
+to the lower middle of the tied values. The tuning's seed is none of the comparison's, which train afresh.
+
+The choice is never stored: it is read off the tuning's records, which are committed.
+"""
+
+import math
+from collections.abc import Iterable, Mapping, Sequence
+from dataclasses import dataclass
+
+from randlora_core.experiment.records import Record, backbone_of, dataset_of, is_finished, label_of
+
+MANTISSAS = (1, 2, 5)
+WIDENING = 2  # values added beyond an end at a time
+
+
+@dataclass(frozen=True)
+class TunedRate:
+    """A chosen learning rate and what it was chosen from.
+
+    Attributes:
+        value: The learning rate.
+        grid: Every value tried, ascending, as {"value", "validation_accuracy"}; the accuracy is None where the run
+            failed (a diverged run is one).
+        interior: Whether values on both sides of the chosen one were tried.
+    """
+
+    value: float
+    grid: tuple[Mapping[str, float | None], ...]
+    interior: bool
+
+
+def grid_value(index: int) -> float:
+    """Value number `index` of the grid: 0 -> 1, 1 -> 2, 2 -> 5, 3 -> 10, -1 -> 0.5."""
+    exponent, position = divmod(index, len(MANTISSAS))
+    return float(f"{MANTISSAS[position]}e{exponent}")  # parsed, so that 5e-05 is the same float everywhere
+
+
+def grid_index(value: float) -> int:
+    """Number of the grid value nearest to `value` on a logarithmic scale.
+
+    Raises:
+        ValueError: `value` is not a positive number.
+    """
+    if not (value > 0 and math.isfinite(value)):
+        raise ValueError(f"learning rate {value!r} is not a positive number")
+    start = len(MANTISSAS) * math.floor(math.log10(value))
+    return min(range(start - 1, start + len(MANTISSAS) + 2), key=lambda index: abs(math.log(grid_value(index) / value)))
+
+
+def initial_grid(centre: float, num_values: int) -> list[float]:
+    """`num_values` neighbouring grid values around the one nearest to `centre`, ascending.
+
+    Raises:
+        ValueError: Fewer than 3 values, which have no interior, or a centre that is not a positive number.
+    """
+    if num_values < 3:
+        raise ValueError(f"a learning-rate grid of {num_values} values; accepted: 3 or more")
+    first = grid_index(centre) - num_values // 2
+    return [grid_value(index) for index in range(first, first + num_values)]
+
+
+def choose(scores: Mapping[float, float | None]) -> float | None:
+    """The value of the best score; None where no run has one.
+
+    Args:
+        scores: Learning rate -> validation accuracy, None for a failed run.
+
+    Returns:
+        The lower middle of the values that share the best score.
+    """
+    known = {value: score for value, score in scores.items() if score is not None}
+    if not known:
+        return None
+    best = max(known.values())
+    tied = sorted(value for value, score in known.items() if score == best)
+    return tied[(len(tied) - 1) // 2]
+
+
+def widen(scores: Mapping[float, float | None], limit: int) -> list[float]:
+    """The values to try next: beyond the end at which the choice lies, or none.
+
+    Args:
+        scores: Learning rate -> validation accuracy for everything tried, None for a failed run.
+        limit: Number of values after which nothing is added.
+
+    Returns:
+        Up to two grid values, ascending; empty where the choice is interior, the limit is reached, or where every run
+        failed.
+    """
+    chosen = choose(scores)
+    room = min(WIDENING, limit - len(scores))
+    if chosen is None or room < 1:
+        return []
+    if chosen == max(scores):
+        return [grid_value(grid_index(chosen) + step) for step in range(1, room + 1)]
+    if chosen == min(scores):
+        return [grid_value(grid_index(chosen) - step) for step in range(room, 0, -1)]
+    return []
+
+
+def scores_of(
+    records: Iterable[Record],
+    *,
+    label: str,
+    dataset: str,
+    backbone: str,
+    shots: int | None = None,
+    fraction: float | None = None,
+) -> dict[float, float | None]:
+    """Learning rate -> validation accuracy of the tuning records of one method on one dataset.
+
+    Raises:
+        ValueError: Two records are of one learning rate, so that the tuning's result depends on which is read.
+    """
+    wanted = (label, dataset, backbone, shots, fraction)
+    scores: dict[float, float | None] = {}
+    for record in records:
+        config = record["config"]
+        setting = (label_of(config), dataset_of(config), backbone_of(config), config["shots"], config["fraction"])
+        if setting != wanted:
+            continue
+        value = config["training"]["learning_rate"]
+        if value in scores:
+            raise ValueError(f"tuning records hold learning rate {value} of {label} on {dataset} twice; accepted: once")
+        scores[value] = record["result"]["validation_accuracy"] if is_finished(record) else None
+    return scores
+
+
+def tuned_learning_rate(
+    records: Iterable[Record],
+    *,
+    label: str,
+    dataset: str,
+    backbone: str,
+    shots: int | None = None,
+    fraction: float | None = None,
+) -> TunedRate | None:
+    """The learning rate that the tuning's records choose, or None where they do not hold this setting.
+
+    Args:
+        records: Records of tuning runs, failed ones included.
+        label: The method's label, such as `LoRA-16`; another rank is another setting.
+        dataset: The dataset's name.
+        backbone: The backbone's name.
+        shots: Images per class of the training data, None for all.
+        fraction: Fraction of the training data, None for all.
+
+    Raises:
+        ValueError: The records hold one learning rate twice.
+    """
+    scores = scores_of(records, label=label, dataset=dataset, backbone=backbone, shots=shots, fraction=fraction)
+    value = choose(scores)
+    if value is None:
+        return None
+    grid = tuple({"value": tried, "validation_accuracy": scores[tried]} for tried in sorted(scores))
+    return TunedRate(value, grid, interior=min(scores) < value < max(scores))
+
+
+def next_values(scores: Mapping[float, float | None], *, centre: float, num_values: int, limit: int) -> Sequence[float]:
+    """What to try next for one method: the initial grid, then what `widen` adds; empty when the tuning is done."""
+    return widen(scores, limit) if scores else initial_grid(centre, num_values)

@@ -1,0 +1,97 @@
+import json
+import os
+import subprocess
+import sys
+from pathlib import Path
+
+import fake_experiment
+import pytest
+
+from randlora_core.experiment import forkserver
+
+HARMLESS_THREADS = {"jemalloc_bg_thd"}
+"""Background thread of pyarrow's allocator, which handles forks itself."""
+
+
+@pytest.fixture(scope="module", autouse=True)
+def server():
+    forkserver.start_server(["torch", "randlora_core.experiment.sweep"])
+
+
+@pytest.mark.slow
+def test_the_server_has_imported_the_heavy_packages_and_run_no_kernel(tmp_path):
+    """A pool of OpenMP or BLAS threads in the server would be missing in the children, which could then hang."""
+    script = """
+import json, fake_experiment
+from randlora_core.experiment import forkserver
+from vision_language.comparisons import PRELOAD
+if __name__ == "__main__":
+    forkserver.start_server(PRELOAD)
+    print(json.dumps(forkserver.call(fake_experiment.inspect_process, ("vision_language.train",))))
+"""
+    (tmp_path / "script.py").write_text(script)
+    environment = {**os.environ, "PYTHONPATH": str(Path(__file__).parent)}
+    environment.pop("OMP_NUM_THREADS", None)
+    done = subprocess.run(
+        [sys.executable, str(tmp_path / "script.py")], capture_output=True, env=environment, text=True, check=True
+    )
+    found = json.loads(done.stdout)
+    assert found["loaded"] and found["sum"] == 64**3
+    assert len([name for name in found["threads"] if name not in HARMLESS_THREADS]) == 1, found["threads"]
+
+
+def test_values_and_errors_come_back_from_a_child():
+    found = forkserver.call(fake_experiment.inspect_process, ("json",))
+    assert found["sum"] == 64**3
+    with pytest.raises(ValueError, match=r"^unknown dataset 'nowhere'; accepted: digits$"):
+        forkserver.call(identify_nowhere, ())
+    with pytest.raises(RuntimeError, match="KeyError: 'missing'"):
+        forkserver.call(look_up, ({},))
+
+
+def test_threads_of_a_child_can_be_limited():
+    child = forkserver.launch(fake_experiment.inspect_process, ("json",), num_threads=1)
+    kinds = list(messages(child))
+    assert kinds[-1][0] == "result" and kinds[-1][1]["num_threads"] == 1
+
+
+def test_an_interrupted_child_can_save_and_says_so(tmp_path):
+    child = forkserver.launch(fake_experiment.wait_for_ever, (str(tmp_path / "state"),))
+    forkserver.wait([child])
+    assert [kind for kind, _ in child.read()] == ["progress"]
+    child.process.terminate()
+    assert list(messages(child)) == [("interrupted", None)]
+    child.close()
+    assert (tmp_path / "state").read_text() == "saved"
+    assert child.process.exitcode == 0
+
+
+def test_what_a_child_prints_goes_to_its_log(tmp_path, capfd):
+    child = forkserver.launch(print_and_fail, (), log=tmp_path / "logs" / "run.log")
+    ((kind, details),) = messages(child)
+    assert kind == "error" and details["type"] == "ZeroDivisionError" and "print_and_fail" in details["traceback"]
+    text = (tmp_path / "logs" / "run.log").read_text()
+    assert "on its way" in text and "ZeroDivisionError" in text
+    assert "on its way" not in capfd.readouterr().out
+
+
+def messages(child):
+    while True:
+        forkserver.wait([child])
+        for message in child.read():
+            yield message
+            if message[0] != "progress":
+                return
+
+
+def identify_nowhere(on_progress):
+    return fake_experiment.identify(("dataset=nowhere", "results=."))
+
+
+def look_up(mapping, on_progress):
+    return mapping["missing"]
+
+
+def print_and_fail(on_progress):
+    print("on its way", flush=True)
+    return 1 / 0

@@ -1,0 +1,108 @@
+import itertools
+
+import numpy as np
+import pytest
+import scipy.stats
+
+from randlora_core.experiment.statistics import Difference, paired_bootstrap, summarize
+
+
+@pytest.mark.parametrize("values", [[0.1, 0.4], [0.91, 0.93, 0.9], list(np.linspace(0, 1, 11) ** 2)])
+@pytest.mark.parametrize("level", [0.9, 0.95])
+def test_the_interval_is_that_of_students_t(values, level):
+    summary = summarize(values, level)
+    low, high = scipy.stats.t.interval(level, len(values) - 1, np.mean(values), scipy.stats.sem(values))
+    assert summary.mean == pytest.approx(np.mean(values), rel=1e-12)
+    assert summary.std == pytest.approx(np.std(values, ddof=1), rel=1e-12)
+    assert summary.half_width == pytest.approx((high - low) / 2, rel=1e-9)
+    assert summary.count == len(values)
+
+
+def test_one_value_has_no_interval_and_no_value_no_mean():
+    assert summarize([0.5]) == summarize([0.5], 0.9)
+    assert (summarize([0.5]).std, summarize([0.5]).half_width) == (None, None)
+    with pytest.raises(ValueError, match="empty"):
+        summarize([])
+    with pytest.raises(ValueError, match=r"level 1\.5"):
+        summarize([0.5, 0.6], 1.5)
+
+
+def test_the_bootstrap_is_the_exact_distribution_over_all_resamples():
+    """Two seeds and three samples have 4 x 27 equally likely resamples: their quantiles are the oracle."""
+    a = np.array([[1, 0, 1], [1, 1, 0]])
+    b = np.array([[0, 0, 1], [0, 1, 1]])
+    exact = [
+        (a[np.ix_(seeds, samples)] - b[np.ix_(seeds, samples)]).mean()
+        for seeds in itertools.product(range(2), repeat=2)
+        for samples in itertools.product(range(3), repeat=3)
+    ]
+    for level in (0.5, 0.8, 0.95):
+        found = paired_bootstrap(a, b, resamples=100_000, level=level)
+        low, high = np.quantile(exact, [(1 - level) / 2, (1 + level) / 2])
+        # neighbouring values of the discrete distribution are 1/6 apart; the quantile's level is off by < 0.005
+        assert found.low == pytest.approx(low, abs=0.17) and found.high == pytest.approx(high, abs=0.17)
+        assert found.mean == pytest.approx((a - b).mean())
+    moments = paired_bootstrap_means(a, b)
+    assert moments.mean() == pytest.approx(np.mean(exact), abs=4 * np.std(exact) / 300)
+    assert moments.std() == pytest.approx(np.std(exact), rel=0.02)
+
+
+def paired_bootstrap_means(a, b):
+    from randlora_core.experiment.statistics import _resampled_means
+
+    return _resampled_means((a - b).astype(float), 90_000, np.random.default_rng(1))
+
+
+def test_the_interval_agrees_with_scipys_over_samples():
+    """With one seed it is the ordinary paired bootstrap over samples."""
+    generator = np.random.default_rng(3)
+    a, b = generator.random((2, 1, 400)) < np.array([0.8, 0.7])[:, None, None]
+    found = paired_bootstrap(a, b, resamples=20_000)
+    oracle = scipy.stats.bootstrap(
+        (a[0].astype(float) - b[0],), np.mean, method="percentile", n_resamples=20_000, rng=generator
+    ).confidence_interval
+    assert found.low == pytest.approx(oracle.low, abs=0.004)
+    assert found.high == pytest.approx(oracle.high, abs=0.004)
+
+
+def test_pairing_sees_a_difference_that_two_separate_intervals_hide():
+    generator = np.random.default_rng(0)
+    b = generator.random((3, 500)) < 0.5
+    a = b.copy()
+    a[:, :12] = True  # a is right wherever b is, and on a few samples more
+    found = paired_bootstrap(a, b)
+    assert found.verdict == "better" and paired_bootstrap(b, a).verdict == "worse"
+    shuffled = a[:, generator.permutation(500)]
+    assert paired_bootstrap(shuffled, b).verdict == "no significant difference"
+
+
+def test_seeds_that_disagree_widen_the_interval():
+    right, wrong = np.ones((1, 2000), bool), np.zeros((1, 2000), bool)
+    half = np.arange(2000)[None] % 2 == 0
+    steady = paired_bootstrap(np.concatenate([half] * 4), np.concatenate([~half] * 4))
+    moody = paired_bootstrap(np.concatenate([right, right, wrong, wrong]), np.concatenate([half] * 4))
+    assert moody.high - moody.low > 5 * (steady.high - steady.low)
+    assert moody.verdict == "no significant difference"
+
+
+def test_the_same_seed_gives_the_same_interval():
+    generator = np.random.default_rng(5)
+    a, b = generator.random((2, 3, 50)) < 0.6
+    assert paired_bootstrap(a, b, seed=1) == paired_bootstrap(a, b, seed=1)
+    assert paired_bootstrap(a, b, seed=1) != paired_bootstrap(a, b, seed=2)
+
+
+@pytest.mark.parametrize(
+    "low, high, verdict", [(0.0, 0.2, "no"), (-0.1, 0.0, "no"), (0.01, 0.2, "be"), (-1, -0.1, "wo")]
+)
+def test_an_interval_that_touches_zero_decides_nothing(low, high, verdict):
+    assert Difference(0.1, low, high).verdict.startswith(verdict)
+
+
+def test_shapes_must_agree():
+    with pytest.raises(ValueError, match=r"\(3, 4\) and \(2, 4\)"):
+        paired_bootstrap(np.ones((3, 4)), np.ones((2, 4)))
+    with pytest.raises(ValueError, match="non-empty"):
+        paired_bootstrap(np.ones((0, 4)), np.ones((0, 4)))
+    with pytest.raises(ValueError, match="resamples is 0"):
+        paired_bootstrap(np.ones((1, 4)), np.ones((1, 4)), resamples=0)

@@ -1,0 +1,137 @@
+"""Comparison files: which methods, datasets and seeds stand in one table.
+
+A file `configs/comparison/<name>.yaml` holds what the comparison varies; everything else is the run's own Hydra config,
+to which the file's and the command line's overrides are passed.
+"""
+
+from collections.abc import Collection, Sequence
+from dataclasses import dataclass, replace
+from pathlib import Path
+from typing import Any
+
+from randlora_core.experiment.config import from_dict
+
+COMPARISON_FOLDER = Path(__file__).resolve().parents[1] / "configs" / "comparison"
+RECORDS_FOLDER = Path(__file__).resolve().parent / "records"
+PRELOAD = ("torch", "open_clip", "accelerate", "hydra", "sklearn.datasets", "vision_language.train")
+"""What a sweep's server imports before it forks; importing these runs no torch kernel."""
+
+
+@dataclass(frozen=True)
+class MethodEntry:
+    """One row of a comparison.
+
+    Attributes:
+        overrides: What makes a run of this method, such as `adapter=lora adapter.rank=4`.
+        seeds: Seeds of this row where they are not the comparison's: one for a method without randomness.
+        centre: Middle of the learning-rate grid; null for a method that trains nothing.
+    """
+
+    overrides: tuple[str, ...]
+    seeds: tuple[int, ...] | None = None
+    centre: float | None = None
+
+
+@dataclass(frozen=True)
+class TuningPlan:
+    """How learning rates are chosen.
+
+    Attributes:
+        seed: Seed of the tuning runs; none of the comparison's.
+        num_values: Values in every method's first grid.
+        limit: Values per method after which a grid is widened no more.
+    """
+
+    seed: int
+    num_values: int = 7
+    limit: int = 13
+
+
+@dataclass(frozen=True)
+class ComparisonPlan:
+    """A comparison as its file states it.
+
+    Attributes:
+        datasets: Names, in the order of the columns.
+        seeds: Seeds of every row that has none of its own.
+        methods: Rows, in order.
+        tuning: How learning rates are chosen.
+        overrides: Passed to every run.
+        pairs: (method, rival) labels for the verdict.
+    """
+
+    datasets: tuple[str, ...]
+    seeds: tuple[int, ...]
+    methods: tuple[MethodEntry, ...]
+    tuning: TuningPlan
+    overrides: tuple[str, ...] = ()
+    pairs: tuple[tuple[str, ...], ...] = ()
+
+    def __post_init__(self) -> None:
+        seeds = {*self.seeds, *(seed for method in self.methods for seed in method.seeds or ())}
+        if self.tuning.seed in seeds:
+            raise ValueError(f"tuning.seed={self.tuning.seed} is a seed of the comparison; accepted: any other")
+        for pair in self.pairs:
+            if len(pair) != 2:
+                raise ValueError(f"pairs holds {list(pair)}; accepted: [method, rival]")
+
+    def run_overrides(self) -> list[tuple[str, ...]]:
+        """The overrides of every run: dataset by dataset, method by method, seed by seed."""
+        return [
+            (*self.overrides, *method.overrides, f"dataset={dataset}", f"seed={seed}")
+            for dataset in self.datasets
+            for method in self.methods
+            for seed in method.seeds or self.seeds
+        ]
+
+
+def load_comparison(name: str, *, extra: Sequence[str] = ()) -> ComparisonPlan:
+    """Reads `configs/comparison/<name>.yaml`.
+
+    Args:
+        name: The file's name without its ending.
+        extra: Overrides of the command line, after the file's.
+
+    Raises:
+        ValueError: No such file, or a file with unknown or missing keys; the message names the accepted ones.
+    """
+    path = COMPARISON_FOLDER / f"{name}.yaml"
+    known = sorted(file.stem for file in COMPARISON_FOLDER.glob("*.yaml"))
+    if name not in known:
+        raise ValueError(f"unknown comparison {name!r}; accepted: {', '.join(known)}")
+    from omegaconf import OmegaConf
+
+    values: Any = OmegaConf.to_container(OmegaConf.load(path), resolve=True)
+    plan = from_dict(ComparisonPlan, values, where=path.name)
+    return replace(plan, overrides=(*plan.overrides, *extra))
+
+
+def select(values: Sequence[str], chosen: Collection[str] | None, what: str) -> tuple[str, ...]:
+    """The chosen ones among `values`, in the order of `values`; all of them for None.
+
+    Raises:
+        ValueError: A chosen value is none of `values`.
+    """
+    for value in chosen or ():
+        if value not in values:
+            raise ValueError(f"unknown {what} {value!r}; accepted: {', '.join(values)}")
+    return tuple(value for value in values if chosen is None or value in chosen)
+
+
+def identify(overrides: Sequence[str]) -> dict[str, Any]:
+    """Identity of the run that `overrides` mean, as a sweep needs it; trains nothing.
+
+    Raises:
+        ValueError: Bad input; one line that names the value and the accepted ones.
+    """
+    from vision_language.train import plan
+
+    planned = plan(overrides)
+    return {"run_id": planned.run_id, "config": dict(planned.recorded), "path": str(planned.path)}
+
+
+def run(overrides: Sequence[str], on_progress: Any = None) -> dict[str, Any]:
+    """One run; see `vision_language.train.run`, which is imported in the child only."""
+    from vision_language import train
+
+    return train.run(overrides, on_progress=on_progress)
