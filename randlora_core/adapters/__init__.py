@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import dataclasses
 from typing import Any
 
 from randlora_core.adapters import dora, lora, nola, randlora, vera
@@ -29,7 +30,7 @@ def make_config(method: str, **fields: Any) -> AdapterConfig:
     """
     check_choice("method", method, METHODS)
     config = METHODS[method].config
-    known = tuple(config.__dataclass_fields__)
+    known = tuple(field.name for field in dataclasses.fields(config))
     for name in fields:
         if name not in known:
             raise ValueError(f"unknown field {name!r} of {method}{near(name, known)}; known: {', '.join(known)}")
