@@ -39,7 +39,6 @@ from randlora_core.adapters.inject import (
     InjectionPlan,
     adaptable_layers,
     adapter_bases,
-    adapter_layers,
     adapter_state,
     apply_injection,
     make_bases,
@@ -92,11 +91,9 @@ def save_adapter(model: nn.Module, directory: str | os.PathLike[str]) -> None:
     """
     state = adapter_state(model)
     tensors = {
-        f"{name}.{key}": parameter
-        for name, layer in adapter_layers(model).items()
-        for key, parameter in layer.update.named_parameters()
+        **dict(_adapter_parameters(model, state.shapes)),
+        **{name: _own_parameter(model, name) for name in state.trainable},
     }
-    tensors |= {name: _own_parameter(model, name) for name in state.trainable}
     data = serialize_tensors({name: tensor.detach().cpu().contiguous() for name, tensor in tensors.items()})
     description = {
         "format": FORMAT,
@@ -142,9 +139,8 @@ def load_adapter(model: nn.Module, directory: str | os.PathLike[str]) -> nn.Modu
         tensors = _read_tensors(directory / TENSORS_FILE, saved.tensors_sha256, _expected_shapes(model, plan))
     _copy_own_parameters(model, {name: tensors[name] for name in plan.state.trainable})
     apply_injection(model, plan)
-    for name, layer in adapter_layers(model).items():
-        for key, parameter in layer.update.named_parameters():
-            parameter.data = tensors[f"{name}.{key}"].to(parameter.device)
+    for name, parameter in _adapter_parameters(model, plan.state.shapes):
+        parameter.data = tensors[name].to(parameter.device)
     return model
 
 
@@ -294,8 +290,15 @@ def _check_names(found: Mapping[str, Tensor], expected: Mapping[str, tuple[int, 
         raise ValueError(f"it {' and '.join(reasons)}")
 
 
+def _adapter_parameters(model: nn.Module, layers: Iterable[str]) -> Iterator[tuple[str, nn.Parameter]]:
+    """The adapters' parameters on the layers of these names, under their names in the file."""
+    for name in layers:
+        for key, parameter in model.get_submodule(name).update.named_parameters():
+            yield f"{name}.{key}", parameter
+
+
 def _own_parameter(model: nn.Module, name: str) -> Tensor:
-    """A parameter of the model by its name in the plain model: adapted layers and attention pass it through."""
+    """A parameter of the model by its name in the plain model, which adapted layers and attention modules answer to."""
     module, _, attribute = name.rpartition(".")
     return getattr(model.get_submodule(module), attribute).as_subclass(Tensor)
 
