@@ -182,7 +182,6 @@ def test_two_layers_with_one_weight_are_refused():
     assert_refused(m, "shared by blocks.0.q_proj, blocks.1.q_proj")
 
 
-@torch.no_grad()  # with gradients, a convolution's kernel depends on whether its weight is frozen
 def test_a_module_under_two_names_is_adapted_once_everywhere():
     m = model()
     m.blocks[1].down = m.blocks[0].down
@@ -194,7 +193,8 @@ def test_a_module_under_two_names_is_adapted_once_everywhere():
     layer = m.blocks[0].down
     assert isinstance(layer, AdapterLayer) and m.blocks[1].down is layer and m.shortcut is layer
     assert len(list(adapter_parameters(m))) == 2
-    assert torch.equal(m(IDS), reference)
+    # Not to the bit: on a strided input, torch's choice of a kernel depends on whether the weight is frozen.
+    torch.testing.assert_close(m(IDS), reference, rtol=1e-5, atol=1e-5)
     unload_adapter(m)
     assert m.blocks[1].down is m.shortcut is m.blocks[0].down
     assert type(m.shortcut) is nn.Linear
