@@ -16,6 +16,9 @@ Distributions (Table 3 of the paper, https://arxiv.org/abs/2502.00987), all of v
 
 Matrices are stored in bfloat16, signs in int8: at most 2 bytes an element. A factor common to a matrix is kept beside
 it (`SharedBases.units`), so that signs stay exact.
+
+Matrices that another library drew cannot be made again from a seed. `ImportedBases` keeps them as they are, in the
+narrowest type that holds them exactly.
 """
 
 from __future__ import annotations
@@ -32,11 +35,16 @@ import torch
 from safetensors.numpy import load_file
 from torch import Tensor, nn
 
+from randlora_core.adapters.config import AdapterConfig
+
 BITS = 24
 """Random bits per entry."""
 
 BASES = ("uniform", "normal", "binary", "ternary", "sparse", "very_sparse")
 SPARSE_S = 6.0
+IMPORTED = "imported"
+"""Value of a config's `basis` that stands for `ImportedBases`: no seed gives the matrices."""
+
 MIN_SPARSITY = 2.0
 
 _GOLDEN = 0x9E3779B97F4A7C15
@@ -210,6 +218,83 @@ class SharedBases(nn.Module):
     def extra_repr(self) -> str:
         """Seed and shapes."""
         return f"seed={self.seed}, shapes={self.shapes}, dtype={self._entries.dtype}"
+
+
+class ImportedBases(SharedBases):
+    """Frozen matrices drawn elsewhere, kept to the bit in the narrowest type; otherwise as `SharedBases`.
+
+    Args:
+        matrices: Name (a Python identifier) -> entries as `narrowed` returns them.
+        units: Matrix name -> factor to multiply the entries by.
+        device: Where the matrices live.
+    """
+
+    def __init__(
+        self, matrices: Mapping[str, Tensor], units: Mapping[str, float], device: torch.device | str = "cpu"
+    ) -> None:
+        nn.Module.__init__(self)
+        self.seed = None
+        self.units = dict(units)
+        for name, matrix in matrices.items():
+            self.register_buffer(name, matrix.to(device), persistent=False)
+
+    @property
+    def checksum(self) -> str:
+        """SHA-256 over names, shapes, types, units and the stored bytes."""
+        digest = hashlib.sha256()
+        for name, matrix in sorted(self.named_buffers()):
+            digest.update(f"{name}{tuple(matrix.shape)}{matrix.dtype}{self.units[name]}".encode())
+            digest.update(matrix.detach().cpu().contiguous().view(torch.uint8).numpy().tobytes())
+        return digest.hexdigest()
+
+    def generate(self, device: torch.device | str) -> None:
+        """There is no generator.
+
+        Raises:
+            ValueError: Always.
+        """
+        raise ValueError("imported bases cannot be made again; load them from their file")
+
+    def extra_repr(self) -> str:
+        """Shapes and types."""
+        kinds = {name: (tuple(matrix.shape), matrix.dtype) for name, matrix in self.named_buffers()}
+        return f"imported, {kinds}"
+
+
+def narrowed(matrix: Tensor) -> tuple[Tensor, float]:
+    """The narrowest exact storage of a floating matrix.
+
+    Args:
+        matrix: Any shape.
+
+    Returns:
+        Entries and a unit whose product in the matrix's type is the matrix: int8 signs where all nonzero magnitudes are
+        equal; otherwise the first of bfloat16, float16 and float32 that holds every entry, with the unit 1; otherwise
+        the matrix.
+    """
+    magnitudes = matrix.abs()
+    unit = magnitudes.max() if matrix.numel() else magnitudes.new_zeros(())
+    if unit > 0 and bool(((magnitudes == unit) | (magnitudes == 0)).all()):
+        return matrix.sign().to(torch.int8), float(unit)
+    for dtype in (torch.bfloat16, torch.float16, torch.float32):
+        if torch.equal(matrix.to(dtype).to(matrix.dtype), matrix):
+            return matrix.to(dtype), 1.0
+    return matrix, 1.0
+
+
+def is_imported(config: AdapterConfig) -> bool:
+    """Whether the settings ask for matrices that only a file can give."""
+    return getattr(config, "basis", None) == IMPORTED
+
+
+def check_unseeded(config: AdapterConfig) -> None:
+    """Refuse a seed beside imported matrices.
+
+    Raises:
+        ValueError: If it is not 0.
+    """
+    if is_imported(config) and config.seed != 0:
+        raise ValueError(f"seed={config.seed!r} has no effect with basis={IMPORTED!r}")
 
 
 def _blocks(shape: tuple[int, ...]) -> Iterator[slice]:

@@ -7,7 +7,7 @@ injected is kept on the model as a tuple of plain values (`adapter_state`), so t
 from __future__ import annotations
 
 import warnings
-from collections.abc import Callable, Iterable, Iterator, Sequence
+from collections.abc import Callable, Iterable, Iterator, Mapping, Sequence
 from contextlib import contextmanager
 from dataclasses import dataclass
 
@@ -15,7 +15,7 @@ import torch
 from torch import nn
 
 from randlora_core.adapters import METHODS, attention
-from randlora_core.adapters.bases import SharedBases
+from randlora_core.adapters.bases import IMPORTED, SharedBases, is_imported
 from randlora_core.adapters.config import AdapterConfig, matches_pattern, matches_regex, matches_suffix, near
 from randlora_core.adapters.layer import DEFAULT_NAME, LAYER_KINDS, AdapterLayer, Shape, kind_of
 
@@ -141,6 +141,8 @@ def inject_adapter(
         ValueError: As in `find_targets`; if the model has adapters already, a pattern of `trainable`, `rank_pattern` or
             `alpha_pattern` matches nothing, or a layer does not allow its rank. The model is unchanged then.
     """
+    if is_imported(config):
+        raise ValueError(f"basis={IMPORTED!r} needs the matrices of a file: use load_adapter or import_peft")
     plan = plan_injection(model, config, targets, exclude=exclude, trainable=trainable, split_in_proj=split_in_proj)
     return apply_injection(model, plan)
 
@@ -164,13 +166,23 @@ def plan_injection(
     return InjectionPlan(state, configs, attention.attentions_to_open(model, shapes))
 
 
-def apply_injection(model: nn.Module, plan: InjectionPlan) -> nn.Module:
-    """Carry out a plan that was made for this very model; returns `model`."""
+def apply_injection(model: nn.Module, plan: InjectionPlan, bases: Mapping[int, SharedBases] | None = None) -> nn.Module:
+    """Carry out a plan that was made for this very model; returns `model`.
+
+    Args:
+        model: A plain model.
+        plan: From `plan_injection`.
+        bases: Rank -> matrices to use as they are; None makes those that the settings describe.
+    """
     state = plan.state
     _freeze_except(model, state.trainable)
     for module in plan.attentions.values():
         attention.open_attention(module, split=state.split_in_proj)
-    bases = make_bases(plan.configs, state.shapes, lambda name: model.get_submodule(name).weight.device)
+    if bases is None:
+        bases = make_bases(plan.configs, state.shapes, lambda name: model.get_submodule(name).weight.device)
+    else:
+        device = model.get_submodule(next(iter(plan.configs))).weight.device
+        bases = {rank: shared.to(device) for rank, shared in bases.items()}
     for name, layer_config in plan.configs.items():
         _adapt(model, name, layer_config, bases[layer_config.rank])
     setattr(model, _STATE, state)

@@ -14,12 +14,13 @@ from __future__ import annotations
 
 import math
 from dataclasses import KW_ONLY, dataclass
+from typing import Any
 
 import torch
 from torch import Tensor, nn
 from torch.nn import functional as F
 
-from randlora_core.adapters.config import AdapterConfig, ScaledConfig
+from randlora_core.adapters.config import AdapterConfig, ScaledConfig, is_number
 from randlora_core.adapters.layer import Method, Shape, Update
 
 
@@ -65,6 +66,34 @@ class LoRAUpdate(Update):
     def added_output(self, x: Tensor) -> Tensor:
         """S (x A^T) B^T."""
         return F.linear(F.linear(self.input_like_parameters(x), self.lora_A), self.lora_B) * self.config.scale
+
+
+def lora_plus_groups(model: nn.Module, lr: float, ratio: float) -> list[dict[str, Any]]:
+    """Parameter groups for an optimiser in which LoRA's B learns faster than A (LoRA+).
+
+    Source: Hayou et al., "LoRA+: Efficient Low Rank Adaptation of Large Models", ICML 2024,
+    https://arxiv.org/abs/2402.12354; the authors suggest a ratio of 16.
+
+    Args:
+        model: A model with LoRA or DoRA adapters.
+        lr: Learning rate of everything that trains except B, above 0.
+        ratio: Learning rate of B over `lr`, above 0.
+
+    Returns:
+        Two groups, each with "params" and "lr": all other parameters that require gradients, and every B.
+
+    Raises:
+        ValueError: If no parameter is LoRA's B, or a number is outside its range.
+    """
+    for name, value in (("lr", lr), ("ratio", ratio)):
+        if not (is_number(value) and 0 < value < math.inf):
+            raise ValueError(f"{name} must be a finite number above 0, got {value!r}")
+    trained = {name: parameter for name, parameter in model.named_parameters() if parameter.requires_grad}
+    fast = [parameter for name, parameter in trained.items() if name.endswith(".lora_B")]
+    if not fast:
+        raise ValueError(f"the {type(model).__name__} has no parameter lora_B to train at another rate")
+    slow = [parameter for name, parameter in trained.items() if not name.endswith(".lora_B")]
+    return [{"params": slow, "lr": lr}, {"params": fast, "lr": lr * ratio}]
 
 
 METHOD = Method(LoRAConfig, LoRAUpdate)

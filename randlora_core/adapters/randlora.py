@@ -14,7 +14,9 @@ One A (r, d_max) and one B (D_max, n_max, r) serve every layer of a model throug
 rank means fewer parameters: n (r + d), about d^2 / r + d. Names, layouts and the pairing of random columns follow PEFT
 (`randlora_core.ops.linear`).
 
-With `magnitude`, the sum W0 + dW gets DoRA's trained norm per output ("randdora", the paper's Table 6).
+With `magnitude`, the sum W0 + dW gets DoRA's trained norm per output ("randdora", the paper's Table 6). With fewer
+bases than ceil(d / r) the rank is num_bases r (RandLoRA-b of the paper's section 6.3; there half of full rank, with r
+chosen for the same number of parameters); `distinct_a` is RandLoRA-a, in `randlora_core.adapters.randlora_a`.
 """
 
 from __future__ import annotations
@@ -28,10 +30,20 @@ import torch
 from torch import Tensor, nn
 
 from randlora_core import ops
-from randlora_core.adapters.bases import BASES, MIN_SPARSITY, Matrix, SharedBases, distribution
-from randlora_core.adapters.config import ScaledConfig, check_choice, check_seed, is_number
+from randlora_core.adapters.bases import (
+    BASES,
+    IMPORTED,
+    MIN_SPARSITY,
+    Matrix,
+    SharedBases,
+    check_unseeded,
+    distribution,
+    is_imported,
+)
+from randlora_core.adapters.config import ScaledConfig, check_choice, check_seed, is_number, positive_integer
 from randlora_core.adapters.dora import MagnitudeUpdate
 from randlora_core.adapters.layer import AdapterLayer, Method, Shape, Update
+from randlora_core.adapters.randlora_a import DistinctAUpdate
 
 INITS = ("lambda_zero", "gamma_zero")
 
@@ -44,17 +56,24 @@ class RandLoRAConfig(ScaledConfig):
 
     Args:
         rank: Rank of one basis, at most the smaller side of every target. More rank means fewer parameters.
-        basis: Distribution of the bases, a name of `randlora_core.adapters.bases.BASES`.
+        basis: Distribution of the bases, a name of `randlora_core.adapters.bases.BASES`; "imported" on adapters whose
+            bases came from a file, where there is no seed.
         sparsity: s of basis "ternary", at least 2; P(+1) = P(-1) = 1 / s. `inject_adapter` replaces "very_sparse"
             by "ternary" with the s that it resolves to.
         seed: Seed of the bases, in [0, 2**63).
         scale_by_sqrt_bases: Divide the scale by sqrt(n), with each layer's own n.
         init: "lambda_zero": lambda = 0 and gamma = 1 / max(n, d), as in PEFT; the first step moves lambda.
             "gamma_zero": lambda = 1 / max(n, r) and gamma = 0, as in the authors' vision code; the first step moves
-        gamma. magnitude: Add DoRA's trained magnitude per output.
+            gamma.
+        magnitude: Add DoRA's trained magnitude per output.
+        num_bases: Number n of bases on every layer, below ceil(d / r) of each; the update's rank is n r then. None
+            stands for ceil(d / r), full rank.
+        distinct_a: A matrix A_j for every basis, and both factors summed before their product (RandLoRA-a): the
+            update's rank is r, and `num_bases` is required and has no limit.
 
     Raises:
-        ValueError: If a value is outside its range, or `sparsity` is given for a basis that has none.
+        ValueError: If a value is outside its range, a setting has no effect beside the others, or the variants are
+            combined in a way that is not defined.
     """
 
     method = "randlora"
@@ -67,16 +86,29 @@ class RandLoRAConfig(ScaledConfig):
     scale_by_sqrt_bases: bool = False
     init: str = "lambda_zero"
     magnitude: bool = False
+    num_bases: int | None = None
+    distinct_a: bool = False
 
     def __post_init__(self) -> None:
         super().__post_init__()
         check_seed(self.seed)
-        check_choice("basis", self.basis, BASES)
+        check_choice("basis", self.basis, (*BASES, IMPORTED))
+        check_unseeded(self)
         check_choice("init", self.init, INITS)
         if self.basis != "ternary" and self.sparsity is not None:
             raise ValueError(f"sparsity={self.sparsity!r} has no effect with basis={self.basis!r}; use basis='ternary'")
         if self.basis == "ternary" and not (is_number(self.sparsity) and MIN_SPARSITY <= self.sparsity < math.inf):
             raise ValueError(f"basis='ternary' needs a finite sparsity of at least 2, got {self.sparsity!r}")
+        if self.num_bases is not None:
+            positive_integer("num_bases", self.num_bases)
+        if self.distinct_a and self.num_bases is None:
+            raise ValueError("distinct_a=True needs num_bases, since its rank does not depend on their number")
+        if self.distinct_a and self.magnitude:
+            raise ValueError("distinct_a=True is not defined with magnitude=True")
+
+    def bases_on(self, shape: Shape) -> int:
+        """Number n of bases on a layer of `shape` (out, in)."""
+        return num_bases(self.rank, shape) if self.num_bases is None else self.num_bases
 
 
 def num_bases(rank: int, shape: Shape) -> int:
@@ -88,14 +120,16 @@ class RandLoRAUpdate(Update):
     """RandLoRA on one layer: `randlora_lambda` (r, n), `randlora_gamma` (n, d)."""
 
     @classmethod
-    def create(cls, config: RandLoRAConfig, shape: Shape, bases: SharedBases, weight: Tensor) -> RandLoRAUpdate:
-        """As in `Update`: the variant with magnitude where the config asks for it."""
+    def create(cls, config: RandLoRAConfig, shape: Shape, bases: SharedBases, weight: Tensor) -> Update:
+        """As in `Update`: the variant that the config asks for."""
+        if config.distinct_a:
+            return DistinctAUpdate(config, shape, bases, weight)
         return (RandDoRAUpdate if config.magnitude else RandLoRAUpdate)(config, shape, bases, weight)
 
     def __init__(self, config: RandLoRAConfig, shape: Shape, bases: SharedBases, weight: Tensor) -> None:
         super().__init__(config, shape)
         self.bases = bases
-        d, n = min(shape), num_bases(config.rank, shape)
+        d, n = min(shape), config.bases_on(shape)
         if config.init == "lambda_zero":
             lambda_, gamma = 0.0, 1.0 / max(n, d)
         else:
@@ -111,6 +145,12 @@ class RandLoRAUpdate(Update):
                 f"rank {config.rank} is above the smaller side of layer {name!r} of shape {tuple(shape)}; "
                 f"the limit is {min(shape)}"
             )
+        full = num_bases(config.rank, shape)
+        if config.num_bases is not None and config.num_bases >= full and not config.distinct_a:
+            raise ValueError(
+                f"num_bases={config.num_bases} takes nothing away from layer {name!r} of shape {tuple(shape)}, which "
+                f"has full rank with {full} bases of rank {config.rank}; use fewer, or num_bases=None"
+            )
 
     @classmethod
     def resolve(cls, config: RandLoRAConfig, shapes: Sequence[Shape]) -> RandLoRAConfig:
@@ -122,16 +162,18 @@ class RandLoRAUpdate(Update):
 
     @classmethod
     def make_bases(cls, config: RandLoRAConfig, shapes: Sequence[Shape], device: torch.device | str) -> SharedBases:
-        """As in `Update`: A (r, d_max) and B (D_max, n_max, r)."""
+        """As in `Update`: A (r, d_max), or (n_max, r, d_max) with `distinct_a`, and B (D_max, n_max, r)."""
         d_max, larger_max = max(min(shape) for shape in shapes), max(max(shape) for shape in shapes)
-        n_max = num_bases(config.rank, (d_max, d_max))
-        matrices = {"A": Matrix((config.rank, d_max)), "B": Matrix((larger_max, n_max, config.rank))}
-        return SharedBases(config.seed, matrices, distribution(config.basis, config.sparsity), device)
+        n_max = config.bases_on((d_max, d_max))
+        shape_a = (n_max, config.rank, d_max) if config.distinct_a else (config.rank, d_max)
+        matrices = {"A": Matrix(shape_a), "B": Matrix((larger_max, n_max, config.rank))}
+        basis = "uniform" if is_imported(config) else config.basis  # imported: the shapes alone are asked for, on meta
+        return SharedBases(config.seed, matrices, distribution(basis, config.sparsity), device)
 
     @staticmethod
     def num_parameters(config: RandLoRAConfig, shape: Shape) -> int:
         """N (r + d), and out more with magnitude."""
-        d, n = min(shape), num_bases(config.rank, shape)
+        d, n = min(shape), config.bases_on(shape)
         return n * (config.rank + d) + (shape[0] if config.magnitude else 0)
 
     @property

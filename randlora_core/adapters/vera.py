@@ -20,8 +20,8 @@ import torch
 from torch import Tensor, nn
 from torch.nn import functional as F
 
-from randlora_core.adapters.bases import Matrix, SharedBases, distribution
-from randlora_core.adapters.config import AdapterConfig, check_nonzero, check_seed
+from randlora_core.adapters.bases import IMPORTED, Matrix, SharedBases, check_unseeded, distribution
+from randlora_core.adapters.config import AdapterConfig, check_choice, check_nonzero, check_seed
 from randlora_core.adapters.layer import Method, Shape, Update
 
 
@@ -33,6 +33,7 @@ class VeRAConfig(AdapterConfig):
         rank: As in `AdapterConfig`.
         seed: Seed of the shared matrices, in [0, 2**63).
         d_initial: Initial value of d, finite and not zero.
+        basis: "uniform"; "imported" on adapters whose matrices came from a file, where there is no seed.
 
     Raises:
         ValueError: If a value is outside its range.
@@ -43,10 +44,13 @@ class VeRAConfig(AdapterConfig):
     _: KW_ONLY
     seed: int = 0
     d_initial: float = 0.1
+    basis: str = "uniform"
 
     def __post_init__(self) -> None:
         super().__post_init__()
         check_seed(self.seed)
+        check_choice("basis", self.basis, ("uniform", IMPORTED))
+        check_unseeded(self)
         check_nonzero("d_initial", self.d_initial)
 
 

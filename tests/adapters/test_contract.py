@@ -35,7 +35,10 @@ VARIANTS = {
     "randlora_normal": ("randlora", {"basis": "normal", "scale_by_sqrt_bases": True}),
     "randlora_gamma_zero": ("randlora", {"init": "gamma_zero"}),
     "randdora": ("randlora", {"magnitude": True}),
+    "randlora_a": ("randlora", {"distinct_a": True, "num_bases": 6}),
+    "randlora_b": ("randlora", {"num_bases": 2}),
     "nola": ("nola", {"num_bases_a": 7, "num_bases_b": 9}),
+    "nola_shifted": ("nola", {"num_bases_a": 7, "num_bases_b": 9, "shifted": True}),
 }
 LAYERS = {
     "linear_tall": lambda: nn.Linear(11, 17),
@@ -94,7 +97,7 @@ def can_train(model: Network, name: str) -> Tensor:
     """Which entries of a parameter the bases let act: a column of zeros in a sparse A silences that entry of gamma."""
     if not name.endswith("randlora_gamma"):
         return torch.tensor(True)
-    return model.layer.update.basis_slices()[0].bool().any(dim=0)
+    return model.layer.update.basis_slices()[0].bool().any(dim=-2)
 
 
 every_combination = pytest.mark.parametrize("kind", LAYERS)
