@@ -56,24 +56,24 @@ def split_file(data: Path, dataset: str, split: str) -> Path:
     return data / "images" / dataset / f"{split}-00000-of-00001.parquet"
 
 
-def read_split(data: Path, dataset: str, split: str) -> tuple[np.ndarray, np.ndarray]:
-    """Images (count, 64, 64, 3) uint8 and labels (count,) of one split; the middle square, scaled to 64 pixels."""
+def read_split(data: Path, dataset: str, split: str, size: int = STORED_SIZE) -> tuple[np.ndarray, np.ndarray]:
+    """Images (count, size, size, 3) uint8 and labels (count,) of one split; the middle square, scaled to `size`."""
     import pyarrow.parquet as parquet
 
     table = parquet.read_table(split_file(data, dataset, split))
-    images = np.stack([decode_square(row["bytes"]) for row in table["image"].to_pylist()])
+    images = np.stack([decode_square(row["bytes"], size) for row in table["image"].to_pylist()])
     return images, table["label"].to_numpy()
 
 
-def decode_square(encoded: bytes) -> np.ndarray:
-    """Decode to the middle square in RGB at 64 pixels; transparency becomes white."""
+def decode_square(encoded: bytes, size: int = STORED_SIZE) -> np.ndarray:
+    """Decode to the middle square in RGB at `size` pixels; transparency becomes white."""
     from PIL import Image, ImageOps
 
     image = Image.open(io.BytesIO(encoded))
     if image.mode in ("RGBA", "LA", "P"):
         image = image.convert("RGBA")
         image = Image.alpha_composite(Image.new("RGBA", image.size, "white"), image)
-    fitted = ImageOps.fit(image.convert("RGB"), (STORED_SIZE, STORED_SIZE), Image.Resampling.BICUBIC)
+    fitted = ImageOps.fit(image.convert("RGB"), (size, size), Image.Resampling.BICUBIC)
     return np.asarray(fitted)
 
 
