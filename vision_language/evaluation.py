@@ -9,7 +9,7 @@ from torch import Tensor, nn
 from torch.nn import functional as F
 from torch.utils.data import DataLoader
 
-from randlora_core.experiment.training import autocast
+from randlora_core.experiment.training import compute
 from randlora_core.models import Backbone
 from vision_language.objective import ContrastiveObjective, ProbeObjective, similarities
 
@@ -39,7 +39,7 @@ def class_embeddings(model: nn.Module, tokens: Tensor, device: torch.device, pre
     Returns:
         (classes, features), float32, on the device.
     """
-    with autocast(device, precision):
+    with compute(device, precision):
         passes = [model.encode_text(part.to(device)) for part in tokens.flatten(0, 1).split(TEXTS_PER_PASS)]
     features = F.normalize(torch.cat(passes).float(), dim=-1)
     return F.normalize(features.view(*tokens.shape[:2], -1).mean(dim=0), dim=-1)
@@ -84,7 +84,7 @@ def predict(
     classify = make_classifier(objective, tokens, device, precision)
     predicted, labels, done = [], [], 0
     for batch, truth in images:
-        with autocast(device, precision):
+        with compute(device, precision):
             predicted.append(classify(batch.to(device, non_blocking=True)).argmax(dim=-1))
         labels.append(truth)
         done += len(truth)

@@ -4,7 +4,8 @@ from __future__ import annotations
 
 from torch import nn
 
-from randlora_core.adapters import count_parameters, inject_adapter, make_config
+from randlora_core.adapters import make_config
+from randlora_core.adapters.inject import count_parameters, inject_adapter
 from randlora_core.experiment.config import AdapterChoice, BackboneChoice
 from randlora_core.experiment.seeding import seed_global
 from randlora_core.models import Backbone, build_backbone

@@ -130,6 +130,7 @@ def execute(planned: Plan, on_progress: OnProgress | None = None) -> dict[str, A
     """Does a planned run, whether or not it has finished before; otherwise as `run`."""
     if planned.config.threads is not None:
         torch.set_num_threads(planned.config.threads)
+    planned.ledger.directory.mkdir(parents=True, exist_ok=True)
     record = _opening(planned)
     tracker = make_tracker(planned.config.tracking, planned.run_id, record["config"], str(planned.ledger.directory))
     try:

@@ -72,9 +72,9 @@ def one_line(error: Exception) -> str:
 
 def describe(name: str) -> str:
     """The settings of an experiment, as its YAML file explains them, and the names in each group."""
-    groups = sorted(path.name for path in CONFIGS.iterdir() if path.is_dir())
-    listed = "\n".join(f"  {group}={'|'.join(choices(group))}" for group in groups if choices(group))
     settings = (CONFIGS / f"{name}.yaml").read_text(encoding="utf-8")
+    groups = [path.name for path in sorted(CONFIGS.iterdir()) if f"  - {path.name}: " in settings]
+    listed = "\n".join(f"  {group}={'|'.join(choices(group))}" for group in groups)
     return f"usage: python -m {name}.train [SETTING=VALUE ...]\n\nGroups:\n{listed}\n\nSettings:\n{settings}"
 
 

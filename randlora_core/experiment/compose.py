@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import re
 from collections.abc import Sequence
 from pathlib import Path
 from typing import Any
@@ -31,25 +32,42 @@ def compose(name: str, overrides: Sequence[str], directory: Path = CONFIGS) -> d
     from omegaconf.errors import OmegaConfBaseException
 
     GlobalHydra.instance().clear()
-    try:
-        with hydra.initialize_config_dir(str(directory), version_base="1.3"):
+    with hydra.initialize_config_dir(str(directory), version_base="1.3"):
+        try:
             config = hydra.compose(name, overrides=list(overrides))
             return OmegaConf.to_container(config, resolve=True, throw_on_missing=True)
-    except (HydraException, OmegaConfBaseException) as error:
-        raise ValueError(_one_line(error, name, directory)) from error
-
-
-def _one_line(error: Exception, name: str, directory: Path) -> str:
-    """Hydra's message without its layout; a key that is no setting is answered with the settings there are."""
-    lines = [line.strip() for line in f"{error}\n{error.__cause__ or ''}".splitlines() if line.strip()]
-    dropped = ("full_key:", "object_type=", "To append to your config", "See https://", "Check that")
-    message = " ".join(dict.fromkeys(line for line in lines if not line.startswith(dropped)))
-    if "is not in struct" in message or message.startswith("Could not override"):
-        settings = [path.stem for path in (directory / f"{name}.yaml",) if path.exists()]
-        message += f"; the settings are listed in configs/{settings[0]}.yaml" if settings else ""
-    return message
+        except (HydraException, OmegaConfBaseException) as error:
+            message = _one_line(error)
+            unknown = re.search(r"Could not override '([^']+)'", message)
+            if unknown is None:
+                raise ValueError(message) from error
+            chosen = [override for override in overrides if _is_choice(override, directory)]
+            settings = OmegaConf.to_container(hydra.compose(name, overrides=chosen))
+            raise ValueError(f"unknown setting {unknown[1]!r}; {_accepted(settings, unknown[1])}") from error
 
 
 def choices(group: str, directory: Path = CONFIGS) -> list[str]:
     """The names of a group, e.g. `choices("adapter")`."""
     return sorted(path.stem for path in (directory / group).glob("*.yaml"))
+
+
+def _one_line(error: Exception) -> str:
+    """Hydra's message without its layout, its search path and its advice."""
+    text = re.split(r"\n\s*(?:Config search path|To append|See https|full_key|object_type)", str(error))[0]
+    return re.sub(r"^In '[^']*': ", "", " ".join(text.split()))
+
+
+def _is_choice(override: str, directory: Path) -> bool:
+    group, _, option = override.partition("=")
+    return option in choices(group, directory)
+
+
+def _accepted(settings: dict[str, Any], key: str) -> str:
+    """The settings beside an unknown one, as deep as its path is known."""
+    known: Any = settings
+    path: list[str] = []
+    for part in key.split(".")[:-1]:
+        if not isinstance(known, dict) or not isinstance(known.get(part), dict):
+            break
+        known, path = known[part], [*path, part]
+    return f"accepted{' in ' + '.'.join(path) if path else ''}: {', '.join(known)}"

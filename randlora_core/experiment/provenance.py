@@ -71,6 +71,8 @@ def _git(*arguments: str) -> str | None:
 
 
 def _version(package: str) -> str | None:
+    if package == "torch":
+        return torch.__version__  # names the build, e.g. +cpu, which the installed metadata may not
     try:
         return importlib.metadata.version(package)
     except importlib.metadata.PackageNotFoundError:

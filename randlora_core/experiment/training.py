@@ -74,12 +74,20 @@ class FitResult:
     resumed_at: int = 0
 
 
-def autocast(device: torch.device, precision: str) -> torch.autocast:
-    """The context in which models are run.
+@contextlib.contextmanager
+def compute(device: torch.device, precision: str) -> Iterator[None]:
+    """The context in which models are run, in training and in evaluation.
 
-    Not Accelerate's own, whose precision is one per process, while evaluation and training share this one.
+    The autocast is not Accelerate's, whose precision is one per process. On CPUs attention takes the plain path: at 36
+    tokens under bf16, a training step of the small CLIP took 0.17 s with it and 0.50 s with the fused kernel.
     """
-    return torch.autocast(device.type, dtype=torch.bfloat16, enabled=precision == "bf16")
+    from torch.nn.attention import SDPBackend, sdpa_kernel
+
+    with contextlib.ExitStack() as stack:
+        stack.enter_context(torch.autocast(device.type, dtype=torch.bfloat16, enabled=precision == "bf16"))
+        if device.type == "cpu":
+            stack.enter_context(sdpa_kernel(SDPBackend.MATH))
+        yield
 
 
 def fit(
@@ -181,7 +189,7 @@ class _Loop:
             batch = [tensor.to(self.device, non_blocking=True) for tensor in next(micro_batches)]
             seed_global(settings.seed, "dropout", index, micro)
             with self.accelerator.accumulate(self.objective):
-                with autocast(self.device, settings.precision):
+                with compute(self.device, settings.precision):
                     loss = self.objective(*batch)
                 self.accelerator.backward(loss)
                 self.losses[index] += loss.detach() / settings.accumulate
