@@ -173,10 +173,10 @@ class Trainer:
         saved = self.seconds
         while self.progress < 1:
             started = time.perf_counter()
-            losses = self._train_step()
+            losses = self.train_step()
             self.seconds += time.perf_counter() - started
             if self.step % 50 == 0:
-                self._log(contrast=round(losses[0].item(), 4), classes=round(losses[1].item(), 4))
+                self.log(contrast=round(losses[0].item(), 4), classes=round(losses[1].item(), 4))
             if self.seconds - saved > save_every_seconds:
                 saved = self.seconds
                 self.save()
@@ -194,7 +194,7 @@ class Trainer:
         torch.save(state, partial)
         os.replace(partial, self.checkpoint_file)
         export_weights(self.model.clip, self.folder / "mini_clip.safetensors")
-        self._log(saved=True)
+        self.log(saved=True)
 
     def _resume(self) -> None:
         """Take up the checkpoint."""
@@ -204,7 +204,7 @@ class Trainer:
             optimizer.load_state_dict(saved)
         self.step, self.seconds = state["step"], state["seconds"]
 
-    def _train_step(self) -> Tensor:
+    def train_step(self) -> Tensor:
         """One update; returns the losses."""
         batch = self.batches(self.step)
         generator = torch.Generator().manual_seed(self.recipe.seed * 1_000_003 + self.step)
@@ -224,7 +224,7 @@ class Trainer:
         self.step += 1
         return losses.detach()
 
-    def _log(self, **values: object) -> None:
+    def log(self, **values: object) -> None:
         """Add a line to the log, and print it."""
         line = json.dumps({"step": self.step, "minutes": round(self.seconds / 60, 2), **values})
         print(line, flush=True)
@@ -273,12 +273,12 @@ def main() -> None:
     recipe = Recipe(options.optimizer, options.learning_rate, mixture=Mixture(pool=options.pool))
     batches = Batches(options.data, recipe.mixture, recipe.seed, options.threads)
     trainer = Trainer(recipe, batches, options.folder, options.steps, options.minutes)
-    trainer._log(recipe=asdict(recipe), classes=len(batches.class_names))
+    trainer.log(recipe=asdict(recipe), classes=len(batches.class_names))
     # Plain attention beats torch's fused CPU kernel on 37 tokens.
     with sdpa_kernel(SDPBackend.MATH):
         trainer.run()
         accuracy = measure_zero_shot(trainer.model, trainer.tokenizer, options.data, "tiny_imagenet")
-    trainer._log(tiny_imagenet_zero_shot=accuracy)
+    trainer.log(tiny_imagenet_zero_shot=accuracy)
 
 
 if __name__ == "__main__":
