@@ -7,10 +7,14 @@ and never averaged over.
 from collections.abc import Iterable, Mapping, Sequence
 from dataclasses import dataclass
 from statistics import median
+from typing import TYPE_CHECKING
 
 from randlora_core.experiment.predictions import decode_predictions
 from randlora_core.experiment.records import Record, dataset_of, is_finished, label_of, seed_of
-from randlora_core.experiment.statistics import Difference, Summary, paired_bootstrap, summarize
+from randlora_core.experiment.statistics import Difference, Summary, paired_difference, summarize
+
+if TYPE_CHECKING:
+    import numpy as np
 
 
 @dataclass(frozen=True)
@@ -71,8 +75,9 @@ class Contest:
         method: Label of the method.
         rival: Label of what it is compared with.
         dataset: The dataset.
-        difference: Observed difference and its bootstrap interval; None where the records of one are missing.
+        difference: Observed difference and its intervals; None where the records of one are missing.
         seeds: Seeds that both have.
+        parameter_ratio: Trainable parameters of the method over the rival's; None where one is missing or trains none.
     """
 
     method: str
@@ -80,6 +85,7 @@ class Contest:
     dataset: str
     difference: Difference | None
     seeds: tuple[int, ...]
+    parameter_ratio: float | None
 
 
 @dataclass(frozen=True)
@@ -162,7 +168,7 @@ def compare_records(
 
 
 def contest(comparison: Comparison, method: str, rival: str, dataset: str) -> Contest:
-    """Paired bootstrap of `method` against `rival` on one dataset, over the seeds that both have.
+    """Paired difference of `method` and `rival` on one dataset, over the seeds that both have.
 
     Raises:
         ValueError: The two were not tested on the same samples in the same order.
@@ -170,7 +176,14 @@ def contest(comparison: Comparison, method: str, rival: str, dataset: str) -> Co
     a, b = comparison.cell(method, dataset), comparison.cell(rival, dataset)
     seeds = tuple(sorted(a.records.keys() & b.records.keys())) if a is not None and b is not None else ()
     if not seeds:
-        return Contest(method, rival, dataset, None, ())
+        return Contest(method, rival, dataset, None, (), None)
+    correct_method, correct_rival = _paired_correctness(a, b, seeds)
+    ratio = a.trainable / b.trainable if b.trainable else None
+    return Contest(method, rival, dataset, paired_difference(correct_method, correct_rival), seeds, ratio)
+
+
+def _paired_correctness(a: Cell, b: Cell, seeds: Sequence[int]) -> "tuple[np.ndarray, np.ndarray]":
+    """Whether each sample was classified correctly, (seeds, samples) for either cell."""
     import numpy as np
 
     correct: tuple[list, list] = ([], [])
@@ -180,6 +193,8 @@ def contest(comparison: Comparison, method: str, rival: str, dataset: str) -> Co
             predicted, labels = decode_predictions(cell.records[seed]["predictions"])
             reference = labels if reference is None else reference
             if not np.array_equal(labels, reference):
-                raise ValueError(f"{method} and {rival} were tested on different samples of {dataset}")
+                names = " and ".join(label_of(one.records[seed]["config"]) for one in (a, b))
+                dataset = dataset_of(cell.records[seed]["config"])
+                raise ValueError(f"{names} were tested on different samples of {dataset}")
             rows.append(predicted == labels)
-    return Contest(method, rival, dataset, paired_bootstrap(np.stack(correct[0]), np.stack(correct[1])), seeds)
+    return np.stack(correct[0]), np.stack(correct[1])

@@ -62,6 +62,8 @@ def _draw_panel(panel: Axes, comparison: Comparison, dataset: str) -> dict[str, 
         spread = 100 * (cell.accuracy.half_width or 0.0)
         style = {"marker": MARKERS[index % len(MARKERS)], "color": colour, "linestyle": "none", "capsize": 3}
         handles[method] = panel.errorbar(cell.trainable, mean, yerr=spread, markersize=7, **style)
+    low, high = panel.get_ylim()
+    panel.set_ylim(max(low, 0.0), min(high, 101.0))  # a t interval may reach beyond what an accuracy can be
     panel.set_xscale("log")
     panel.set_title(dataset)
     panel.set_xlabel("trainable parameters")

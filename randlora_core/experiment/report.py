@@ -16,6 +16,8 @@ from randlora_core.experiment.tables import TextTable, accuracy_table, dataset_t
 if TYPE_CHECKING:
     from rich.console import Console
 
+CONTEST_TITLE = "Differences in points of accuracy, [paired bootstrap over samples and seeds], t over seeds, 95 %"
+
 
 @dataclass(frozen=True)
 class Report:
@@ -52,13 +54,20 @@ def make_report(comparison: Comparison, pairs: Sequence[tuple[str, str]] = ()) -
 
 
 def describe_contest(result: Contest) -> str:
-    """One sentence: `digits: RandLoRA-6 - LoRA-16 = +0.4 points [-0.3, +1.1]: no significant difference (3 seeds)`."""
+    """One line: the difference in points, [bootstrap interval], t interval over seeds, and what follows from them.
+
+    Example: `digits: A - B = +0.4 [-0.3, +1.1], over seeds ± 2.0: no significant difference (3 seeds, 1.01 x
+    parameters)`.
+    """
     pair = f"{result.dataset}: {result.method} - {result.rival}"
     if result.difference is None:
         return f"{pair} = - (no finished runs of both with a common seed)"
-    mean, low, high = (100 * value for value in (result.difference.mean, result.difference.low, result.difference.high))
+    found = result.difference
     seeds = f"{len(result.seeds)} seed{'s' if len(result.seeds) > 1 else ''}"
-    return f"{pair} = {mean:+.1f} points [{low:+.1f}, {high:+.1f}]: {result.difference.verdict} ({seeds})"
+    spread = "" if found.over_seeds.half_width is None else f", over seeds ± {100 * found.over_seeds.half_width:.1f}"
+    parameters = "" if result.parameter_ratio is None else f", {result.parameter_ratio:.2f} x parameters"
+    interval = f"{100 * found.mean:+.1f} [{100 * found.low:+.1f}, {100 * found.high:+.1f}]{spread}"
+    return f"{pair} = {interval}: {found.verdict} ({seeds}{parameters})"
 
 
 def make_notes(comparison: Comparison) -> list[str]:
@@ -82,11 +91,11 @@ def print_report(report: Report, console: Console) -> None:
     for table in report.tables:
         console.print(to_rich(table))
     for note in report.notes:
-        console.print(note, markup=False, highlight=False)
+        console.print(note, markup=False, highlight=False, soft_wrap=True)
     if report.contests:
-        console.print("\nPaired bootstrap over samples and seeds, 95 % interval:", markup=False, highlight=False)
+        console.print(f"\n{CONTEST_TITLE}:", markup=False, highlight=False, soft_wrap=True)
     for result in report.contests:
-        console.print(f"  {describe_contest(result)}", markup=False, highlight=False)
+        console.print(f"  {describe_contest(result)}", markup=False, highlight=False, soft_wrap=True)
 
 
 def write_report(report: Report, directory: Path) -> list[Path]:
@@ -119,7 +128,7 @@ def report_markdown(report: Report) -> str:
     sections.append("".join(f"- {note}\n" for note in report.notes))
     if report.contests:
         verdicts = "".join(f"- {describe_contest(result)}\n" for result in report.contests)
-        sections.append(f"## Paired bootstrap over samples and seeds, 95 % interval\n\n{verdicts}")
+        sections.append(f"## {CONTEST_TITLE}\n\n{verdicts}")
     return "\n".join(sections)
 
 

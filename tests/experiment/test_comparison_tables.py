@@ -109,14 +109,16 @@ def test_the_verdict_comes_from_paired_predictions():
     mixed = np.where(np.arange(40) >= 18, LABELS, (LABELS + 1) % 4)  # 22 right, but other ones
     rows = {"LoRA-4": rival, "RandLoRA-10": method, "VeRA-256": mixed}
     found = [with_predictions(label, seed, predicted) for label, predicted in rows.items() for seed in (1, 2)]
+    for record in found:
+        record["parameters"]["trainable"] = 2000 if record["config"]["adapter"]["label"] == "VeRA-256" else 1000
     comparison = compare_records("default", [*found, with_predictions("LoRA-4", 3, rival)])
     won = contest(comparison, "RandLoRA-10", "LoRA-4", "digits")
     assert won.seeds == (1, 2) and won.difference.mean == pytest.approx(0.2) and won.difference.verdict == "better"
     assert contest(comparison, "LoRA-4", "RandLoRA-10", "digits").difference.verdict == "worse"
     drawn = contest(comparison, "VeRA-256", "LoRA-4", "digits")
     assert drawn.difference.mean == pytest.approx(0.05)
-    assert describe_contest(drawn).endswith("no significant difference (2 seeds)")
-    assert "+20.0 points" in describe_contest(won)
+    assert describe_contest(drawn).endswith("no significant difference (2 seeds, 2.00 x parameters)")
+    assert "= +20.0 [" in describe_contest(won)
     absent = contest(comparison, "DoRA-16", "LoRA-4", "digits")
     assert absent.difference is None and " = - " in describe_contest(absent)
 

@@ -4,7 +4,7 @@ import numpy as np
 import pytest
 import scipy.stats
 
-from randlora_core.experiment.statistics import Difference, paired_bootstrap, summarize
+from randlora_core.experiment.statistics import Difference, Summary, paired_difference, summarize
 
 
 @pytest.mark.parametrize("values", [[0.1, 0.4], [0.91, 0.93, 0.9], list(np.linspace(0, 1, 11) ** 2)])
@@ -37,17 +37,17 @@ def test_the_bootstrap_is_the_exact_distribution_over_all_resamples():
         for samples in itertools.product(range(3), repeat=3)
     ]
     for level in (0.5, 0.8, 0.95):
-        found = paired_bootstrap(a, b, resamples=100_000, level=level)
+        found = paired_difference(a, b, resamples=100_000, level=level)
         low, high = np.quantile(exact, [(1 - level) / 2, (1 + level) / 2])
         # neighbouring values of the discrete distribution are 1/6 apart; the quantile's level is off by < 0.005
         assert found.low == pytest.approx(low, abs=0.17) and found.high == pytest.approx(high, abs=0.17)
         assert found.mean == pytest.approx((a - b).mean())
-    moments = paired_bootstrap_means(a, b)
+    moments = resampled_means(a, b)
     assert moments.mean() == pytest.approx(np.mean(exact), abs=4 * np.std(exact) / 300)
     assert moments.std() == pytest.approx(np.std(exact), rel=0.02)
 
 
-def paired_bootstrap_means(a, b):
+def resampled_means(a, b):
     from randlora_core.experiment.statistics import _resampled_means
 
     return _resampled_means((a - b).astype(float), 90_000, np.random.default_rng(1))
@@ -57,7 +57,7 @@ def test_the_interval_agrees_with_scipys_over_samples():
     """With one seed it is the ordinary paired bootstrap over samples."""
     generator = np.random.default_rng(3)
     a, b = generator.random((2, 1, 400)) < np.array([0.8, 0.7])[:, None, None]
-    found = paired_bootstrap(a, b, resamples=20_000)
+    found = paired_difference(a, b, resamples=20_000)
     oracle = scipy.stats.bootstrap(
         (a[0].astype(float) - b[0],), np.mean, method="percentile", n_resamples=20_000, rng=generator
     ).confidence_interval
@@ -69,18 +69,21 @@ def test_pairing_sees_a_difference_that_two_separate_intervals_hide():
     generator = np.random.default_rng(0)
     b = generator.random((3, 500)) < 0.5
     a = b.copy()
-    a[:, :12] = True  # a is right wherever b is, and on a few samples more
-    found = paired_bootstrap(a, b)
-    assert found.verdict == "better" and paired_bootstrap(b, a).verdict == "worse"
+    a[:, :40] = True  # a is right wherever b is, and on a few samples more
+    found = paired_difference(a, b)
+    per_seed = scipy.stats.ttest_rel(a.mean(axis=1), b.mean(axis=1)).confidence_interval(0.95)
+    assert found.over_seeds.mean == pytest.approx(found.mean)
+    assert found.over_seeds.half_width == pytest.approx((per_seed.high - per_seed.low) / 2)
+    assert found.verdict == "better" and paired_difference(b, a).verdict == "worse"
     shuffled = a[:, generator.permutation(500)]
-    assert paired_bootstrap(shuffled, b).verdict == "no significant difference"
+    assert paired_difference(shuffled, b).verdict == "no significant difference"
 
 
 def test_seeds_that_disagree_widen_the_interval():
     right, wrong = np.ones((1, 2000), bool), np.zeros((1, 2000), bool)
     half = np.arange(2000)[None] % 2 == 0
-    steady = paired_bootstrap(np.concatenate([half] * 4), np.concatenate([~half] * 4))
-    moody = paired_bootstrap(np.concatenate([right, right, wrong, wrong]), np.concatenate([half] * 4))
+    steady = paired_difference(np.concatenate([half] * 4), np.concatenate([~half] * 4))
+    moody = paired_difference(np.concatenate([right, right, wrong, wrong]), np.concatenate([half] * 4))
     assert moody.high - moody.low > 5 * (steady.high - steady.low)
     assert moody.verdict == "no significant difference"
 
@@ -88,21 +91,44 @@ def test_seeds_that_disagree_widen_the_interval():
 def test_the_same_seed_gives_the_same_interval():
     generator = np.random.default_rng(5)
     a, b = generator.random((2, 3, 50)) < 0.6
-    assert paired_bootstrap(a, b, seed=1) == paired_bootstrap(a, b, seed=1)
-    assert paired_bootstrap(a, b, seed=1) != paired_bootstrap(a, b, seed=2)
+    assert paired_difference(a, b, seed=1) == paired_difference(a, b, seed=1)
+    assert paired_difference(a, b, seed=1) != paired_difference(a, b, seed=2)
 
 
 @pytest.mark.parametrize(
-    "low, high, verdict", [(0.0, 0.2, "no"), (-0.1, 0.0, "no"), (0.01, 0.2, "be"), (-1, -0.1, "wo")]
+    "low, high, half_width, verdict",
+    [
+        (0.0, 0.2, 0.01, "no significant difference"),
+        (-0.1, 0.3, 0.01, "no significant difference"),
+        (0.01, 0.2, 0.05, "better"),
+        (0.01, 0.2, 0.1, "no significant difference"),
+        (0.01, 0.2, None, "undecided with one seed"),
+    ],
 )
-def test_an_interval_that_touches_zero_decides_nothing(low, high, verdict):
-    assert Difference(0.1, low, high).verdict.startswith(verdict)
+def test_both_intervals_must_exclude_zero(low, high, half_width, verdict):
+    seeds = Summary(0.1, None, half_width, 1 if half_width is None else 3)
+    assert Difference(0.1, low, high, seeds).verdict == verdict
+    turned = Difference(-0.1, -high, -low, seeds).verdict
+    assert turned == {"better": "worse"}.get(verdict, verdict)
+
+
+def test_seed_noise_alone_is_rarely_called_significant():
+    """Methods of equal mean whose seeds scatter: a nominal 5 % of false verdicts, which the bootstrap alone exceeds."""
+    generator = np.random.default_rng(7)
+    verdicts, bootstrap_alone = [], []
+    for _ in range(200):
+        levels = np.clip(generator.normal(0.7, 0.1, size=(2, 3, 1)), 0, 1)
+        a, b = generator.random((2, 3, 400)) < levels
+        found = paired_difference(a, b, resamples=200)
+        verdicts.append(found.verdict != "no significant difference")
+        bootstrap_alone.append(found.low > 0 or found.high < 0)
+    assert np.mean(verdicts) < 0.08 < np.mean(bootstrap_alone)
 
 
 def test_shapes_must_agree():
     with pytest.raises(ValueError, match=r"\(3, 4\) and \(2, 4\)"):
-        paired_bootstrap(np.ones((3, 4)), np.ones((2, 4)))
+        paired_difference(np.ones((3, 4)), np.ones((2, 4)))
     with pytest.raises(ValueError, match="non-empty"):
-        paired_bootstrap(np.ones((0, 4)), np.ones((0, 4)))
+        paired_difference(np.ones((0, 4)), np.ones((0, 4)))
     with pytest.raises(ValueError, match="resamples is 0"):
-        paired_bootstrap(np.ones((1, 4)), np.ones((1, 4)), resamples=0)
+        paired_difference(np.ones((1, 4)), np.ones((1, 4)), resamples=0)

@@ -4,8 +4,11 @@ from pathlib import Path
 
 import pytest
 
+from randlora_core.adapters.inject import find_targets
 from randlora_core.experiment.ledger import read_records
 from randlora_core.experiment.tuning import tuned_learning_rate
+from randlora_core.models import build_backbone
+from randlora_core.models.counts import closest_rank, count_trainable
 from vision_language import compare, comparisons, tune
 from vision_language.comparisons import MethodEntry, TuningPlan, load_comparison
 
@@ -53,7 +56,7 @@ def test_the_command_trains_reports_and_is_its_own_resume(command, tmp_path, cap
     assert command() == 0
     shown = capsys.readouterr()
     assert num_calls(tmp_path) == 10 and "[10/10]" in shown.out and shown.err == ""
-    assert "digits: RandLoRA-10 - LoRA-4 = +0.0 points" in shown.out
+    assert "digits: RandLoRA-10 - LoRA-4 = +0.0 [" in shown.out
     folder = tmp_path / "fake" / "small"
     assert {path.name for path in folder.iterdir()} == {"table.md", "table.csv", "accuracy.png"}
     assert "| RandLoRA-10 | 75.0 ± 0.0 |" in (folder / "table.md").read_text()
@@ -199,6 +202,17 @@ def test_the_shipped_comparisons_are_fair(name):
         text.split("=")[1] for method in plan.methods for text in method.overrides if text.startswith("adapter=")
     }
     assert methods == {"zero_shot", "linear_probe", "full", "lora", "rslora", "dora", "vera", "nola", "randlora"}
+
+
+@pytest.mark.parametrize("name", ["default", "longer"])
+def test_the_pairs_have_the_closest_budgets(name):
+    """The ranks in the file are the ones whose parameters on the small CLIP come closest to LoRA's."""
+    backbone = build_backbone("mini_clip", pretrained=False)
+    shapes = find_targets(backbone.model, backbone.default_targets)
+    for method, rival in load_comparison(name).pairs:
+        budget = count_trainable(shapes, "lora", int(rival.removeprefix("LoRA-")))
+        assert method == f"RandLoRA-{closest_rank(shapes, 'randlora', budget)}"
+        assert 0.8 < count_trainable(shapes, "randlora", int(method.removeprefix("RandLoRA-"))) / budget < 1.2
 
 
 def test_a_comparison_file_is_read_strictly(tmp_path, monkeypatch):
