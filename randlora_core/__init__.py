@@ -5,6 +5,7 @@ Importing this package loads torch and nothing heavier.
 
 from randlora_core.adapters import METHODS, make_config
 from randlora_core.adapters.checkpoint import load_adapter, save_adapter
+from randlora_core.adapters.delta import delta_of, inject_delta
 from randlora_core.adapters.dora import DoRAConfig
 from randlora_core.adapters.inject import (
     adapter_parameters,
@@ -15,8 +16,10 @@ from randlora_core.adapters.inject import (
     unload_adapter,
     unmerge_adapter,
 )
-from randlora_core.adapters.lora import LoRAConfig
+from randlora_core.adapters.lora import LoRAConfig, lora_plus_groups
 from randlora_core.adapters.nola import NoLAConfig
+from randlora_core.adapters.peft_export import export_peft
+from randlora_core.adapters.peft_import import import_peft
 from randlora_core.adapters.randlora import RandLoRAConfig
 from randlora_core.adapters.vera import VeRAConfig
 
@@ -29,9 +32,14 @@ __all__ = [
     "VeRAConfig",
     "adapter_parameters",
     "count_parameters",
+    "delta_of",
     "disable_adapter",
+    "export_peft",
+    "import_peft",
     "inject_adapter",
+    "inject_delta",
     "load_adapter",
+    "lora_plus_groups",
     "make_config",
     "merge_adapter",
     "save_adapter",

@@ -5,7 +5,7 @@ from __future__ import annotations
 import dataclasses
 from typing import Any
 
-from randlora_core.adapters import dora, lora, nola, randlora, vera
+from randlora_core.adapters import dora, full_update, lora, nola, randlora, vera
 from randlora_core.adapters.config import AdapterConfig, check_choice, near
 from randlora_core.adapters.layer import Method
 
@@ -17,19 +17,30 @@ METHODS: dict[str, Method] = {
     "nola": nola.METHOD,
 }
 
+_ALL_METHODS = {**METHODS, "delta": full_update.METHOD}
+
+
+def method_named(name: str) -> Method:
+    """A method of `METHODS`, or "delta": frozen full updates, which nobody trains.
+
+    Raises:
+        ValueError: If there is none of this name.
+    """
+    check_choice("method", name, _ALL_METHODS)
+    return _ALL_METHODS[name]
+
 
 def make_config(method: str, **fields: Any) -> AdapterConfig:
     """The settings of a method by name.
 
     Args:
-        method: A key of `METHODS`.
+        method: A key of `METHODS`, or "delta".
         **fields: Fields of the method's config; `rank` is required.
 
     Raises:
         ValueError: If the method or a field is unknown, `rank` is missing, or a value is outside its range.
     """
-    check_choice("method", method, METHODS)
-    config = METHODS[method].config
+    config = method_named(method).config
     known = tuple(field.name for field in dataclasses.fields(config))
     for name in fields:
         if name not in known:

@@ -2,12 +2,13 @@
 
 The safetensors file holds what trained and nothing else: `<layer>.<parameter>` for the adapters, and the model's own
 parameters that `trainable` named under their names in the plain model. Seeded bases are not stored; the JSON file holds
-their seed and the SHA-256 of the generator's integers, by rank. Keys of the JSON file:
+their seed and the SHA-256 of the generator's integers, by rank. Imported bases are, once, as `bases/<rank>/<matrix>`.
+Keys of the JSON file:
 
     format            1                            method and its settings     as in the method's config
     library_version   that wrote it                split_in_proj               as given to inject_adapter
     targets           layer -> [out, in]           trainable                   names of the model's own parameters
-    bases             rank -> {"source": "seed", "sha256": ...}
+    bases             rank -> {"source": "seed", "sha256": ...} or {"source": "file", "units": matrix -> factor}
     tensors_sha256    of the safetensors file, so that two files of different saves are told apart
 
 Nothing is ever unpickled.
@@ -17,24 +18,30 @@ from __future__ import annotations
 
 import hashlib
 import json
+import math
 import os
-import re
-import uuid
 from collections.abc import Iterable, Iterator, Mapping
-from contextlib import contextmanager
 from dataclasses import dataclass
 from importlib import metadata
 from pathlib import Path
 from typing import Any
 
 import torch
-from safetensors import SafetensorError
-from safetensors.torch import load as parse_tensors
 from safetensors.torch import save as serialize_tensors
 from torch import Tensor, nn
 
-from randlora_core.adapters import METHODS, make_config
-from randlora_core.adapters.config import AdapterConfig, near
+from randlora_core.adapters import make_config, method_named
+from randlora_core.adapters.bases import ImportedBases, SharedBases, is_imported
+from randlora_core.adapters.config import AdapterConfig, exactly, is_number, near
+from randlora_core.adapters.files import (
+    CONFIG_FILE,
+    TENSORS_FILE,
+    naming,
+    read_bytes,
+    read_json,
+    read_tensors,
+    write_together,
+)
 from randlora_core.adapters.inject import (
     InjectionPlan,
     adaptable_layers,
@@ -46,10 +53,11 @@ from randlora_core.adapters.inject import (
     require_plain,
 )
 from randlora_core.adapters.layer import Shape
+from randlora_core.adapters.peft_import import import_peft, is_peft_directory
 
-CONFIG_FILE = "adapter_config.json"
-TENSORS_FILE = "adapter_model.safetensors"
 FORMAT = 1
+
+_BASES_PREFIX = "bases/"  # no parameter of a layer has such a name: a layer's name ends at a dot
 
 _OWN_KEYS = {"format", "library_version", "method", "targets", "trainable", "split_in_proj", "bases", "tensors_sha256"}
 
@@ -64,6 +72,7 @@ class SavedAdapter:
         trainable: Names of the model's own parameters that are stored as well.
         split_in_proj: As given to `inject_adapter`.
         checksums: Rank -> SHA-256 of the integers of the seeded bases.
+        units: Rank -> matrix -> factor on the stored entries of imported bases.
         tensors_sha256: SHA-256 of the tensors' file.
     """
 
@@ -72,6 +81,7 @@ class SavedAdapter:
     trainable: tuple[str, ...]
     split_in_proj: bool
     checksums: dict[int, str]
+    units: dict[int, dict[str, float]]
     tensors_sha256: str
 
 
@@ -94,6 +104,12 @@ def save_adapter(model: nn.Module, directory: str | os.PathLike[str]) -> None:
         **dict(_adapter_parameters(model, state.shapes)),
         **{name: _own_parameter(model, name) for name in state.trainable},
     }
+    if is_imported(state.config):
+        tensors |= {
+            _basis_key(rank, name): matrix
+            for rank, bases in adapter_bases(model).items()
+            for name, matrix in bases.named_buffers()
+        }
     data = serialize_tensors({name: tensor.detach().cpu().contiguous() for name, tensor in tensors.items()})
     description = {
         "format": FORMAT,
@@ -102,15 +118,17 @@ def save_adapter(model: nn.Module, directory: str | os.PathLike[str]) -> None:
         "split_in_proj": state.split_in_proj,
         "targets": state.shapes,
         "trainable": state.trainable,
-        "bases": {rank: {"source": "seed", "sha256": bases.checksum} for rank, bases in adapter_bases(model).items()},
+        "bases": {rank: _describe_bases(bases) for rank, bases in adapter_bases(model).items()},
         "tensors_sha256": hashlib.sha256(data).hexdigest(),
     }
     text = json.dumps(description, indent=2) + "\n"
-    _write_together(Path(directory), {TENSORS_FILE: data, CONFIG_FILE: text.encode()})
+    write_together(Path(directory), {TENSORS_FILE: data, CONFIG_FILE: text.encode()})
 
 
 def load_adapter(model: nn.Module, directory: str | os.PathLike[str]) -> nn.Module:
     """Put a saved adapter on a plain model, in place; its outputs are then, to the bit, those of the saved model.
+
+    A directory that PEFT wrote goes to `randlora_core.import_peft`.
 
     Everything is checked before the model is touched. Adapter parameters get the saved dtype; the model's own
     parameters keep theirs.
@@ -131,14 +149,16 @@ def load_adapter(model: nn.Module, directory: str | os.PathLike[str]) -> nn.Modu
     directory = Path(directory)
     if not directory.is_dir():
         raise ValueError(f"{directory}: there is no such directory")
-    with _naming(directory / CONFIG_FILE):
+    if is_peft_directory(directory):
+        return import_peft(model, directory)
+    with naming(directory / CONFIG_FILE):
         saved = read_config(directory / CONFIG_FILE)
         plan = _plan(model, saved)
         _check_bases(plan, saved)
-    with _naming(directory / TENSORS_FILE):
+    with naming(directory / TENSORS_FILE):
         tensors = _read_tensors(directory / TENSORS_FILE, saved.tensors_sha256, _expected_shapes(model, plan))
     _copy_own_parameters(model, {name: tensors[name] for name in plan.state.trainable})
-    apply_injection(model, plan)
+    apply_injection(model, plan, _imported_bases(saved, tensors))
     for name, parameter in _adapter_parameters(model, plan.state.shapes):
         parameter.data = tensors[name].to(parameter.device)
     return model
@@ -150,7 +170,7 @@ def read_config(path: Path) -> SavedAdapter:
     Raises:
         ValueError: If it cannot be read, is not JSON, is another library's, or holds missing, unknown or bad values.
     """
-    content = _parse_json(path)
+    content = read_json(path)
     if "peft_type" in content:
         raise ValueError(f"this is an adapter of PEFT ({content['peft_type']}), in another format")
     missing = sorted(_OWN_KEYS - content.keys())
@@ -166,19 +186,10 @@ def read_config(path: Path) -> SavedAdapter:
         targets=_parse_targets(content),
         trainable=_parse_trainable(content),
         split_in_proj=content["split_in_proj"],
-        checksums=_parse_checksums(content),
+        checksums=_parse_bases(content, "seed", "sha256", str),
+        units=_parse_bases(content, "file", "units", dict),
         tensors_sha256=content["tensors_sha256"],
     )
-
-
-def _parse_json(path: Path) -> dict[str, Any]:
-    try:
-        content = json.loads(_read_bytes(path))
-    except (json.JSONDecodeError, UnicodeDecodeError, RecursionError) as error:
-        raise ValueError(f"it is not JSON ({error})") from None
-    if not isinstance(content, dict):
-        raise ValueError(f"it holds a JSON {type(content).__name__}, not an object")
-    return content
 
 
 def _check_type(content: Mapping[str, Any], key: str, expected: type) -> None:
@@ -203,14 +214,38 @@ def _parse_trainable(content: Mapping[str, Any]) -> tuple[str, ...]:
     return tuple(content["trainable"])
 
 
-def _parse_checksums(content: Mapping[str, Any]) -> dict[int, str]:
+def _parse_bases(content: Mapping[str, Any], source: str, key: str, expected: type) -> dict[int, Any]:
+    """Rank -> value of `key`, for the bases of one source."""
     _check_type(content, "bases", dict)
-    checksums = {}
+    values = {}
     for rank, entry in content["bases"].items():
-        if not (isinstance(entry, dict) and entry.get("source") == "seed" and rank.isdecimal()):
-            raise ValueError(f"bases: the entry of rank {rank!r} must have the source 'seed', not {entry!r}")
-        checksums[int(rank)] = entry.get("sha256")
-    return checksums
+        if not (isinstance(entry, dict) and entry.get("source") in ("seed", "file") and rank.isdecimal()):
+            raise ValueError(f"bases: the entry of rank {rank!r} must have the source 'seed' or 'file', not {entry!r}")
+        if entry["source"] == source:
+            if not isinstance(entry.get(key), expected):
+                raise ValueError(f"bases: the entry of rank {rank!r} must hold {key}, not {entry!r}")
+            values[int(rank)] = entry[key]
+    return values
+
+
+def _describe_bases(bases: SharedBases) -> dict[str, Any]:
+    if isinstance(bases, ImportedBases):
+        return {"source": "file", "units": bases.units}
+    return {"source": "seed", "sha256": bases.checksum}
+
+
+def _basis_key(rank: int, name: str) -> str:
+    return f"{_BASES_PREFIX}{rank}/{name}"
+
+
+def _imported_bases(saved: SavedAdapter, tensors: Mapping[str, Tensor]) -> dict[int, SharedBases] | None:
+    """The bases of the file; None if they come from a seed."""
+    if not is_imported(saved.config):
+        return None
+    return {
+        rank: ImportedBases({name: tensors[_basis_key(rank, name)] for name in units}, units)
+        for rank, units in saved.units.items()
+    }
 
 
 def _plan(model: nn.Module, saved: SavedAdapter) -> InjectionPlan:
@@ -228,51 +263,63 @@ def _plan(model: nn.Module, saved: SavedAdapter) -> InjectionPlan:
     return plan_injection(
         model,
         saved.config,
-        _exactly(saved.targets),
-        trainable=_exactly(saved.trainable) if saved.trainable else (),
+        exactly(saved.targets),
+        trainable=exactly(saved.trainable) if saved.trainable else (),
         split_in_proj=saved.split_in_proj,
     )
 
 
-def _exactly(names: Iterable[str]) -> str:
-    """A regular expression that matches these names and no others."""
-    return "|".join(re.escape(name) for name in names)
-
-
 def _check_bases(plan: InjectionPlan, saved: SavedAdapter) -> None:
-    bases = make_bases(plan.configs, plan.state.shapes, lambda name: torch.device("meta"))
-    checksums = {rank: shared.checksum for rank, shared in bases.items() if shared is not None}
-    if checksums.keys() != saved.checksums.keys():
-        raise ValueError(f"bases has the ranks {sorted(saved.checksums)}, the settings need {sorted(checksums)}")
-    for rank, checksum in checksums.items():
-        if checksum != saved.checksums[rank]:
+    needed = _bases_needed(plan)
+    found = saved.units if is_imported(saved.config) else saved.checksums
+    if needed.keys() != found.keys() or len(saved.units) + len(saved.checksums) != len(found):
+        ranks = sorted([*saved.units, *saved.checksums])
+        raise ValueError(f"bases has the ranks {ranks}, the settings need {sorted(needed)} from one source")
+    for rank, bases in needed.items():
+        if is_imported(saved.config):
+            _check_units(rank, saved.units[rank], bases)
+        elif bases.checksum != saved.checksums[rank]:
             raise ValueError(
                 f"the random bases of rank {rank} cannot be made again: seed {saved.config.seed} gives the SHA-256 "
-                f"{checksum}, the file says {saved.checksums[rank]}"
+                f"{bases.checksum}, the file says {saved.checksums[rank]}"
             )
+
+
+def _bases_needed(plan: InjectionPlan) -> dict[int, SharedBases]:
+    """Rank -> bases as the settings describe them, on the meta device."""
+    bases = make_bases(plan.configs, plan.state.shapes, lambda name: torch.device("meta"))
+    return {rank: shared for rank, shared in bases.items() if shared is not None}
+
+
+def _check_units(rank: int, units: Mapping[str, Any], bases: SharedBases) -> None:
+    if units.keys() != bases.shapes.keys() or not all(
+        is_number(unit) and math.isfinite(unit) for unit in units.values()
+    ):
+        raise ValueError(f"bases: rank {rank} needs a finite unit for each of {sorted(bases.shapes)}, not {units!r}")
 
 
 def _expected_shapes(model: nn.Module, plan: InjectionPlan) -> dict[str, tuple[int, ...]]:
     """Name -> shape of every tensor that the file must hold."""
     expected = {name: tuple(model.get_parameter(name).shape) for name in plan.state.trainable}
+    if is_imported(plan.state.config):
+        for rank, shared in _bases_needed(plan).items():
+            expected |= {_basis_key(rank, matrix): shape for matrix, shape in shared.shapes.items()}
     bases = make_bases(plan.configs, plan.state.shapes, lambda name: torch.device("meta"))
     for name, config in plan.configs.items():
         shape = plan.state.shapes[name]
         weight = torch.empty(shape, device="meta")
-        update = METHODS[config.method].update.create(config, shape, bases[config.rank], weight)
+        update = method_named(config.method).update.create(config, shape, bases[config.rank], weight)
         expected |= {f"{name}.{key}": tuple(parameter.shape) for key, parameter in update.named_parameters()}
     return expected
 
 
 def _read_tensors(path: Path, sha256: str, expected: Mapping[str, tuple[int, ...]]) -> dict[str, Tensor]:
-    data = _read_bytes(path)
-    try:
-        tensors = parse_tensors(data)
-    except SafetensorError as error:
-        raise ValueError(f"it is damaged or not a safetensors file ({error})") from None
+    data = read_bytes(path)
+    tensors = read_tensors(data)
     _check_names(tensors, expected)
     for name, tensor in tensors.items():
-        if tuple(tensor.shape) != expected[name] or not tensor.is_floating_point():
+        signs = tensor.dtype == torch.int8 and name.startswith(_BASES_PREFIX)
+        if tuple(tensor.shape) != expected[name] or not (tensor.is_floating_point() or signs):
             raise ValueError(
                 f"tensor {name!r} must be floating point of shape {expected[name]}, "
                 f"not {tensor.dtype} of shape {tuple(tensor.shape)}"
@@ -314,36 +361,3 @@ def _library_version() -> str:
         return metadata.version("randlora")
     except metadata.PackageNotFoundError:
         return "unknown"
-
-
-@contextmanager
-def _naming(path: Path) -> Iterator[None]:
-    """Errors about a file's contents become ValueErrors that start with the file's name."""
-    try:
-        yield
-    except (ValueError, TypeError) as error:
-        raise ValueError(f"{path}: {error}") from error
-
-
-def _read_bytes(path: Path) -> bytes:
-    try:
-        return path.read_bytes()
-    except OSError as error:
-        raise ValueError(f"it cannot be read ({error.strerror})") from None
-
-
-def _write_together(directory: Path, files: Mapping[str, bytes]) -> None:
-    """Write all files in full before the first one takes its place."""
-    directory.mkdir(parents=True, exist_ok=True)
-    places = {directory / f".{name}.{uuid.uuid4().hex}": directory / name for name in files}
-    try:
-        for temporary, place in places.items():
-            with open(temporary, "xb") as file:
-                file.write(files[place.name])
-                file.flush()
-                os.fsync(file.fileno())
-        for temporary, place in places.items():
-            os.replace(temporary, place)
-    finally:
-        for temporary in places:
-            temporary.unlink(missing_ok=True)

@@ -157,6 +157,11 @@ def matches_regex(name: str, expression: str) -> bool:
         raise ValueError(f"{expression!r} is not a regular expression: {error}") from None
 
 
+def exactly(names: Iterable[str]) -> str:
+    """A regular expression that matches these names and no others."""
+    return "|".join(re.escape(name) for name in names)
+
+
 def matches_pattern(name: str, pattern: str) -> bool:
     """Whether a key of `rank_pattern` or `alpha_pattern` applies to the layer `name`: as suffix or as expression."""
     return matches_suffix(name, pattern) or matches_regex(name, pattern)

@@ -14,7 +14,7 @@ from dataclasses import dataclass
 import torch
 from torch import nn
 
-from randlora_core.adapters import METHODS, attention
+from randlora_core.adapters import attention, method_named
 from randlora_core.adapters.bases import IMPORTED, SharedBases, is_imported
 from randlora_core.adapters.config import AdapterConfig, matches_pattern, matches_regex, matches_suffix, near
 from randlora_core.adapters.layer import DEFAULT_NAME, LAYER_KINDS, AdapterLayer, Shape, kind_of
@@ -158,7 +158,7 @@ def plan_injection(
 ) -> InjectionPlan:
     """All of `inject_adapter` that can be refused, without touching the model; arguments and errors are the same."""
     shapes = find_targets(model, targets, exclude=exclude, split_in_proj=split_in_proj)
-    config = METHODS[config.method].update.resolve(config, tuple(shapes.values()))
+    config = method_named(config.method).update.resolve(config, tuple(shapes.values()))
     configs = layer_configs(config, shapes)
     trained = _match_parameters(model, trainable, shapes, split_in_proj)
     unfrozen = tuple(name for name, parameter in model.named_parameters() if parameter.requires_grad)
@@ -463,7 +463,7 @@ def layer_configs(config: AdapterConfig, shapes: dict[str, Shape]) -> dict[str, 
     Raises:
         ValueError: If a pattern of the config matches no target, or a layer does not allow its rank.
     """
-    update_class = METHODS[config.method].update
+    update_class = method_named(config.method).update
     for field, patterns in config.patterns().items():
         for pattern in patterns:
             if not any(matches_pattern(name, pattern) for name in shapes):
@@ -527,7 +527,7 @@ def make_bases(
     for name, config in configs.items():
         names_by_rank.setdefault(config.rank, []).append(name)
     return {
-        rank: METHODS[configs[names[0]].method].update.make_bases(
+        rank: method_named(configs[names[0]].method).update.make_bases(
             configs[names[0]], [shapes[name] for name in names], device_of(names[0])
         )
         for rank, names in names_by_rank.items()
@@ -540,7 +540,7 @@ def _adapt(model: nn.Module, name: str, config: AdapterConfig, bases: SharedBase
     layer = AdapterLayer(base)
     shape = (layer.out_features, layer.in_features)
     with torch.no_grad():
-        update = METHODS[config.method].update.create(config, shape, bases, layer.dense_weight())
+        update = method_named(config.method).update.create(config, shape, bases, layer.dense_weight())
     layer.updates[DEFAULT_NAME] = update
     layer.train(base.training)
     _replace(model, name, layer)

@@ -1,0 +1,83 @@
+"""Reading and writing adapter directories: JSON, safetensors, and errors that name the file."""
+
+from __future__ import annotations
+
+import json
+import os
+import uuid
+from collections.abc import Iterator, Mapping
+from contextlib import contextmanager
+from pathlib import Path
+from typing import Any
+
+from safetensors import SafetensorError
+from safetensors.torch import load as parse_tensors
+from torch import Tensor
+
+CONFIG_FILE = "adapter_config.json"
+TENSORS_FILE = "adapter_model.safetensors"
+
+
+@contextmanager
+def naming(path: Path) -> Iterator[None]:
+    """Errors about a file's contents become ValueErrors that start with the file's name."""
+    try:
+        yield
+    except (ValueError, TypeError) as error:
+        raise ValueError(f"{path}: {error}") from error
+
+
+def read_bytes(path: Path) -> bytes:
+    """The file's contents.
+
+    Raises:
+        ValueError: If it cannot be read.
+    """
+    try:
+        return path.read_bytes()
+    except OSError as error:
+        raise ValueError(f"it cannot be read ({error.strerror})") from None
+
+
+def read_json(path: Path) -> dict[str, Any]:
+    """The JSON object in a file.
+
+    Raises:
+        ValueError: If it cannot be read or is something else.
+    """
+    try:
+        content = json.loads(read_bytes(path))
+    except (json.JSONDecodeError, UnicodeDecodeError, RecursionError) as error:
+        raise ValueError(f"it is not JSON ({error})") from None
+    if not isinstance(content, dict):
+        raise ValueError(f"it holds a JSON {type(content).__name__}, not an object")
+    return content
+
+
+def read_tensors(data: bytes) -> dict[str, Tensor]:
+    """The tensors of a safetensors file's contents.
+
+    Raises:
+        ValueError: If it is something else.
+    """
+    try:
+        return parse_tensors(data)
+    except SafetensorError as error:
+        raise ValueError(f"it is damaged or not a safetensors file ({error})") from None
+
+
+def write_together(directory: Path, files: Mapping[str, bytes]) -> None:
+    """Write all files in full before the first one takes its place."""
+    directory.mkdir(parents=True, exist_ok=True)
+    places = {directory / f".{name}.{uuid.uuid4().hex}": directory / name for name in files}
+    try:
+        for temporary, place in places.items():
+            with open(temporary, "xb") as file:
+                file.write(files[place.name])
+                file.flush()
+                os.fsync(file.fileno())
+        for temporary, place in places.items():
+            os.replace(temporary, place)
+    finally:
+        for temporary in places:
+            temporary.unlink(missing_ok=True)

@@ -1,0 +1,306 @@
+"""Adapters to Hugging Face PEFT: RandLoRA, LoRA, rsLoRA, DoRA and VeRA, or any update as a LoRA.
+
+PEFT's RandLoRA has alpha / r as its only scale and bases of variance 1, all of one rank. So an export folds a layer's
+own factor (1 / sqrt(n), an alpha of its own) into lambda, multiplies the stored signs or bfloat16 values out in
+float32, pads the bases with zeros to PEFT's sizes and writes them once. Names and sizes are in
+`randlora_core.adapters.peft_format`. No PEFT is needed.
+"""
+
+from __future__ import annotations
+
+import json
+import math
+import os
+from collections import Counter
+from collections.abc import Mapping
+from pathlib import Path
+from typing import Any
+
+from safetensors.torch import save as serialize_tensors
+from torch import Tensor, nn
+
+from randlora_core.adapters.bases import SharedBases
+from randlora_core.adapters.config import AdapterConfig, positive_integer
+from randlora_core.adapters.delta import delta_of, truncated
+from randlora_core.adapters.files import CONFIG_FILE, TENSORS_FILE, write_together
+from randlora_core.adapters.inject import AdapterState, adapter_layers, adapter_state
+from randlora_core.adapters.layer import CONV1D, AdapterLayer, Shape, Update
+from randlora_core.adapters.peft_format import (
+    DIALECTS,
+    MODEL_PREFIX,
+    SHARED_PREFIX,
+    exact_patterns,
+    is_inside,
+    module_names,
+    saved_modules,
+    shared_names,
+    target_modules,
+)
+
+_WAYS_OUT = "export it with as_lora=<rank> or as_lora='energy:0.99', or merge the adapter and save the model"
+
+
+def export_peft(
+    model: nn.Module, directory: str | os.PathLike[str], as_lora: int | str | None = None
+) -> dict[str, float]:
+    """Write a model's adapter as PEFT does, so that `PeftModel.from_pretrained` opens it.
+
+    Outputs and numbers of trainable parameters are those of `model`, up to float32 rounding. Modules that train beside
+    the adapter go into `modules_to_save`. When it opens a RandLoRA, PEFT 0.21.2 warns that a copy of the bases per
+    module is missing; it uses the one that is there.
+
+    Args:
+        model: A model with an adapter, merged or not.
+        directory: Created where it does not exist.
+        as_lora: Write the best LoRA of each layer's update instead, for engines that know no other method, or for
+            methods that PEFT does not have: a rank, at most which every layer gets, or "energy:x" with x in (0, 1] for
+            the smallest rank per layer that keeps x of the squared Frobenius norm.
+
+    Returns:
+        Layer's name -> part of its update's Frobenius norm that was written; 1 without `as_lora`.
+
+    Raises:
+        ValueError: If the model has no adapter, PEFT cannot express it (the message says what to do), or `as_lora` is
+            none of the above. Nothing is written then.
+        OSError: If the files cannot be written.
+    """
+    state = adapter_state(model)
+    _check_structure(model, state)
+    if as_lora is None:
+        settings, tensors = _written_as_is(adapter_layers(model), state)
+        kept = dict.fromkeys(state.shapes, 1.0)
+    else:
+        settings, tensors, kept = _written_as_lora(delta_of(model), as_lora)
+    modules = _modules_to_save(model, state)
+    for module in modules:
+        values = model.get_submodule(module).state_dict()
+        tensors |= {f"{MODEL_PREFIX}{module}.{key}": value for key, value in values.items()}
+    plain_names = [name for name, _ in model.named_modules() if name]
+    description = {
+        "task_type": None,
+        "auto_mapping": None,
+        "base_model_name_or_path": getattr(getattr(model, "config", None), "_name_or_path", None) or None,
+        "revision": None,
+        "inference_mode": True,
+        **settings,
+        "target_modules": target_modules(tuple(state.shapes), plain_names),
+        "modules_to_save": modules or None,
+        "fan_in_fan_out": all(layer.kind is CONV1D for layer in adapter_layers(model).values()),
+        "bias": "none",
+    }
+    data = serialize_tensors({key: tensor.detach().cpu().contiguous() for key, tensor in tensors.items()})
+    text = json.dumps(description, indent=2) + "\n"
+    write_together(Path(directory), {TENSORS_FILE: data, CONFIG_FILE: text.encode()})
+    return kept
+
+
+def _check_structure(model: nn.Module, state: AdapterState) -> None:
+    """Refuse layers that PEFT cannot adapt as this library does."""
+    names = module_names(model)
+    for name in state.shapes:
+        if isinstance(model.get_submodule(name.rpartition(".")[0]), nn.MultiheadAttention):
+            raise ValueError(
+                f"layer {name!r} is a projection inside nn.MultiheadAttention, where PEFT cannot put this adapter; "
+                "merge the adapter and save the model"
+            )
+        if len(uses := names[name]) > 1:
+            raise ValueError(
+                f"the model uses layer {name!r} as {', '.join(uses[1:])} too, where PEFT would not adapt it; "
+                "merge the adapter and save the model"
+            )
+
+
+def _written_as_is(layers: Mapping[str, AdapterLayer], state: AdapterState) -> tuple[dict[str, Any], dict[str, Tensor]]:
+    """PEFT's settings and tensors for the adapter."""
+    config = state.config
+    if config.method not in DIALECTS:
+        raise ValueError(f"PEFT has no method {config.method!r}; {_WAYS_OUT}")
+    dialect = DIALECTS[config.method]
+    updates = {name: layer.update for name, layer in layers.items()}
+    write = {"lora": _lora_settings, "dora": _lora_settings, "randlora": _randlora_settings, "vera": _vera_settings}
+    settings = write[config.method](config, updates)
+    tensors = {
+        f"{MODEL_PREFIX}{name}.{dialect.parameters[key]}": parameter.detach().float()
+        for name, update in updates.items()
+        for key, parameter in update.named_parameters()
+    }
+    if config.method == "randlora":
+        _fold_scales(tensors, updates, settings["randlora_alpha"] / config.rank)
+    if dialect.matrices:
+        sizes = _peft_sizes(config.method, config.rank, tuple(state.shapes.values()))
+        bases = next(iter(updates.values())).bases
+        tensors |= {
+            SHARED_PREFIX + dialect.matrices[name]: _padded(_multiplied_out(bases, name), sizes[name]) for name in sizes
+        }
+    return {"peft_type": dialect.peft_type, **settings}, tensors
+
+
+def _lora_settings(config: AdapterConfig, updates: Mapping[str, Update]) -> dict[str, Any]:
+    """Fields of a LoraConfig."""
+    ranks = {name: update.config.rank for name, update in updates.items()}
+    alphas = {name: _integral(update.config.alpha) for name, update in updates.items()}
+    default = _integral(_default_alpha(config))
+    return {
+        "r": config.rank,
+        "lora_alpha": default,
+        "lora_dropout": config.dropout,
+        "use_rslora": getattr(config, "rank_stabilized", False),
+        "use_dora": config.method == "dora",
+        "rank_pattern": exact_patterns(ranks, config.rank),
+        "alpha_pattern": exact_patterns(alphas, default),
+        "init_lora_weights": True,
+    }
+
+
+def _randlora_settings(config: AdapterConfig, updates: Mapping[str, Update]) -> dict[str, Any]:
+    """Fields of a RandLoraConfig, or a refusal of what it does not have."""
+    for field, what in (
+        ("magnitude", "a trained magnitude on RandLoRA"),
+        ("distinct_a", "RandLoRA-a (distinct_a=True)"),
+        ("num_bases", f"RandLoRA with fewer bases than full rank needs (num_bases={config.num_bases})"),
+    ):
+        if getattr(config, field):
+            raise ValueError(f"PEFT cannot express {what}; {_WAYS_OUT}")
+    _check_one_rank(config, updates)
+    return {
+        "r": config.rank,
+        "randlora_alpha": _integral(_default_alpha(config)),
+        "randlora_dropout": config.dropout,
+        "projection_prng_key": 0,
+        "save_projection": True,
+        "sparse": False,
+        "very_sparse": False,
+        "init_weights": True,
+    }
+
+
+def _vera_settings(config: AdapterConfig, updates: Mapping[str, Update]) -> dict[str, Any]:
+    """Fields of a VeraConfig."""
+    _check_one_rank(config, updates)
+    return {
+        "r": config.rank,
+        "vera_dropout": config.dropout,
+        "d_initial": config.d_initial,
+        "projection_prng_key": 0,
+        "save_projection": True,
+        "init_weights": True,
+    }
+
+
+def _check_one_rank(config: AdapterConfig, updates: Mapping[str, Update]) -> None:
+    ranks = sorted({update.config.rank for update in updates.values()})
+    if ranks != [config.rank]:
+        raise ValueError(f"PEFT's {config.method} has the rank {config.rank} everywhere, got {ranks}; {_WAYS_OUT}")
+
+
+def _fold_scales(tensors: dict[str, Tensor], updates: Mapping[str, Update], peft_scale: float) -> None:
+    """Multiply every lambda by the layer's scale over the one that PEFT will use."""
+    for name, update in updates.items():
+        units = update.bases.units["A"] * update.bases.units["B"]
+        key = f"{MODEL_PREFIX}{name}.randlora_lambda"
+        tensors[key] = (update.randlora_lambda.detach().double() * (update.scale / units / peft_scale)).float()
+
+
+def _peft_sizes(method: str, rank: int, shapes: tuple[Shape, ...]) -> dict[str, tuple[int, ...]]:
+    """The sizes that PEFT gives the shared matrices of a method on layers of `shapes`."""
+    out_max, in_max = (max(sizes) for sizes in zip(*shapes, strict=True))
+    if method == "vera":
+        return {"A": (rank, in_max), "B": (out_max, rank)}
+    larger, smaller = max(out_max, in_max), min(out_max, in_max)
+    return {"A": (rank, 1, smaller), "B": (larger, -(-smaller // rank), rank)}
+
+
+def _multiplied_out(bases: SharedBases, name: str) -> Tensor:
+    """A shared matrix with its unit, float32."""
+    return (getattr(bases, name).double() * bases.units[name]).float()
+
+
+def _padded(matrix: Tensor, shape: tuple[int, ...]) -> Tensor:
+    """`matrix`, with an axis of size 1 added in the middle where `shape` has one more, in the corner of zeros."""
+    matrix = matrix[:, None] if matrix.dim() < len(shape) else matrix
+    result = matrix.new_zeros(shape)
+    result[tuple(slice(size) for size in matrix.shape)] = matrix
+    return result
+
+
+def _written_as_lora(
+    deltas: Mapping[str, Tensor], as_lora: int | str
+) -> tuple[dict[str, Any], dict[str, Tensor], dict[str, float]]:
+    """A LoraConfig's fields and tensors for the truncated updates, and what each of them keeps."""
+    wanted = _parse_as_lora(as_lora)
+    parts = {name: truncated(delta, **wanted) for name, delta in deltas.items()}
+    ranks = {name: len(part.a) for name, part in parts.items()}
+    rank = Counter(ranks.values()).most_common(1)[0][0]
+    tensors = {}
+    for name, part in parts.items():
+        # One alpha for all layers, which every engine knows: a layer of another rank has the ratio in its B.
+        tensors[f"{MODEL_PREFIX}{name}.lora_A.weight"] = part.a.float()
+        tensors[f"{MODEL_PREFIX}{name}.lora_B.weight"] = (part.b * (ranks[name] / rank)).float()
+    settings = {
+        "peft_type": "LORA",
+        "r": rank,
+        "lora_alpha": rank,
+        "lora_dropout": 0.0,
+        "use_rslora": False,
+        "use_dora": False,
+        "rank_pattern": exact_patterns(ranks, rank),
+        "alpha_pattern": {},
+        "init_lora_weights": True,
+    }
+    return settings, tensors, {name: part.kept for name, part in parts.items()}
+
+
+def _parse_as_lora(as_lora: int | str) -> dict[str, Any]:
+    """Arguments of `truncated`."""
+    if not isinstance(as_lora, str):
+        return {"rank": positive_integer("as_lora", as_lora)}
+    kind, _, number = as_lora.partition(":")
+    try:
+        energy = float(number)
+    except ValueError:
+        energy = math.nan
+    if kind != "energy" or not 0.0 < energy <= 1.0:
+        raise ValueError(f"as_lora must be a rank or 'energy:x' with x in (0, 1], got {as_lora!r}")
+    return {"energy": energy}
+
+
+def _modules_to_save(model: nn.Module, state: AdapterState) -> list[str]:
+    """The modules that hold what trains beside the adapter, as PEFT can name them.
+
+    Raises:
+        ValueError: If a part of a module trains, parameters are shared, or the names would make PEFT take more.
+    """
+    trained = set(state.trainable)
+    owners = {name.rpartition(".")[0] for name in trained}
+    modules = sorted(owner for owner in owners if not any(owner.startswith(f"{other}.") for other in owners))
+    for module in modules:
+        _check_whole(model, module, trained)
+    extra = sorted(set(saved_modules(modules, model)) - set(modules)) if modules else []
+    excluded = [name for name in state.shapes if is_inside(modules, name)]
+    if extra or excluded:
+        raise ValueError(
+            f"PEFT knows modules to save by the ends of their names, and {modules} would include "
+            f"{', '.join([*extra, *excluded][:3])}; merge the adapter and save the model"
+        )
+    return modules
+
+
+def _check_whole(model: nn.Module, module: str, trained: set[str]) -> None:
+    parts = {f"{module}.{key}" for key, _ in model.get_submodule(module).named_parameters()} if module else set()
+    if not parts or not parts <= trained:
+        some = ", ".join(sorted(name for name in trained if name.startswith(module))[:3])
+        raise ValueError(
+            f"PEFT trains whole modules beside an adapter, and {module or 'the model'!r} trains in part ({some}); "
+            "merge the adapter and save the model"
+        )
+    if shared := shared_names(model, parts):
+        raise ValueError(f"{shared[0]!r} trains and is shared with other modules, where PEFT would train a copy of it")
+
+
+def _default_alpha(config: AdapterConfig) -> float:
+    return config.default_alpha_per_rank * config.rank if config.alpha is None else config.alpha
+
+
+def _integral(number: float) -> float | int:
+    """As an integer where it is one, since that is how PEFT annotates alpha."""
+    return int(number) if float(number).is_integer() else number
