@@ -13,10 +13,12 @@ from randlora_core.adapters.inject import (
     disable_adapter,
     inject_adapter,
     merge_adapter,
+    merge_error,
     unload_adapter,
     unmerge_adapter,
 )
 from randlora_core.adapters.lora import LoRAConfig, lora_plus_groups
+from randlora_core.adapters.named import adapter_names, add_adapter, delete_adapter, set_adapter, use_adapters
 from randlora_core.adapters.nola import NoLAConfig
 from randlora_core.adapters.peft_export import export_peft
 from randlora_core.adapters.peft_import import import_peft
@@ -30,8 +32,11 @@ __all__ = [
     "NoLAConfig",
     "RandLoRAConfig",
     "VeRAConfig",
+    "adapter_names",
     "adapter_parameters",
+    "add_adapter",
     "count_parameters",
+    "delete_adapter",
     "delta_of",
     "disable_adapter",
     "export_peft",
@@ -42,7 +47,10 @@ __all__ = [
     "lora_plus_groups",
     "make_config",
     "merge_adapter",
+    "merge_error",
     "save_adapter",
+    "set_adapter",
     "unload_adapter",
     "unmerge_adapter",
+    "use_adapters",
 ]

@@ -15,7 +15,8 @@ Distributions (Table 3 of the paper, https://arxiv.org/abs/2502.00987), all of v
     sparse       ternary with s = 6;  very_sparse: ternary with s = sqrt(d), d the largest smaller side of the targets
 
 Matrices are stored in bfloat16, signs in int8: at most 2 bytes an element. A factor common to a matrix is kept beside
-it (`SharedBases.units`), so that signs stay exact.
+it (`SharedBases.units`), so that signs stay exact. `PackedBases` keeps signs in 2 bits each, and `RecomputedBases`
+nothing at all: both give the same bits, made anew for each use.
 
 Matrices that another library drew cannot be made again from a seed. `ImportedBases` keeps them as they are, in the
 narrowest type that holds them exactly.
@@ -27,7 +28,8 @@ import functools
 import hashlib
 import math
 from collections.abc import Callable, Iterator, Mapping
-from dataclasses import dataclass
+from contextlib import contextmanager
+from dataclasses import dataclass, field
 from pathlib import Path
 
 import numpy as np
@@ -50,6 +52,7 @@ MIN_SPARSITY = 2.0
 _GOLDEN = 0x9E3779B97F4A7C15
 _CELLS = 2**BITS
 _BLOCK_ELEMENTS = 2**17  # 1 MiB of 64-bit words: the mixing stays in a core's cache
+_DEVICE_BLOCK_ELEMENTS = 2**24
 _NORMAL_TABLE = Path(__file__).with_name("normal_quantiles.safetensors")
 
 
@@ -88,17 +91,54 @@ def _mix(words: np.ndarray) -> np.ndarray:
     return words
 
 
+def integers_on(
+    device: torch.device | str, seed: int, name: str, shape: tuple[int, ...], rows: slice = slice(None)
+) -> Tensor:
+    """The same integers as `integers`, int64, computed on `device` with torch's two's-complement arithmetic."""
+    stream = int.from_bytes(name.encode("ascii").ljust(8, b"\0"), "little")
+    keys = _mix(_mix(np.array([seed], dtype=np.uint64)) + np.uint64(stream)).astype(np.int64)
+    keys = torch.tensor(int(keys[0]), device=device)
+    for axis, size in enumerate(shape):
+        index = torch.arange(size, device=device)[rows if axis == 0 else slice(None)]
+        keys = _mix_on_device(keys[..., None] + (index + 1) * _signed(_GOLDEN))
+    return _shifted(keys, 64 - BITS)
+
+
+def _mix_on_device(words: Tensor) -> Tensor:
+    """`_mix` on an int64 tensor, in place."""
+    words ^= _shifted(words, 30)
+    words *= _signed(0xBF58476D1CE4E5B9)
+    words ^= _shifted(words, 27)
+    words *= _signed(0x94D049BB133111EB)
+    words ^= _shifted(words, 31)
+    return words
+
+
+def _shifted(words: Tensor, places: int) -> Tensor:
+    """Shift right and fill with zeros, where torch's shift of a negative number fills with ones."""
+    return (words >> places) & (2 ** (64 - places) - 1)
+
+
+def _signed(word: int) -> int:
+    """The int64 with the bits of a 64-bit word."""
+    return word - 2**64 if word >= 2**63 else word
+
+
 @dataclass(frozen=True)
 class Distribution:
-    """How integers become entries.
+    """How integers become entries. Two distributions are equal if their entries are.
 
     Args:
+        name: Name, with the sparsity where there is one.
         values: Maps uint32 integers to the stored entries, float32 or int8.
+        tensor_values: The same on an int64 tensor, to the bit.
         dtype: Storage type.
         unit: Factor that makes the variance 1.
     """
 
-    values: Callable[[np.ndarray], np.ndarray]
+    name: str
+    values: Callable[[np.ndarray], np.ndarray] = field(compare=False)
+    tensor_values: Callable[[Tensor], Tensor] = field(compare=False)
     dtype: torch.dtype
     unit: float = 1.0
 
@@ -111,12 +151,13 @@ def distribution(basis: str, sparsity: float | None = None) -> Distribution:
         sparsity: s of a ternary distribution, at least 2.
     """
     if basis == "uniform":
-        return Distribution(_uniform_values, torch.bfloat16)
+        return Distribution(basis, _uniform_values, _uniform_tensor, torch.bfloat16)
     if basis == "normal":
-        return Distribution(_normal_values, torch.bfloat16)
+        return Distribution(basis, _normal_values, _normal_tensor, torch.bfloat16)
     s = {"binary": MIN_SPARSITY, "sparse": SPARSE_S}.get(basis, sparsity)
     assert s is not None, basis
-    return Distribution(functools.partial(_ternary_values, s=s), torch.int8, unit=math.sqrt(s / 2.0))
+    values = (functools.partial(function, s=s) for function in (_ternary_values, _ternary_tensor))
+    return Distribution(f"ternary, s={s!r}", *values, torch.int8, unit=math.sqrt(s / 2.0))
 
 
 def _uniform_values(k: np.ndarray) -> np.ndarray:
@@ -125,14 +166,44 @@ def _uniform_values(k: np.ndarray) -> np.ndarray:
     return odd.astype(np.float32) * np.float32(math.sqrt(3.0) / _CELLS)
 
 
+def _uniform_tensor(k: Tensor) -> Tensor:
+    return (2 * k + 1 - _CELLS).to(torch.float32) * float(np.float32(math.sqrt(3.0) / _CELLS))
+
+
 def _normal_values(k: np.ndarray) -> np.ndarray:
     table = normal_quantiles()
     return table[k >> np.uint32(BITS - int(math.log2(len(table))))]
 
 
+def _normal_tensor(k: Tensor) -> Tensor:
+    table = torch.from_numpy(normal_quantiles())
+    return table.to(k.device)[k >> (BITS - int(math.log2(len(table))))]
+
+
 def _ternary_values(k: np.ndarray, s: float) -> np.ndarray:
     threshold = round(_CELLS / s)
     return (k >= _CELLS - threshold).astype(np.int8) - (k < threshold).astype(np.int8)
+
+
+def _ternary_tensor(k: Tensor, s: float) -> Tensor:
+    threshold = round(_CELLS / s)
+    return (k >= _CELLS - threshold).to(torch.int8) - (k < threshold).to(torch.int8)
+
+
+def entries_on(
+    device: torch.device | str, seed: int, name: str, shape: tuple[int, ...], entries: Distribution
+) -> Tensor:
+    """A matrix of the seed on `device`, in its storage type; in blocks, so that its integers never exist at once."""
+    device = torch.device(device)
+    matrix = torch.empty(shape, dtype=entries.dtype, device=device)
+    if device.type == "meta":
+        return matrix
+    for rows in _blocks(shape, _BLOCK_ELEMENTS if device.type == "cpu" else _DEVICE_BLOCK_ELEMENTS):
+        if device.type == "cpu":  # numpy is about twice as fast there
+            matrix[rows] = torch.from_numpy(entries.values(integers(seed, name, shape, rows)))
+        else:
+            matrix[rows] = entries.tensor_values(integers_on(device, seed, name, shape, rows)).to(entries.dtype)
+    return matrix
 
 
 @functools.cache
@@ -178,15 +249,54 @@ class SharedBases(nn.Module):
         self.units = {name: matrix.unit * entries.unit for name, matrix in matrices.items()}
         self._entries = entries
         self._checksum: str | None = None
-        for name, matrix in matrices.items():
-            self.register_buffer(name, torch.empty(matrix.shape, dtype=entries.dtype, device="meta"), persistent=False)
+        self._shapes = {name: tuple(matrix.shape) for name, matrix in matrices.items()}
+        self._register()
         if torch.device(device).type != "meta":
             self.generate(device)
+
+    def _register(self) -> None:
+        """Register what is kept, as buffers on the meta device."""
+        for name, shape in self.shapes.items():
+            self.register_buffer(name, torch.empty(shape, dtype=self._entries.dtype, device="meta"), persistent=False)
 
     @property
     def shapes(self) -> dict[str, tuple[int, ...]]:
         """Matrix name -> shape."""
-        return {name: tuple(matrix.shape) for name, matrix in self.named_buffers()}
+        return self._shapes
+
+    @property
+    def device(self) -> torch.device:
+        """Where the matrices are."""
+        return next(self.buffers()).device
+
+    def matrix(self, name: str, shape: tuple[int, ...]) -> Tensor:
+        """The leading part of a matrix in its storage type; a view where matrices are stored as they are.
+
+        Args:
+            name: Name of the matrix.
+            shape: At most the matrix's size along every axis.
+        """
+        return getattr(self, name)[tuple(slice(size) for size in shape)]
+
+    @contextmanager
+    def remaking(self, a: Tensor, b: Tensor) -> Iterator[tuple[Tensor, Tensor]]:
+        """Within the context, autograd keeps no copy of the parts `a` of "A" and `b` of "B" that `matrix` gave.
+
+        They are made again in the backward pass. Where matrices are stored as they are, there is nothing to do.
+        """
+        yield a, b
+
+    def covers(self, needed: SharedBases) -> bool:
+        """Whether every entry that `needed` would have is here, with the same factor and kept in the same way."""
+        return (
+            type(self) is type(needed)
+            and (self.seed, self._entries, self.units) == (needed.seed, needed._entries, needed.units)
+            and all(
+                have >= need
+                for name, shape in needed.shapes.items()
+                for have, need in zip(self.shapes[name], shape, strict=True)
+            )
+        )
 
     @property
     def checksum(self) -> str:
@@ -203,10 +313,7 @@ class SharedBases(nn.Module):
     def generate(self, device: torch.device | str) -> None:
         """Make the matrices on `device`."""
         for name, shape in self.shapes.items():
-            matrix = torch.empty(shape, dtype=self._entries.dtype)
-            for rows in _blocks(shape):
-                matrix[rows] = torch.from_numpy(self._entries.values(integers(self.seed, name, shape, rows)))
-            setattr(self, name, matrix.to(device))
+            setattr(self, name, entries_on("cpu", self.seed, name, shape, self._entries).to(device))
 
     def _apply(self, fn: Callable[[Tensor], Tensor], recurse: bool = True) -> SharedBases:
         # Follow the model to a device, but not to a dtype: the stored type is the narrowest that is exact.
@@ -218,6 +325,86 @@ class SharedBases(nn.Module):
     def extra_repr(self) -> str:
         """Seed and shapes."""
         return f"seed={self.seed}, shapes={self.shapes}, dtype={self._entries.dtype}"
+
+
+class _RemadeBases(SharedBases):
+    """Bases whose `matrix` makes a new tensor."""
+
+    @contextmanager
+    def remaking(self, a: Tensor, b: Tensor) -> Iterator[tuple[Tensor, Tensor]]:
+        """As in `SharedBases`."""
+        parts = {part.data_ptr(): (name, part.shape, part.dtype) for name, part in (("A", a), ("B", b))}
+
+        def keep(tensor: Tensor) -> Tensor | tuple[str, torch.Size]:
+            name, shape, dtype = parts.get(tensor.data_ptr(), (None, None, None))
+            return (name, shape) if (shape, dtype) == (tensor.shape, tensor.dtype) else tensor
+
+        def give(kept: Tensor | tuple[str, torch.Size]) -> Tensor:
+            return self.matrix(*kept) if isinstance(kept, tuple) else kept
+
+        with torch.autograd.graph.saved_tensors_hooks(keep, give):
+            yield a, b
+
+
+class PackedBases(_RemadeBases):
+    """Signs in 2 bits each, four to a byte along the rows of the first axis; unpacked for each use.
+
+    Otherwise as `SharedBases`; the distribution must be one of signs. The buffer of matrix `A` is called `A_packed`.
+    """
+
+    def _register(self) -> None:
+        assert self._entries.dtype == torch.int8, self._entries
+        for name, (rows, *rest) in self.shapes.items():
+            packed = torch.empty(rows, -(-math.prod(rest) // 4), dtype=torch.uint8, device="meta")
+            self.register_buffer(f"{name}_packed", packed, persistent=False)
+
+    def generate(self, device: torch.device | str) -> None:
+        """As in `SharedBases`."""
+        for name, shape in self.shapes.items():
+            signs = entries_on("cpu", self.seed, name, shape, self._entries)
+            setattr(self, f"{name}_packed", pack_signs(signs).to(device))
+
+    def matrix(self, name: str, shape: tuple[int, ...]) -> Tensor:
+        """As in `SharedBases`, a new tensor."""
+        rows, *rest = shape
+        full = self.shapes[name][1:]
+        if tuple(rest[1:]) == full[1:]:  # what is wanted of a row is its beginning
+            full = tuple(rest)
+        signs = unpack_signs(getattr(self, f"{name}_packed")[:rows], math.prod(full)).view(rows, *full)
+        return signs[:, *(slice(size) for size in rest)]
+
+
+def pack_signs(signs: Tensor) -> Tensor:
+    """Int8 signs (rows, ...) -> uint8 (rows, ceil(entries of a row / 4)), the first entry in the lowest bits.
+
+    An entry is stored as its value plus 1; a row is filled up with zeros.
+    """
+    codes = (signs.flatten(1) + 1).to(torch.uint8)
+    codes = torch.nn.functional.pad(codes, (0, -codes.shape[1] % 4)).unflatten(1, (-1, 4))
+    return codes[..., 0] | codes[..., 1] << 2 | codes[..., 2] << 4 | codes[..., 3] << 6
+
+
+def unpack_signs(packed: Tensor, size: int) -> Tensor:
+    """The first `size` entries of every row that `pack_signs` packed: int8 (rows, size)."""
+    packed = packed[:, : -(-size // 4)]
+    codes = torch.stack([(packed >> places) & 3 for places in (0, 2, 4, 6)], dim=2)
+    return codes.flatten(1)[:, :size].to(torch.int8) - 1
+
+
+class RecomputedBases(_RemadeBases):
+    """Nothing stored: the generator runs for each use. Otherwise as `SharedBases`."""
+
+    def _register(self) -> None:
+        # An empty buffer follows the model to its device.
+        self.register_buffer("place", torch.empty(0, dtype=torch.int8, device="meta"), persistent=False)
+
+    def generate(self, device: torch.device | str) -> None:
+        """Choose the device."""
+        self.place = torch.empty(0, dtype=torch.int8, device=device)
+
+    def matrix(self, name: str, shape: tuple[int, ...]) -> Tensor:
+        """As in `SharedBases`, a new tensor."""
+        return entries_on(self.device, self.seed, name, tuple(shape), self._entries)
 
 
 class ImportedBases(SharedBases):
@@ -235,8 +422,13 @@ class ImportedBases(SharedBases):
         nn.Module.__init__(self)
         self.seed = None
         self.units = dict(units)
+        self._shapes = {name: tuple(matrix.shape) for name, matrix in matrices.items()}
         for name, matrix in matrices.items():
             self.register_buffer(name, matrix.to(device), persistent=False)
+
+    def covers(self, needed: SharedBases) -> bool:
+        """False: there is no telling which entries a seed would have given."""
+        return False
 
     @property
     def checksum(self) -> str:
@@ -297,7 +489,7 @@ def check_unseeded(config: AdapterConfig) -> None:
         raise ValueError(f"seed={config.seed!r} has no effect with basis={IMPORTED!r}")
 
 
-def _blocks(shape: tuple[int, ...]) -> Iterator[slice]:
-    """Slices of the first axis that hold about `_BLOCK_ELEMENTS` entries each."""
-    rows = max(1, _BLOCK_ELEMENTS // max(1, math.prod(shape[1:])))
+def _blocks(shape: tuple[int, ...], elements: int = _BLOCK_ELEMENTS) -> Iterator[slice]:
+    """Slices of the first axis that hold about `elements` entries each."""
+    rows = max(1, elements // max(1, math.prod(shape[1:])))
     return (slice(start, start + rows) for start in range(0, shape[0], rows))

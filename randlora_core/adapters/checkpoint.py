@@ -43,16 +43,22 @@ from randlora_core.adapters.files import (
     write_together,
 )
 from randlora_core.adapters.inject import (
+    AdapterState,
     InjectionPlan,
+    active_name,
     adaptable_layers,
     adapter_bases,
     adapter_state,
     apply_injection,
+    has_adapters,
     make_bases,
+    plan_addition,
     plan_injection,
     require_plain,
+    require_unmerged,
 )
-from randlora_core.adapters.layer import Shape
+from randlora_core.adapters.layer import DEFAULT_NAME, Shape
+from randlora_core.adapters.named import adapter_names, check_new_name
 from randlora_core.adapters.peft_import import import_peft, is_peft_directory
 
 FORMAT = 1
@@ -85,7 +91,7 @@ class SavedAdapter:
     tensors_sha256: str
 
 
-def save_adapter(model: nn.Module, directory: str | os.PathLike[str]) -> None:
+def save_adapter(model: nn.Module, directory: str | os.PathLike[str], *, name: str | None = None) -> None:
     """Write a model's adapter, and the model's own parameters that trained with it, to a directory.
 
     Both files are written in full beside their places and then moved there: a write that fails (a full disk) leaves
@@ -94,22 +100,20 @@ def save_adapter(model: nn.Module, directory: str | os.PathLike[str]) -> None:
     Args:
         model: A model with an adapter, merged or not.
         directory: Created where it does not exist.
+        name: Name of the adapter; None stands for the active one.
 
     Raises:
-        ValueError: If the model has no adapter.
+        ValueError: If the model has no adapter, or none of this name.
         OSError: If the files cannot be written.
     """
-    state = adapter_state(model)
+    name = active_name(model) if name is None else name
+    state = adapter_state(model, name)
     tensors = {
-        **dict(_adapter_parameters(model, state.shapes)),
-        **{name: _own_parameter(model, name) for name in state.trainable},
+        **dict(_adapter_parameters(model, state.shapes, name)),
+        **{own: _own_parameter(model, own) for own in state.trainable},
     }
     if is_imported(state.config):
-        tensors |= {
-            _basis_key(rank, name): matrix
-            for rank, bases in adapter_bases(model).items()
-            for name, matrix in bases.named_buffers()
-        }
+        tensors |= _imported_matrices(model, name)
     data = serialize_tensors({name: tensor.detach().cpu().contiguous() for name, tensor in tensors.items()})
     description = {
         "format": FORMAT,
@@ -118,15 +122,18 @@ def save_adapter(model: nn.Module, directory: str | os.PathLike[str]) -> None:
         "split_in_proj": state.split_in_proj,
         "targets": state.shapes,
         "trainable": state.trainable,
-        "bases": {rank: _describe_bases(bases) for rank, bases in adapter_bases(model).items()},
+        "bases": _describe_bases(model, name),
         "tensors_sha256": hashlib.sha256(data).hexdigest(),
     }
     text = json.dumps(description, indent=2) + "\n"
     write_together(Path(directory), {TENSORS_FILE: data, CONFIG_FILE: text.encode()})
 
 
-def load_adapter(model: nn.Module, directory: str | os.PathLike[str]) -> nn.Module:
-    """Put a saved adapter on a plain model, in place; its outputs are then, to the bit, those of the saved model.
+def load_adapter(model: nn.Module, directory: str | os.PathLike[str], *, name: str | None = None) -> nn.Module:
+    """Put a saved adapter on a model, in place; its outputs are then, to the bit, those of the saved model.
+
+    On a model with adapters, the saved one comes as a further one that waits for `set_adapter`; or, where `name` is one
+    of the model's, its values are exchanged in place (hot swap): a compiled model is not compiled again.
 
     A directory that PEFT wrote goes to `randlora_core.import_peft`.
 
@@ -134,18 +141,24 @@ def load_adapter(model: nn.Module, directory: str | os.PathLike[str]) -> nn.Modu
     parameters keep theirs.
 
     Args:
-        model: A model without adapters, with the base weights that the adapter was trained on.
+        model: A model with the base weights that the adapter was trained on.
         directory: As given to `save_adapter`.
+        name: Name of the adapter on the model; None stands for "default", on a model without adapters.
 
     Returns:
         `model`.
 
     Raises:
         ValueError: If a file is missing, damaged, of another save or from another method; if the model lacks a layer or
-            parameter or has it in another shape, or has adapters; if the bases that the seed gives are not the saved
-            ones. The message names the file and the reason, and the model is as it was.
+            parameter or has it in another shape; if the bases that the seed gives are not the saved ones; if the model
+            has adapters, and `name` is None, or the model is merged, or the saved adapter cannot take the place of the
+            one called `name` (other settings, layers or dtypes), or brings other values for the model's own parameters
+            than it has. The message names the file and the reason, and the model is as it was.
     """
-    require_plain(model)
+    if name is None:
+        require_plain(model)
+    if has_adapters(model):
+        return _load_beside(model, Path(directory), name)
     directory = Path(directory)
     if not directory.is_dir():
         raise ValueError(f"{directory}: there is no such directory")
@@ -158,10 +171,74 @@ def load_adapter(model: nn.Module, directory: str | os.PathLike[str]) -> nn.Modu
     with naming(directory / TENSORS_FILE):
         tensors = _read_tensors(directory / TENSORS_FILE, saved.tensors_sha256, _expected_shapes(model, plan))
     _copy_own_parameters(model, {name: tensors[name] for name in plan.state.trainable})
-    apply_injection(model, plan, _imported_bases(saved, tensors))
-    for name, parameter in _adapter_parameters(model, plan.state.shapes):
-        parameter.data = tensors[name].to(parameter.device)
+    name = DEFAULT_NAME if name is None else name
+    apply_injection(model, plan, _imported_bases(saved, tensors), adapter=name)
+    _set_parameters(model, plan.state.shapes, name, tensors)
     return model
+
+
+def _load_beside(model: nn.Module, directory: Path, name: str) -> nn.Module:
+    """`load_adapter` on a model that has adapters."""
+    if is_peft_directory(directory):
+        raise ValueError(f"{directory}: an adapter of PEFT goes on a model without adapters; import, save and load it")
+    swap = name in adapter_names(model)
+    require_unmerged(model) if swap else check_new_name(model, name)
+    with naming(directory / CONFIG_FILE):
+        saved = read_config(directory / CONFIG_FILE)
+        plan = _plan_beside(model, saved)
+        _check_bases(plan, saved)
+        if swap:
+            _check_same(plan.state, adapter_state(model, name), name)
+    with naming(directory / TENSORS_FILE):
+        tensors = _read_tensors(directory / TENSORS_FILE, saved.tensors_sha256, _expected_shapes(model, plan))
+        _check_same_values({own: _own_parameter(model, own) for own in plan.state.trainable}, tensors)
+        if swap:
+            _check_same_values(_imported_matrices(model, name) if is_imported(saved.config) else {}, tensors)
+            _swap_values(dict(_adapter_parameters(model, plan.state.shapes, name)), tensors)
+    if not swap:
+        apply_injection(model, plan, _imported_bases(saved, tensors), adapter=name)
+        _set_parameters(model, plan.state.shapes, name, tensors)
+    return model
+
+
+def _plan_beside(model: nn.Module, saved: SavedAdapter) -> InjectionPlan:
+    _check_layers(model, saved)
+    plan = plan_addition(model, saved.config, exactly(saved.targets))
+    for key in ("trainable", "split_in_proj"):
+        if getattr(saved, key) != getattr(plan.state, key):
+            raise ValueError(f"{key} is {getattr(saved, key)!r}, and {getattr(plan.state, key)!r} in the model")
+    return plan
+
+
+def _check_same(saved: AdapterState, there: AdapterState, name: str) -> None:
+    """Refuse to swap adapters whose values have different meanings."""
+    if saved.shapes != there.shapes:
+        raise ValueError(f"its layers are not those of the adapter {name!r}; load it under another name")
+    old, new = there.config.to_dict(), saved.config.to_dict()
+    different = [key for key in {**old, **new} if old.get(key) != new.get(key)]
+    if different:
+        changes = ", ".join(f"{key}={new.get(key)!r} for {old.get(key)!r}" for key in different)
+        raise ValueError(f"its settings are not those of the adapter {name!r} ({changes}); load it under another name")
+
+
+def _check_same_values(there: Mapping[str, Tensor], tensors: Mapping[str, Tensor]) -> None:
+    for name, tensor in there.items():
+        if not torch.equal(tensor.detach().cpu(), tensors[name].to(tensor.dtype)):
+            raise ValueError(f"tensor {name!r} has other values than the model, where all adapters share it")
+
+
+@torch.no_grad()
+def _swap_values(parameters: Mapping[str, nn.Parameter], tensors: Mapping[str, Tensor]) -> None:
+    for name, parameter in parameters.items():
+        if tensors[name].dtype != parameter.dtype:
+            raise ValueError(f"tensor {name!r} is {tensors[name].dtype}, and {parameter.dtype} in the model")
+    for name, parameter in parameters.items():
+        parameter.copy_(tensors[name])
+
+
+def _set_parameters(model: nn.Module, layers: Iterable[str], adapter: str, tensors: Mapping[str, Tensor]) -> None:
+    for name, parameter in _adapter_parameters(model, layers, adapter):
+        parameter.data = tensors[name].to(parameter.device)
 
 
 def read_config(path: Path) -> SavedAdapter:
@@ -228,10 +305,24 @@ def _parse_bases(content: Mapping[str, Any], source: str, key: str, expected: ty
     return values
 
 
-def _describe_bases(bases: SharedBases) -> dict[str, Any]:
-    if isinstance(bases, ImportedBases):
-        return {"source": "file", "units": bases.units}
-    return {"source": "seed", "sha256": bases.checksum}
+def _describe_bases(model: nn.Module, adapter: str) -> dict[int, dict[str, Any]]:
+    """Rank -> origin of the bases; checksums are of the sizes that the adapter needs for itself."""
+    state = adapter_state(model, adapter)
+    found = adapter_bases(model, adapter)
+    if is_imported(state.config):
+        return {rank: {"source": "file", "units": bases.units} for rank, bases in found.items()}
+    configs = {name: state.config.for_layer(name) for name in state.shapes}
+    needed = make_bases(configs, state.shapes, lambda name: torch.device("meta"))
+    own = {rank: bases if bases.shapes == needed[rank].shapes else needed[rank] for rank, bases in found.items()}
+    return {rank: {"source": "seed", "sha256": bases.checksum} for rank, bases in own.items()}
+
+
+def _imported_matrices(model: nn.Module, adapter: str) -> dict[str, Tensor]:
+    return {
+        _basis_key(rank, name): matrix
+        for rank, bases in adapter_bases(model, adapter).items()
+        for name, matrix in bases.named_buffers()
+    }
 
 
 def _basis_key(rank: int, name: str) -> str:
@@ -250,12 +341,7 @@ def _imported_bases(saved: SavedAdapter, tensors: Mapping[str, Tensor]) -> dict[
 
 def _plan(model: nn.Module, saved: SavedAdapter) -> InjectionPlan:
     """The injection that puts the saved adapter on `model`, refused where the model does not have the saved shapes."""
-    layers = adaptable_layers(model, split_in_proj=saved.split_in_proj)
-    for name, shape in saved.targets.items():
-        if name not in layers:
-            raise ValueError(f"the model has no layer {name!r}{near(name, layers)}")
-        if layers[name] != shape:
-            raise ValueError(f"layer {name!r} has the shape {layers[name]} in the model and {shape} in the file")
+    _check_layers(model, saved)
     own = dict(model.named_parameters())
     for name in saved.trainable:
         if name not in own:
@@ -267,6 +353,15 @@ def _plan(model: nn.Module, saved: SavedAdapter) -> InjectionPlan:
         trainable=exactly(saved.trainable) if saved.trainable else (),
         split_in_proj=saved.split_in_proj,
     )
+
+
+def _check_layers(model: nn.Module, saved: SavedAdapter) -> None:
+    layers = adaptable_layers(model, split_in_proj=saved.split_in_proj)
+    for name, shape in saved.targets.items():
+        if name not in layers:
+            raise ValueError(f"the model has no layer {name!r}{near(name, layers)}")
+        if layers[name] != shape:
+            raise ValueError(f"layer {name!r} has the shape {layers[name]} in the model and {shape} in the file")
 
 
 def _check_bases(plan: InjectionPlan, saved: SavedAdapter) -> None:
@@ -300,7 +395,7 @@ def _check_units(rank: int, units: Mapping[str, Any], bases: SharedBases) -> Non
 
 def _expected_shapes(model: nn.Module, plan: InjectionPlan) -> dict[str, tuple[int, ...]]:
     """Name -> shape of every tensor that the file must hold."""
-    expected = {name: tuple(model.get_parameter(name).shape) for name in plan.state.trainable}
+    expected = {name: tuple(_own_parameter(model, name).shape) for name in plan.state.trainable}
     if is_imported(plan.state.config):
         for rank, shared in _bases_needed(plan).items():
             expected |= {_basis_key(rank, matrix): shape for matrix, shape in shared.shapes.items()}
@@ -337,10 +432,10 @@ def _check_names(found: Mapping[str, Tensor], expected: Mapping[str, tuple[int, 
         raise ValueError(f"it {' and '.join(reasons)}")
 
 
-def _adapter_parameters(model: nn.Module, layers: Iterable[str]) -> Iterator[tuple[str, nn.Parameter]]:
-    """The adapters' parameters on the layers of these names, under their names in the file."""
+def _adapter_parameters(model: nn.Module, layers: Iterable[str], adapter: str) -> Iterator[tuple[str, nn.Parameter]]:
+    """An adapter's parameters on the layers of these names, under their names in the file."""
     for name in layers:
-        for key, parameter in model.get_submodule(name).update.named_parameters():
+        for key, parameter in model.get_submodule(name).updates[adapter].named_parameters():
             yield f"{name}.{key}", parameter
 
 

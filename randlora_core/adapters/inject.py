@@ -16,7 +16,14 @@ from torch import nn
 
 from randlora_core.adapters import attention, method_named
 from randlora_core.adapters.bases import IMPORTED, SharedBases, is_imported
-from randlora_core.adapters.config import AdapterConfig, matches_pattern, matches_regex, matches_suffix, near
+from randlora_core.adapters.config import (
+    AdapterConfig,
+    check_choice,
+    matches_pattern,
+    matches_regex,
+    matches_suffix,
+    near,
+)
 from randlora_core.adapters.layer import DEFAULT_NAME, LAYER_KINDS, AdapterLayer, Shape, kind_of
 
 ALL_LINEAR = "all-linear"
@@ -99,6 +106,13 @@ def find_targets(
             adapters already.
     """
     require_plain(model)
+    return _choose_layers(model, targets, exclude, split_in_proj)
+
+
+def _choose_layers(
+    model: nn.Module, targets: Sequence[str] | str, exclude: Sequence[str] | str, split_in_proj: bool
+) -> dict[str, Shape]:
+    """`find_targets` on a model with or without adapters."""
     layers = adaptable_layers(model, split_in_proj=split_in_proj)
     matched = _match_targets(model, layers, targets)
     first_names = _first_names(model, layers)
@@ -108,6 +122,7 @@ def find_targets(
     for name, module in attention.attentions_to_open(model, chosen).items():
         attention.check_attention(name, module, split=split_in_proj)
     for name in chosen:
+        _check_not_refused(model, name)
         _check_not_shared(model, name)
     return {name: layers[name] for name in layers if name in chosen}
 
@@ -166,26 +181,59 @@ def plan_injection(
     return InjectionPlan(state, configs, attention.attentions_to_open(model, shapes))
 
 
-def apply_injection(model: nn.Module, plan: InjectionPlan, bases: Mapping[int, SharedBases] | None = None) -> nn.Module:
-    """Carry out a plan that was made for this very model; returns `model`.
+def plan_addition(model: nn.Module, config: AdapterConfig, targets: Sequence[str] | str | None) -> InjectionPlan:
+    """What can be refused when a model with adapters gets another one, without touching the model.
 
     Args:
-        model: A plain model.
-        plan: From `plan_injection`.
+        model: A model with adapters.
+        config: Settings of a method.
+        targets: As in `find_targets`; None stands for those of the first adapter.
+
+    Raises:
+        ValueError: As in `inject_adapter`; if the model has no adapter, or a target's own weight trains.
+    """
+    first = next(iter(adapter_states(model).values()))
+    shapes = first.shapes if targets is None else _choose_layers(model, targets, (), first.split_in_proj)
+    for name in shapes:
+        if _weight_of(model, name).requires_grad:
+            raise ValueError(f"layer {name!r} cannot hold an adapter: its own weight trains")
+    config = method_named(config.method).update.resolve(config, tuple(shapes.values()))
+    state = AdapterState(config, dict(shapes), first.trainable, first.split_in_proj, first.unfrozen)
+    return InjectionPlan(state, layer_configs(config, shapes), attention.attentions_to_open(model, shapes))
+
+
+def apply_injection(
+    model: nn.Module,
+    plan: InjectionPlan,
+    bases: Mapping[int, SharedBases] | None = None,
+    *,
+    adapter: str = DEFAULT_NAME,
+) -> nn.Module:
+    """Carry out a plan that was made for this very model; returns `model`.
+
+    The first adapter acts and trains at once; a further one waits for `set_adapter`.
+
+    Args:
+        model: A plain model, or one with adapters that has none of this name.
+        plan: From `plan_injection`, or from `plan_addition` for a model with adapters.
         bases: Rank -> matrices to use as they are; None makes those that the settings describe.
+        adapter: Name of the adapter.
     """
     state = plan.state
-    _freeze_except(model, state.trainable)
+    states = getattr(model, _STATE, {})
+    if not states:
+        _freeze_except(model, state.trainable)
     for module in plan.attentions.values():
         attention.open_attention(module, split=state.split_in_proj)
     if bases is None:
-        bases = make_bases(plan.configs, state.shapes, lambda name: model.get_submodule(name).weight.device)
+        bases = make_bases(plan.configs, state.shapes, lambda name: model.get_submodule(name).weight.device, model)
     else:
         device = model.get_submodule(next(iter(plan.configs))).weight.device
         bases = {rank: shared.to(device) for rank, shared in bases.items()}
+    active = active_name(model) if states else adapter
     for name, layer_config in plan.configs.items():
-        _adapt(model, name, layer_config, bases[layer_config.rank])
-    setattr(model, _STATE, state)
+        _adapt(model, name, layer_config, bases[layer_config.rank], adapter, active)
+    setattr(model, _STATE, {**states, adapter: state})
     return model
 
 
@@ -195,29 +243,88 @@ def require_plain(model: nn.Module) -> None:
     Raises:
         ValueError: If `model` has any.
     """
-    if adapter_layers(model) or hasattr(model, _STATE):
+    if all_adapter_layers(model) or hasattr(model, _STATE):
         raise ValueError("the model has adapters already; call unload_adapter first")
 
 
-def adapter_state(model: nn.Module) -> AdapterState:
-    """What was injected into `model`.
+def has_adapters(model: nn.Module) -> bool:
+    """Whether anything was injected into `model`."""
+    return hasattr(model, _STATE)
+
+
+def adapter_state(model: nn.Module, adapter: str | None = None) -> AdapterState:
+    """What was injected into `model` under the name `adapter`; None stands for the active adapter.
+
+    Raises:
+        ValueError: If the model has no adapter, or none of this name.
+    """
+    states = adapter_states(model)
+    return states[require_adapter(model, active_name(model) if adapter is None else adapter)]
+
+
+def adapter_states(model: nn.Module) -> dict[str, AdapterState]:
+    """Adapter's name -> what was injected, in the order of injection.
 
     Raises:
         ValueError: If the model has no adapter.
     """
-    state = getattr(model, _STATE, None)
-    if state is None:
+    states = getattr(model, _STATE, None)
+    if states is None:
         raise ValueError(f"the {type(model).__name__} has no adapter; call inject_adapter first")
-    return state
+    return states
 
 
-def adapter_layers(model: nn.Module) -> dict[str, AdapterLayer]:
-    """The adapted layers by name, each once, in the model's order."""
+def require_adapter(model: nn.Module, adapter: str) -> str:
+    """`adapter`, where the model has an adapter of this name.
+
+    Raises:
+        ValueError: Where it has none.
+    """
+    check_choice("adapter", adapter, adapter_states(model))
+    return adapter
+
+
+def require_unmerged(model: nn.Module) -> None:
+    """Refuse a merged model.
+
+    Raises:
+        ValueError: If the active adapter is merged.
+    """
+    if any(layer.merged for layer in all_adapter_layers(model).values()):
+        raise ValueError("the adapter is merged; call unmerge_adapter first")
+
+
+def forget_adapter(model: nn.Module, adapter: str) -> None:
+    """Drop what is kept about an adapter whose updates are gone, and layers without any other."""
+    states = adapter_states(model)
+    setattr(model, _STATE, {name: state for name, state in states.items() if name != adapter})
+    for name, layer in all_adapter_layers(model).items():
+        if not layer.updates:
+            _replace(model, name, layer.base)
+
+
+def active_name(model: nn.Module) -> str:
+    """Name of the adapter that acts, merges and trains.
+
+    Raises:
+        ValueError: If the model has no adapter.
+    """
+    adapter_states(model)
+    return next(iter(all_adapter_layers(model).values())).active
+
+
+def all_adapter_layers(model: nn.Module) -> dict[str, AdapterLayer]:
+    """The layers that hold any adapter by name, each once, in the model's order."""
     return {name: module for name, module in model.named_modules() if isinstance(module, AdapterLayer)}
 
 
+def adapter_layers(model: nn.Module) -> dict[str, AdapterLayer]:
+    """The layers that hold the active adapter by name, each once, in the model's order."""
+    return {name: layer for name, layer in all_adapter_layers(model).items() if layer.active in layer.updates}
+
+
 def adapter_parameters(model: nn.Module) -> Iterator[nn.Parameter]:
-    """The adapters' parameters, without the model's own that `trainable` named."""
+    """The active adapter's parameters, without the model's own that `trainable` named."""
     return (parameter for layer in _require_layers(model).values() for parameter in layer.update.parameters())
 
 
@@ -227,14 +334,16 @@ def trained_parameters(model: nn.Module) -> dict[str, nn.Parameter]:
     return {name: p for name, p in model.named_parameters() if p.requires_grad and id(p) not in adapters}
 
 
-def adapter_bases(model: nn.Module) -> dict[int, SharedBases]:
-    """The frozen random matrices of a model by rank; empty for methods without."""
-    updates = [layer.update for layer in _require_layers(model).values()]
+def adapter_bases(model: nn.Module, adapter: str | None = None) -> dict[int, SharedBases]:
+    """The frozen random matrices of an adapter (None: the active one) by rank; empty for methods without."""
+    adapter = active_name(model) if adapter is None else require_adapter(model, adapter)
+    layers = all_adapter_layers(model).values()
+    updates = [layer.updates[adapter] for layer in layers if adapter in layer.updates]
     return {update.config.rank: update.bases for update in updates if hasattr(update, "bases")}
 
 
 def count_parameters(model: nn.Module) -> ParameterCounts:
-    """Counts of a model with or without adapters; shared parameters count once."""
+    """Counts of a model with or without adapters; shared parameters count once. `per_layer` is the active adapter's."""
     parameters = list(model.parameters())
     return ParameterCounts(
         trainable=sum(p.numel() for p in parameters if p.requires_grad),
@@ -246,7 +355,10 @@ def count_parameters(model: nn.Module) -> ParameterCounts:
 
 
 def merge_adapter(model: nn.Module) -> nn.Module:
-    """Add the adapters to the frozen weights, in place, so that the forward pass costs what the base model's does.
+    """Add the active adapter to the frozen weights, in place: the forward pass then costs what the base model's does.
+
+    A quantised weight is decoded, added to and quantised again, which costs precision: there is a warning that gives
+    the largest `merge_error`.
 
     Returns:
         `model`.
@@ -267,7 +379,35 @@ def merge_adapter(model: nn.Module) -> nn.Module:
                 merged.unmerge()
             raise ValueError(f"cannot merge layer {name!r}: {error}") from None
         done.append(layer)
+    _warn_of_quantised_merges(layers)
     return model
+
+
+def merge_error(model: nn.Module) -> dict[str, float]:
+    """What rounding or quantising the merged weights took from the update.
+
+    Returns:
+        Layer's name -> ||stored - (W0 + dW)|| / ||dW||, Frobenius norms: 0 is exact, and at 1 the error is as large as
+        the update.
+
+    Raises:
+        ValueError: If the model has no adapter or is not merged.
+    """
+    layers = _require_layers(model)
+    if not all(layer.merged for layer in layers.values()):
+        raise ValueError("the adapter is not merged")
+    return {name: layer.merge_error for name, layer in layers.items()}
+
+
+def _warn_of_quantised_merges(layers: Mapping[str, AdapterLayer]) -> None:
+    errors = {name: layer.merge_error for name, layer in layers.items() if layer.kind.quantised}
+    if errors:
+        name = max(errors, key=errors.get)
+        warnings.warn(
+            f"{len(errors)} merged weights were quantised again; the largest error is {errors[name]:.3g} times the "
+            f"update's norm, in layer {name!r}; merge_error(model) has all",
+            stacklevel=3,
+        )
 
 
 def unmerge_adapter(model: nn.Module) -> nn.Module:
@@ -290,6 +430,8 @@ def unmerge_adapter(model: nn.Module) -> nn.Module:
 def unload_adapter(model: nn.Module) -> nn.Module:
     """Give the plain layers back, in place: with the frozen weights, or the merged ones after `merge_adapter`.
 
+    All adapters go.
+
     Parameters that required gradients before the injection do so again.
 
     Returns:
@@ -299,7 +441,7 @@ def unload_adapter(model: nn.Module) -> nn.Module:
         ValueError: If the model has no adapter.
     """
     state = adapter_state(model)
-    for name, layer in adapter_layers(model).items():
+    for name, layer in all_adapter_layers(model).items():
         _replace(model, name, layer.base)
     for module in list(model.modules()):
         if isinstance(module, attention.OpenMultiheadAttention):
@@ -319,7 +461,8 @@ def disable_adapter(model: nn.Module) -> Iterator[nn.Module]:
     Raises:
         ValueError: If the model has no adapter.
     """
-    layers = [layer for layer in _require_layers(model).values() if not layer.disabled]
+    adapter_states(model)
+    layers = [layer for layer in all_adapter_layers(model).values() if not layer.disabled]
     for layer in layers:
         layer.disabled = True
         if layer.merged:
@@ -344,17 +487,29 @@ def adaptable_layers(model: nn.Module, *, split_in_proj: bool = False) -> dict[s
     """Full name -> (out, in) of every layer that can hold an adapter, under all its names.
 
     Args:
-        model: Any module without adapters.
+        model: Any module; one with adapters has the layers that it had without.
         split_in_proj: As in `find_targets`.
     """
     layers: dict[str, Shape] = {}
-    for name, module in model.named_modules(remove_duplicate=False):
+    for name, module in _plain_modules(model):
         if isinstance(module, nn.MultiheadAttention):
             projections = attention.projection_shapes(module, split=split_in_proj)
             layers |= {f"{name}.{part}" if name else part: shape for part, shape in projections.items()}
+        elif name and isinstance(module, AdapterLayer):
+            layers[name] = (module.out_features, module.in_features)
         elif name and (kind := kind_of(module)) is not None:
             layers[name] = kind.shape(module)
     return layers
+
+
+def _plain_modules(model: nn.Module) -> Iterator[tuple[str, nn.Module]]:
+    """All modules under all names, without what is inside adapted layers."""
+    inside: tuple[str, ...] = ()
+    for name, module in model.named_modules(remove_duplicate=False):
+        if not name.startswith(inside):
+            yield name, module
+        if isinstance(module, AdapterLayer):
+            inside += (f"{name}.",)
 
 
 def _first_names(model: nn.Module, layers: dict[str, Shape]) -> dict[str, str]:
@@ -379,7 +534,7 @@ def _match_targets(model: nn.Module, layers: dict[str, Shape], targets: Sequence
         matched = {name for name in layers if _matches(name, pattern, targets)}
         unsuitable = [
             f"{name} ({type(module).__name__})"
-            for name, module in model.named_modules()
+            for name, module in _plain_modules(model)
             if name not in layers
             and _matches(name, pattern, targets)
             and any(parameter is not None for parameter in module._parameters.values())
@@ -427,6 +582,21 @@ def _patterns(argument: str, value: Sequence[str] | str) -> tuple[str, ...]:
 def _matches(name: str, pattern: str, given: Sequence[str] | str) -> bool:
     """A pattern that was given as one string is an expression; one of a sequence is a suffix."""
     return matches_regex(name, pattern) if isinstance(given, str) else matches_suffix(name, pattern)
+
+
+def _check_not_refused(model: nn.Module, name: str) -> None:
+    """Refuse a layer that its kind does not allow to adapt.
+
+    Raises:
+        ValueError: Naming the layer and the reason.
+    """
+    parent_name, _, part = name.rpartition(".")
+    if part not in model.get_submodule(parent_name)._modules:
+        return
+    module = model.get_submodule(name)
+    kind = kind_of(module)
+    if kind is not None and (reason := kind.refusal(module)) is not None:
+        raise ValueError(f"layer {name!r} ({type(module).__name__}) cannot be adapted: {reason}")
 
 
 def _check_not_shared(model: nn.Module, name: str) -> None:
@@ -514,7 +684,10 @@ def _freeze_except(model: nn.Module, trained: Sequence[str]) -> None:
 
 
 def make_bases(
-    configs: dict[str, AdapterConfig], shapes: dict[str, Shape], device_of: Callable[[str], torch.device]
+    configs: dict[str, AdapterConfig],
+    shapes: dict[str, Shape],
+    device_of: Callable[[str], torch.device],
+    model: nn.Module | None = None,
 ) -> dict[int, SharedBases | None]:
     """Rank -> bases for the layers of that rank, on the device of the first of them.
 
@@ -522,28 +695,46 @@ def make_bases(
         configs: Layer's name -> its own settings.
         shapes: Layer's name -> (out, in).
         device_of: Layer's name -> device.
+        model: Bases of this model serve again where they hold the same entries.
     """
+    there = [] if model is None else [module for module in model.modules() if isinstance(module, SharedBases)]
     names_by_rank: dict[int, list[str]] = {}
     for name, config in configs.items():
         names_by_rank.setdefault(config.rank, []).append(name)
     return {
-        rank: method_named(configs[names[0]].method).update.make_bases(
-            configs[names[0]], [shapes[name] for name in names], device_of(names[0])
-        )
+        rank: _find_or_make_bases(configs[names[0]], [shapes[name] for name in names], device_of(names[0]), there)
         for rank, names in names_by_rank.items()
     }
 
 
-def _adapt(model: nn.Module, name: str, config: AdapterConfig, bases: SharedBases | None) -> None:
-    """Exchange the layer `name` for an adapted one."""
+def _find_or_make_bases(
+    config: AdapterConfig, shapes: list[Shape], device: torch.device, there: list[SharedBases]
+) -> SharedBases | None:
+    needed = method_named(config.method).update.make_bases(config, shapes, "meta")
+    if needed is None:
+        return None
+    found = next((bases for bases in there if bases.device == torch.device(device) and bases.covers(needed)), None)
+    if found is None and torch.device(device).type != "meta":
+        needed.generate(device)
+    return needed if found is None else found
+
+
+def _adapt(
+    model: nn.Module, name: str, config: AdapterConfig, bases: SharedBases | None, adapter: str, active: str
+) -> None:
+    """Give the layer `name` an update, exchanging it for an adapted one where it is plain."""
     base = model.get_submodule(name)
-    layer = AdapterLayer(base)
+    layer = base if isinstance(base, AdapterLayer) else AdapterLayer(base)
+    layer.active = active
     shape = (layer.out_features, layer.in_features)
     with torch.no_grad():
         update = method_named(config.method).update.create(config, shape, bases, layer.dense_weight())
-    layer.updates[DEFAULT_NAME] = update
+    if adapter != active:
+        update.requires_grad_(False)
+    layer.updates[adapter] = update
     layer.train(base.training)
-    _replace(model, name, layer)
+    if layer is not base:
+        _replace(model, name, layer)
 
 
 def _replace(model: nn.Module, name: str, new: nn.Module) -> None:

@@ -17,6 +17,7 @@ from typing import Any, ClassVar
 import torch
 from torch import Tensor, nn
 
+from randlora_core.adapters import quantization
 from randlora_core.adapters.bases import SharedBases
 from randlora_core.adapters.config import AdapterConfig
 
@@ -35,7 +36,11 @@ class LayerKind:
         matches: Whether a module is of this kind.
         shape: The module's (out, in); must work on the meta device.
         dense: The module's weight as a floating (out, in) tensor without gradient; a view where possible.
-        write: Set the module's weight, in place, from an (out, in) tensor of its dtype.
+        write: Set the module's weight, in place, from an (out, in) tensor of the dtype that `dense` has.
+        tensors: Name -> each tensor that makes up the stored weight; writing to all of them restores it to the bit.
+        quantised: Whether `dense` has to decode the weight, and `write` to quantise it.
+        refusal: Why a module of this kind cannot be adapted; None if it can.
+        prepare: Called once on a module before it is adapted.
     """
 
     name: str
@@ -43,9 +48,15 @@ class LayerKind:
     shape: Callable[[nn.Module], Shape]
     dense: Callable[[nn.Module], Tensor]
     write: Callable[[nn.Module, Tensor], None]
+    tensors: Callable[[nn.Module], dict[str, Tensor]] = lambda module: {"weight": module.weight.detach()}
+    quantised: bool = False
+    refusal: Callable[[nn.Module], str | None] = lambda module: None
+    prepare: Callable[[nn.Module], None] = lambda module: None
 
 
 def _is_linear(module: nn.Module) -> bool:
+    if quantization.is_linear_4bit(module) or quantization.is_linear_8bit(module):  # subclasses of nn.Linear
+        return False
     weight = getattr(module, "weight", None)
     return isinstance(module, nn.Linear) and isinstance(weight, Tensor) and weight.is_floating_point()
 
@@ -79,7 +90,28 @@ CONV1D = LayerKind(
     dense=lambda module: module.weight.detach().T,
     write=_write_conv1d,
 )
-LAYER_KINDS: tuple[LayerKind, ...] = (LINEAR, CONV1D)
+LINEAR_4BIT = LayerKind(
+    name="bitsandbytes' Linear4bit",
+    matches=quantization.is_linear_4bit,
+    shape=quantization.shape,
+    dense=quantization.dense_4bit,
+    write=quantization.write_4bit,
+    tensors=quantization.tensors_4bit,
+    quantised=True,
+    refusal=quantization.refusal_4bit,
+    prepare=quantization.prepare_4bit,
+)
+LINEAR_8BIT = LayerKind(
+    name="bitsandbytes' Linear8bitLt",
+    matches=quantization.is_linear_8bit,
+    shape=quantization.shape,
+    dense=quantization.dense_8bit,
+    write=quantization.write_8bit,
+    tensors=quantization.tensors_8bit,
+    quantised=True,
+    refusal=quantization.refusal_8bit,
+)
+LAYER_KINDS: tuple[LayerKind, ...] = (LINEAR, CONV1D, LINEAR_4BIT, LINEAR_8BIT)
 
 
 def kind_of(module: nn.Module) -> LayerKind | None:
@@ -191,25 +223,34 @@ class AdapterLayer(nn.Module):
     Attributes:
         base: The frozen layer.
         updates: Adapter name -> Update.
-        active: Name of the update that acts.
+        active: Name of the update that acts; a layer that holds none of this name answers as its base layer.
         disabled: Whether the layer answers as its base layer.
-        original_weight: While merged, the frozen weight as it was; None otherwise.
+        rows: Name of the adapter for each row of the input, or None for the base layer; None instead of a tuple where
+            `active` counts for all rows.
+        row_axis: Axis of the input that `rows` is about.
+        merge_error: While merged, what rounding or quantising took from the update: ||stored - (W0 + dW)|| / ||dW||,
+            Frobenius norms; None otherwise.
 
     Raises:
-        ValueError: If `base` is of no known kind.
+        ValueError: If `base` is of no known kind, or its kind refuses it.
     """
-
-    original_weight: Tensor | None
 
     def __init__(self, base: nn.Module) -> None:
         super().__init__()
-        if kind_of(base) is None:
+        kind = kind_of(base)
+        if kind is None:
             raise ValueError(f"a layer of type {type(base).__name__} cannot be adapted")
+        if (reason := kind.refusal(base)) is not None:
+            raise ValueError(f"this layer of type {type(base).__name__} cannot be adapted: {reason}")
+        kind.prepare(base)
         self.base = base
         self.updates = nn.ModuleDict()
         self.active = DEFAULT_NAME
         self.disabled = False
-        self.register_buffer("original_weight", None, persistent=False)
+        self.rows: tuple[str | None, ...] | None = None
+        self.row_axis = 0
+        self.merge_error: float | None = None
+        self._original: dict[str, Tensor] | None = None
 
     @property
     def kind(self) -> LayerKind:
@@ -238,22 +279,47 @@ class AdapterLayer(nn.Module):
 
     @property
     def update(self) -> Update:
-        """The update that `active` names."""
+        """The update that `active` names; KeyError where there is none."""
         return self.updates[self.active]
 
     @property
     def merged(self) -> bool:
         """Whether the update is part of the base layer's weight now."""
-        return self.original_weight is not None
+        return self._original is not None
 
     @property
     def acts(self) -> bool:
-        """Whether the update is computed in `forward`: it is neither disabled nor merged."""
-        return not self.disabled and not self.merged
+        """Whether the active update is computed in `forward`: there is one, neither disabled nor merged."""
+        return self.active in self.updates and not self.disabled and not self.merged
 
     def forward(self, x: Tensor) -> Tensor:
         """Output (..., out) for x (..., in)."""
+        if self.rows is not None and not self.disabled:
+            return self._mixed(x, self.rows)
         return self.update(x, self) if self.acts else self.base(x)
+
+    def _mixed(self, x: Tensor, rows: tuple[str | None, ...]) -> Tensor:
+        """Output where every row has its own adapter: the rows of one adapter go through it together."""
+        if x.shape[self.row_axis] != len(rows):
+            raise ValueError(
+                f"{len(rows)} adapter names for an input {tuple(x.shape)} with {x.shape[self.row_axis]} rows along "
+                f"axis {self.row_axis}: give one name per row of the batch"
+            )
+        places: dict[str | None, list[int]] = {}
+        for place, name in enumerate(rows):
+            places.setdefault(name if name in self.updates else None, []).append(place)
+        if len(places) == 1:
+            return self._by_name(next(iter(places)), x)
+        parts = [
+            self._by_name(name, x.index_select(self.row_axis, torch.tensor(chosen, device=x.device)))
+            for name, chosen in places.items()
+        ]
+        order = [place for chosen in places.values() for place in chosen]
+        back = sorted(range(len(order)), key=order.__getitem__)
+        return torch.cat(parts, self.row_axis).index_select(self.row_axis, torch.tensor(back, device=x.device))
+
+    def _by_name(self, name: str | None, x: Tensor) -> Tensor:
+        return self.base(x) if name is None else self.updates[name](x, self)
 
     def dense_weight(self) -> Tensor:
         """The base layer's weight as a floating (out, in) tensor without gradient."""
@@ -261,7 +327,10 @@ class AdapterLayer(nn.Module):
 
     @torch.no_grad()
     def merge(self) -> None:
-        """Put the active update into the base weight; computed in float32 at least, then rounded to the weight's dtype.
+        """Put the active update into the base weight.
+
+        Computed in float32 at least, then rounded to the weight's dtype or quantised as the weight was; `merge_error`
+        says what that changed.
 
         Raises:
             ValueError: If the layer is merged already, or the merged weight would not be finite.
@@ -269,11 +338,15 @@ class AdapterLayer(nn.Module):
         if self.merged:
             raise ValueError("the layer is merged already")
         weight = self.dense_weight()
-        merged = self.update.merged_weight(weight).to(weight.dtype)
+        exact = self.update.merged_weight(weight)
+        merged = exact.to(weight.dtype)
         if not torch.isfinite(merged).all():
             raise ValueError("the merged weight has values that are not finite")
-        self.original_weight = self.base.weight.detach().clone()
+        size = torch.linalg.vector_norm(exact - weight.to(exact.dtype))
+        self._original = {name: tensor.clone() for name, tensor in self.kind.tensors(self.base).items()}
         self.kind.write(self.base, merged)
+        lost = torch.linalg.vector_norm(self.dense_weight().to(exact.dtype) - exact)
+        self.merge_error = float(lost / size) if lost > 0 else 0.0
 
     @torch.no_grad()
     def unmerge(self) -> None:
@@ -284,15 +357,26 @@ class AdapterLayer(nn.Module):
         """
         if not self.merged:
             raise ValueError("the layer is not merged")
-        self.base.weight.copy_(self.original_weight)
-        self.original_weight = None
+        self.exchange_weights()
+        self._original = self.merge_error = None
 
     @torch.no_grad()
     def exchange_weights(self) -> None:
-        """While merged, swap the base layer's weight with `original_weight`; a second call swaps back."""
-        current = self.base.weight.detach().clone()
-        self.base.weight.copy_(self.original_weight)
-        self.original_weight = current
+        """While merged, swap the stored weight with the frozen one; a second call swaps back."""
+        for name, tensor in self.kind.tensors(self.base).items():
+            current = tensor.clone()
+            tensor.copy_(self._original[name])
+            self._original[name] = current
+
+    def _apply(self, fn: Callable[[Tensor], Tensor], recurse: bool = True) -> AdapterLayer:
+        # The frozen weight that a merged layer keeps follows the stored one to its device and dtype.
+        super()._apply(fn, recurse)
+        if self._original is not None:
+            like = self.kind.tensors(self.base)
+            self._original = {
+                name: kept.to(like[name].device, like[name].dtype) for name, kept in self._original.items()
+            }
+        return self
 
     def extra_repr(self) -> str:
         """State of the layer."""

@@ -110,18 +110,20 @@ class NoLAUpdate(Update):
         """A (r, in) and the scaled B (out, r), in the parameters' dtype, float32 at least."""
         dtype = torch.promote_types(self.nola_alpha.dtype, torch.float32)
         unit = self.bases.units["A0"] / math.sqrt(self.in_features)
-        a0 = self.bases.A0[:, : self.in_features].to(dtype) * unit
+        a0 = self.bases.matrix("A0", (self.config.rank, self.in_features)).to(dtype) * unit
         return a0 + self._combination_a(self.nola_alpha), self._combination_b(self.nola_beta)
 
     def _combination_a(self, coefficients: Tensor) -> Tensor:
         """The sum of A_i with coefficients (k,), (r, in)."""
         coefficients = coefficients.to(torch.promote_types(coefficients.dtype, torch.float32))
-        return combine(coefficients * self.bases.units["A"], self.bases.A[:, :, : self.in_features])
+        matrices = self.bases.matrix("A", (len(coefficients), self.config.rank, self.in_features))
+        return combine(coefficients * self.bases.units["A"], matrices)
 
     def _combination_b(self, coefficients: Tensor) -> Tensor:
         """The scaled sum of B_j with coefficients (l,), (out, r)."""
         coefficients = coefficients.to(torch.promote_types(coefficients.dtype, torch.float32))
-        return combine(coefficients * (self.bases.units["B"] * self.config.scale), self.bases.B[:, : self.out_features])
+        matrices = self.bases.matrix("B", (len(coefficients), self.out_features, self.config.rank))
+        return combine(coefficients * (self.bases.units["B"] * self.config.scale), matrices)
 
     def delta_weight(self) -> Tensor:
         """As in `Update`."""

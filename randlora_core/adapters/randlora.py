@@ -35,6 +35,8 @@ from randlora_core.adapters.bases import (
     IMPORTED,
     MIN_SPARSITY,
     Matrix,
+    PackedBases,
+    RecomputedBases,
     SharedBases,
     check_unseeded,
     distribution,
@@ -70,6 +72,9 @@ class RandLoRAConfig(ScaledConfig):
             stands for ceil(d / r), full rank.
         distinct_a: A matrix A_j for every basis, and both factors summed before their product (RandLoRA-a): the
             update's rank is r, and `num_bases` is required and has no limit.
+        store_bases: False makes the bases anew, to the same bits, for each use in the forward and backward pass: no
+            memory for them, at the cost of running the generator.
+        packed_bases: Keep bases of signs in 2 bits each and unpack them for each use.
 
     Raises:
         ValueError: If a value is outside its range, a setting has no effect beside the others, or the variants are
@@ -88,6 +93,8 @@ class RandLoRAConfig(ScaledConfig):
     magnitude: bool = False
     num_bases: int | None = None
     distinct_a: bool = False
+    store_bases: bool = True
+    packed_bases: bool = False
 
     def __post_init__(self) -> None:
         super().__post_init__()
@@ -105,6 +112,15 @@ class RandLoRAConfig(ScaledConfig):
             raise ValueError("distinct_a=True needs num_bases, since its rank does not depend on their number")
         if self.distinct_a and self.magnitude:
             raise ValueError("distinct_a=True is not defined with magnitude=True")
+        self._check_storage()
+
+    def _check_storage(self) -> None:
+        if is_imported(self) and (self.packed_bases or not self.store_bases):
+            raise ValueError(f"basis={IMPORTED!r} is kept as it is: no packed_bases, and no store_bases=False")
+        if self.packed_bases and not self.store_bases:
+            raise ValueError("packed_bases=True has no effect with store_bases=False")
+        if self.packed_bases and self.basis in ("uniform", "normal"):
+            raise ValueError(f"packed_bases=True needs a basis of signs, not basis={self.basis!r}")
 
     def bases_on(self, shape: Shape) -> int:
         """Number n of bases on a layer of `shape` (out, in)."""
@@ -168,7 +184,8 @@ class RandLoRAUpdate(Update):
         shape_a = (n_max, config.rank, d_max) if config.distinct_a else (config.rank, d_max)
         matrices = {"A": Matrix(shape_a), "B": Matrix((larger_max, n_max, config.rank))}
         basis = "uniform" if is_imported(config) else config.basis  # imported: the shapes alone are asked for, on meta
-        return SharedBases(config.seed, matrices, distribution(basis, config.sparsity), device)
+        storage = PackedBases if config.packed_bases else SharedBases if config.store_bases else RecomputedBases
+        return storage(config.seed, matrices, distribution(basis, config.sparsity), device)
 
     @staticmethod
     def num_parameters(config: RandLoRAConfig, shape: Shape) -> int:
@@ -185,8 +202,9 @@ class RandLoRAUpdate(Update):
 
     def basis_slices(self) -> tuple[Tensor, Tensor]:
         """This layer's part of the shared matrices as stored: A (r, d), B (D, n, r)."""
-        n, d = self.randlora_gamma.shape
-        return self.bases.A[:, :d], self.bases.B[: max(self.out_features, self.in_features), :n]
+        r, (n, d) = self.config.rank, self.randlora_gamma.shape
+        larger = max(self.out_features, self.in_features)
+        return self.bases.matrix("A", (r, d)), self.bases.matrix("B", (larger, n, r))
 
     def delta_weight(self) -> Tensor:
         """As in `Update`."""
@@ -197,21 +215,24 @@ class RandLoRAUpdate(Update):
 
     def added_output(self, x: Tensor) -> Tensor:
         """As in `Update`."""
-        return ops.added_output(x, self.randlora_lambda, self.randlora_gamma, *self.basis_slices(), self.scale)
+        with self.bases.remaking(*self.basis_slices()) as (a, b):
+            return ops.added_output(x, self.randlora_lambda, self.randlora_gamma, a, b, self.scale)
 
     def forward(self, x: Tensor, layer: AdapterLayer) -> Tensor:
         """As in `Update`."""
-        return ops.randlora_linear(
-            x,
-            self.randlora_lambda,
-            self.randlora_gamma,
-            *self.basis_slices(),
-            self.scale,
-            base=layer.base,
-            weight=layer.dense_weight,
-            bias=layer.bias,
-            dropout=self.dropout if self.training and self.config.dropout > 0.0 else None,
-        )
+        with self.bases.remaking(*self.basis_slices()) as (a, b):
+            return ops.randlora_linear(
+                x,
+                self.randlora_lambda,
+                self.randlora_gamma,
+                a,
+                b,
+                self.scale,
+                base=layer.base,
+                weight=None if layer.kind.quantised else layer.dense_weight,
+                bias=layer.bias,
+                dropout=self.dropout if self.training and self.config.dropout > 0.0 else None,
+            )
 
 
 class RandDoRAUpdate(MagnitudeUpdate, RandLoRAUpdate):

@@ -54,14 +54,15 @@ class DistinctAUpdate(Update):
     def basis_slices(self) -> tuple[Tensor, Tensor]:
         """This layer's part of the shared matrices as stored: A (n, r, d), B (D, n, r)."""
         larger, smaller = max(self.out_features, self.in_features), min(self.out_features, self.in_features)
-        return self.bases.A[:, :, :smaller], self.bases.B[:larger]
+        n, r = self.config.num_bases, self.config.rank
+        return self.bases.matrix("A", (n, r, smaller)), self.bases.matrix("B", (larger, n, r))
 
     def factors(self) -> tuple[Tensor, Tensor]:
         """The scaled sum of B_j Lambda_j (D, r) and the sum of A_j Gamma_j (r, d), float32 at least."""
         dtype = torch.promote_types(self.randlora_lambda.dtype, torch.float32)
         lambda_, gamma = self.randlora_lambda.to(dtype) * self.scale, self.randlora_gamma.to(dtype)
-        a, b = self.basis_slices()
-        return _contract("Djk,kj->Dk", b, lambda_), _contract("jkd,jd->kd", a, gamma)
+        with self.bases.remaking(*self.basis_slices()) as (a, b):
+            return _contract("Djk,kj->Dk", b, lambda_), _contract("jkd,jd->kd", a, gamma)
 
     def _maps(self) -> tuple[Tensor, Tensor]:
         """The update as two linear maps: (r, in) and (out, r)."""

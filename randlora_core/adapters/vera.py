@@ -82,7 +82,8 @@ class VeRAUpdate(Update):
 
     def basis_slices(self) -> tuple[Tensor, Tensor]:
         """This layer's part of the shared matrices as stored: A (r, in), B (out, r)."""
-        return self.bases.A[:, : self.in_features], self.bases.B[: self.out_features]
+        r = self.config.rank
+        return self.bases.matrix("A", (r, self.in_features)), self.bases.matrix("B", (self.out_features, r))
 
     def _scaled_d(self) -> Tensor:
         """`vera_lambda_d` times the factors that belong to the stored A and B."""
