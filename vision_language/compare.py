@@ -15,7 +15,7 @@ import signal
 import sys
 import traceback
 from collections.abc import Callable, Sequence
-from dataclasses import dataclass, replace
+from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
 
@@ -55,7 +55,7 @@ def base_parser(program: str, description: str) -> argparse.ArgumentParser:
         formatter_class=argparse.RawDescriptionHelpFormatter,
     )
     parser.add_argument("name", nargs="?", help="a file of configs/comparison (default: default)")
-    parser.add_argument("--datasets", nargs="+", metavar="NAME", help="only these of the comparison's datasets")
+    parser.add_argument("--datasets", nargs="+", metavar="NAME", help="these datasets instead of the comparison's")
     parser.add_argument("--methods", nargs="+", metavar="LABEL", help="only these rows, such as RandLoRA-6")
     parser.add_argument("--jobs", type=int, default=1, help="runs at a time (default: 1)")
     return parser
@@ -127,10 +127,7 @@ def main(arguments: Sequence[str] | None = None) -> int:
 
 def _compare(command: Command) -> int:
     options = command.options
-    plan = load_comparison(command.name, extra=command.overrides)
-    plan = replace(plan, datasets=select(plan.datasets, options.datasets, "dataset"))
-    if options.seeds:
-        plan = replace(plan, seeds=tuple(options.seeds))
+    plan = load_comparison(command.name, overrides=command.overrides, datasets=options.datasets, seeds=options.seeds)
     if options.from_records:
         return _show_committed(command.name, plan, options.methods)
     start_server(PRELOAD)

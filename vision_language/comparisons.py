@@ -16,6 +16,9 @@ RECORDS_FOLDER = Path(__file__).resolve().parent / "records"
 PRELOAD = ("torch", "open_clip", "accelerate", "hydra", "sklearn.datasets", "vision_language.train")
 """What a sweep's server imports before it forks; importing these runs no torch kernel."""
 
+VARIED = {"dataset": "--datasets NAME ...", "seed": "--seeds NUMBER ...", "adapter": "--methods LABEL ..."}
+"""What a comparison varies, and the option that narrows it."""
+
 
 @dataclass(frozen=True)
 class MethodEntry:
@@ -85,16 +88,28 @@ class ComparisonPlan:
         ]
 
 
-def load_comparison(name: str, *, extra: Sequence[str] = ()) -> ComparisonPlan:
+def load_comparison(
+    name: str,
+    *,
+    overrides: Sequence[str] = (),
+    datasets: Sequence[str] | None = None,
+    seeds: Sequence[int] | None = None,
+) -> ComparisonPlan:
     """Reads `configs/comparison/<name>.yaml`.
 
     Args:
         name: The file's name without its ending.
-        extra: Overrides of the command line, after the file's.
+        overrides: Overrides of the command line, after the file's.
+        datasets: Datasets in place of the file's.
+        seeds: Seeds in place of the file's, except for methods that have their own.
 
     Raises:
-        ValueError: No such file, or a file with unknown or missing keys; the message names the accepted ones.
+        ValueError: No such file, a file with unknown or missing keys, or an override of what the comparison varies; the
+            message names what is accepted.
     """
+    for text in overrides:
+        if option := VARIED.get(text.partition("=")[0]):
+            raise ValueError(f"{text}: every run of a comparison has its own; accepted: {option}")
     path = COMPARISON_FOLDER / f"{name}.yaml"
     known = sorted(file.stem for file in COMPARISON_FOLDER.glob("*.yaml"))
     if name not in known:
@@ -103,7 +118,12 @@ def load_comparison(name: str, *, extra: Sequence[str] = ()) -> ComparisonPlan:
 
     values: Any = OmegaConf.to_container(OmegaConf.load(path), resolve=True)
     plan = from_dict(ComparisonPlan, values, where=path.name)
-    return replace(plan, overrides=(*plan.overrides, *extra))
+    return replace(
+        plan,
+        overrides=(*plan.overrides, *overrides),
+        datasets=tuple(datasets or plan.datasets),
+        seeds=tuple(seeds or plan.seeds),
+    )
 
 
 def select(values: Sequence[str], chosen: Collection[str] | None, what: str) -> tuple[str, ...]:

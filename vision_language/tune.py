@@ -16,8 +16,9 @@ from pathlib import Path
 from randlora_core.experiment.forkserver import start_server
 from randlora_core.experiment.ledger import read_records
 from randlora_core.experiment.records import Config, Record, backbone_of, collect_records, dataset_of, label_of
+from randlora_core.experiment.report import print_table
 from randlora_core.experiment.sweep import Outcome, plan_sweep
-from randlora_core.experiment.tables import TextTable, to_rich
+from randlora_core.experiment.tables import TextTable
 from randlora_core.experiment.tuning import next_values, tuned_learning_rate
 from vision_language.compare import base_parser, execute, guarded, parse_command, print_failures, select_methods
 from vision_language.comparisons import (
@@ -29,7 +30,6 @@ from vision_language.comparisons import (
     identify,
     load_comparison,
     run,
-    select,
 )
 
 FUNCTIONS = (identify, run)
@@ -145,15 +145,9 @@ def main(arguments: Sequence[str] | None = None) -> int:
     command = parse_command(parser, sys.argv[1:] if arguments is None else arguments)
 
     def work() -> int:
-        plan = load_comparison(command.name, extra=command.overrides)
-        datasets = select(plan.datasets, command.options.datasets, "dataset")
-        settings = [
-            setting
-            for setting in tuning_settings(plan)
-            if any(f"dataset={name}" in setting.overrides for name in datasets)
-        ]
+        plan = load_comparison(command.name, overrides=command.overrides, datasets=command.options.datasets)
         start_server(PRELOAD)
-        outcomes = tune(settings, plan.tuning, methods=command.options.methods, jobs=command.options.jobs)
+        outcomes = tune(tuning_settings(plan), plan.tuning, methods=command.options.methods, jobs=command.options.jobs)
         return _conclude(command.name, outcomes)
 
     return guarded(work)
@@ -163,7 +157,7 @@ def _conclude(name: str, outcomes: Sequence[Outcome]) -> int:
     from rich.console import Console
 
     records = [outcome.record for outcome in outcomes if outcome.record is not None]
-    Console().print(to_rich(choice_table(records)))
+    print_table(choice_table(records), Console())
     path = RECORDS_FOLDER / f"tuning_{name}.jsonl"
     print(f"{merge_records(path, records)} records in {path}")
     return 1 if print_failures(outcomes) else 0

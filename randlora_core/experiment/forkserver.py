@@ -188,7 +188,8 @@ def _serve(
     except KeyboardInterrupt:
         message = ("interrupted", None)
     except BaseException as error:  # a child must report whatever ended it, SystemExit included
-        traceback.print_exc()
+        if log is not None:
+            traceback.print_exc()
         text = str(error).strip() or type(error).__name__
         details = {"type": type(error).__name__, "message": text, "traceback": traceback.format_exc()}
         message = ("error", details)

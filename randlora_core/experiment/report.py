@@ -89,13 +89,19 @@ def make_notes(comparison: Comparison) -> list[str]:
 def print_report(report: Report, console: Console) -> None:
     """Prints tables, notes and verdicts."""
     for table in report.tables:
-        console.print(to_rich(table))
+        print_table(table, console)
     for note in report.notes:
         console.print(note, markup=False, highlight=False, soft_wrap=True)
     if report.contests:
         console.print(f"\n{CONTEST_TITLE}:", markup=False, highlight=False, soft_wrap=True)
     for result in report.contests:
         console.print(f"  {describe_contest(result)}", markup=False, highlight=False, soft_wrap=True)
+
+
+def print_table(table: TextTable, console: Console) -> None:
+    """Prints a table below its title."""
+    console.print(f"\n[bold]{table.title}[/bold]", highlight=False, soft_wrap=True)
+    console.print(to_rich(table))
 
 
 def write_report(report: Report, directory: Path) -> list[Path]:
@@ -157,7 +163,7 @@ def _rate_notes(comparison: Comparison) -> Iterable[str]:
     if tuned:
         sizes = sorted({len(next(iter(cell.records.values()))["learning_rate"]["grid"]) for cell in tuned.values()})
         span = f"{sizes[0]}" if len(sizes) == 1 else f"{sizes[0]} to {sizes[-1]}"
-        yield f"Learning rates: chosen per method and dataset on the validation split from {span} values, other seed."
+        yield f"Learning rates (LR): chosen per method and dataset on the validation split from {span} values, other seed."
     if len(tuned) < len(trained):
         missing = [f"{method} on {dataset}" for method, dataset in trained if (method, dataset) not in tuned]
         untuned = ", ".join(missing) if tuned else "all"

@@ -64,7 +64,7 @@ def accuracy_table(comparison: Comparison) -> TextTable:
 
 def dataset_table(comparison: Comparison, dataset: str) -> TextTable:
     """All that is known about the methods on one dataset."""
-    columns = ("Method", "Accuracy %", "Seeds", "Trainable", "Learning rate", "Train s", "Peak MB")
+    columns = ("Method", "Accuracy %", "Seeds", "Trainable", "LR", "Train s", "Peak MB")
     rows = [_dataset_row(comparison, method, dataset) for method in comparison.methods]
     return TextTable(dataset, columns, tuple(rows))
 
@@ -94,12 +94,13 @@ def _format_rate(cell: Cell) -> str:
 
 
 def to_rich(table: TextTable) -> RichTable:
-    """The table for a terminal."""
+    """The table for a terminal, without its title."""
+    from rich.box import SIMPLE_HEAD
     from rich.table import Table
 
-    drawn = Table(title=table.title, title_justify="left")
+    drawn = Table(box=SIMPLE_HEAD, padding=(0, 1, 0, 0), pad_edge=False)
     for index, column in enumerate(table.columns):
-        drawn.add_column(column, justify="left" if index == 0 else "right", no_wrap=index == 0)
+        drawn.add_column(column, justify="left" if index == 0 else "right", no_wrap=True)
     for row in table.rows:
         drawn.add_row(*row)
     return drawn

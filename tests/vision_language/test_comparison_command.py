@@ -101,15 +101,15 @@ def test_a_failed_run_makes_the_exit_code_1_and_the_rest_goes_on(command, tmp_pa
     "arguments, message",
     [
         (("name=huge",), "unknown comparison 'huge'; accepted: small"),
-        (("--datasets", "mnist"), "unknown dataset 'mnist'; accepted: digits, characters"),
+        (("--datasets", "nowhere"), "unknown dataset 'nowhere'; accepted: digits"),
+        (("dataset=digits",), "dataset=digits: every run of a comparison has its own; accepted: --datasets NAME ..."),
+        (("seed=3",), "seed=3: every run of a comparison has its own; accepted: --seeds NUMBER ..."),
+        (("--seeds", "101"), "tuning.seed=101 is a seed of the comparison; accepted: any other"),
         (("--methods", "LoRA-5"), "unknown method 'LoRA-5'; accepted: Zero-shot, LoRA-4, RandLoRA-10"),
-        (("dataset=nowhere",), "unknown dataset 'nowhere'; accepted: digits"),
         (("--jobs", "0"), "jobs=0; accepted: 1 or more"),
     ],
 )
 def test_bad_input_is_one_line_and_exit_code_2(command, tmp_path, capsys, arguments, message):
-    if arguments == ("dataset=nowhere",):
-        (tmp_path / "small.yaml").write_text(SMALL.replace("digits, characters", "nowhere"))
     assert command(*arguments) == 2
     assert capsys.readouterr().err == f"error: {message}\n"
     assert num_calls(tmp_path) == 0 and not (tmp_path / "fake").exists()
@@ -227,7 +227,7 @@ def test_a_comparison_file_is_read_strictly(tmp_path, monkeypatch):
     with pytest.raises(ValueError, match="pairs"):
         load_comparison("bad")
     (tmp_path / "bad.yaml").write_text(SMALL)
-    plan = load_comparison("bad", extra=("b=2",))
+    plan = load_comparison("bad", overrides=("b=2",))
     assert plan.methods[1] == MethodEntry(("label=LoRA-4",), None, 1e-3)
     assert plan.run_overrides()[0] == ("a=1", "b=2", "label=Zero-shot", "dataset=digits", "seed=1")
     assert len(plan.run_overrides()) == 10
