@@ -163,7 +163,7 @@ def _rate_notes(comparison: Comparison) -> Iterable[str]:
     if tuned:
         sizes = sorted({len(next(iter(cell.records.values()))["learning_rate"]["grid"]) for cell in tuned.values()})
         span = f"{sizes[0]}" if len(sizes) == 1 else f"{sizes[0]} to {sizes[-1]}"
-        yield f"Learning rates (LR): chosen per method and dataset on the validation split from {span} values, other seed."
+        yield f"LR (learning rate): chosen per method and dataset on the validation split from {span} values."
     if len(tuned) < len(trained):
         missing = [f"{method} on {dataset}" for method, dataset in trained if (method, dataset) not in tuned]
         untuned = ", ".join(missing) if tuned else "all"
