@@ -16,7 +16,6 @@ import sys
 import traceback
 from collections.abc import Callable, Sequence
 from dataclasses import dataclass
-from pathlib import Path
 from typing import Any
 
 from randlora_core.experiment.command import TRACEBACK_VARIABLE, one_line
@@ -26,7 +25,7 @@ from randlora_core.experiment.forkserver import start_server
 from randlora_core.experiment.ledger import read_records
 from randlora_core.experiment.progress import format_seconds, sweep_progress
 from randlora_core.experiment.records import Record, collect_records, dataset_of, label_of, seed_of
-from randlora_core.experiment.report import make_report, print_report, write_report
+from randlora_core.experiment.report import Report, make_report, print_report, write_report
 from randlora_core.experiment.sweep import Outcome, PlannedRun, plan_sweep, run_sweep
 from vision_language.comparisons import PRELOAD, RECORDS_FOLDER, ComparisonPlan, identify, load_comparison, run, select
 
@@ -129,7 +128,8 @@ def _compare(command: Command) -> int:
     options = command.options
     plan = load_comparison(command.name, overrides=command.overrides, datasets=options.datasets, seeds=options.seeds)
     if options.from_records:
-        return _show_committed(command.name, plan, options.methods)
+        _show(committed_report(command.name, plan, options.methods))
+        return 0
     start_server(PRELOAD)
     planned = select_methods(plan_sweep(plan.run_overrides(), identify), options.methods)
     if options.dry_run:
@@ -138,7 +138,9 @@ def _compare(command: Command) -> int:
     outcomes = execute(planned, run, f"comparison {command.name}", jobs=options.jobs)
     records = [outcome.record for outcome in outcomes if outcome.record is not None]
     folder = planned[0].path.parent / command.name
-    _report(command.name, plan, records, expected=[entry.config for entry in planned], folder=folder)
+    report = build_report(command.name, plan, records, expected=[entry.config for entry in planned])
+    _show(report)
+    print("written: " + ", ".join(str(path) for path in write_report(report, folder)))
     if options.save_records:
         path = RECORDS_FOLDER / f"{command.name}.jsonl"
         print(f"{collect_records(records, path)} records in {path}")
@@ -177,26 +179,25 @@ def print_dry_run(planned: Sequence[PlannedRun], jobs: int) -> None:
         print(f"{len(left) - len(known)} of them are like no earlier run and are not in the estimate")
 
 
-def _show_committed(name: str, plan: ComparisonPlan, labels: Sequence[str] | None) -> int:
-    path = RECORDS_FOLDER / f"{name}.jsonl"
-    records = read_records(path)
-    known = list(dict.fromkeys(label_of(record["config"]) for record in records))
-    chosen = select(known, labels, "method")
+def committed_report(name: str, plan: ComparisonPlan, labels: Sequence[str] | None = None) -> Report:
+    """The report of a comparison's committed records.
+
+    Raises:
+        ValueError: A label is none of the records'.
+        FileNotFoundError: No records of this comparison are committed.
+    """
+    records = read_records(RECORDS_FOLDER / f"{name}.jsonl")
+    chosen = select(list(dict.fromkeys(label_of(record["config"]) for record in records)), labels, "method")
     kept = [
         record
         for record in records
         if label_of(record["config"]) in chosen and dataset_of(record["config"]) in plan.datasets
     ]
-    _report(name, plan, kept, expected=[record["config"] for record in kept], folder=None)
-    return 0
+    return build_report(name, plan, kept, expected=[record["config"] for record in kept])
 
 
-def _report(
-    name: str, plan: ComparisonPlan, records: Sequence[Record], *, expected: Sequence[Any], folder: Path | None
-) -> None:
-    """Prints the report and, where there is a folder for them, writes its files."""
-    from rich.console import Console
-
+def build_report(name: str, plan: ComparisonPlan, records: Sequence[Record], *, expected: Sequence[Any]) -> Report:
+    """The report on `records`; `expected` are the configurations of all runs that the comparison asks for."""
     seeds: dict[tuple[str, str], set[int]] = {}
     for config in expected:
         seeds.setdefault((label_of(config), dataset_of(config)), set()).add(seed_of(config))
@@ -208,10 +209,13 @@ def _report(
         expected_seeds={key: len(values) for key, values in seeds.items()},
     )
     pairs = [(method, rival) for method, rival in plan.pairs if {method, rival} <= set(comparison.methods)]
-    report = make_report(comparison, pairs)
+    return make_report(comparison, pairs)
+
+
+def _show(report: Report) -> None:
+    from rich.console import Console
+
     print_report(report, Console())
-    if folder is not None:
-        print("written: " + ", ".join(str(path) for path in write_report(report, folder)))
 
 
 def _megabytes(count: int | None) -> str:

@@ -1,7 +1,8 @@
 """Comparison files: which methods, datasets and seeds stand in one table.
 
 A file `configs/comparison/<name>.yaml` holds what the comparison varies; everything else is the run's own Hydra config,
-to which the file's and the command line's overrides are passed.
+to which the file's and the command line's overrides are passed. With `like: <name>` a file states only what differs
+from another one.
 """
 
 from collections.abc import Collection, Sequence
@@ -117,6 +118,8 @@ def load_comparison(
     from omegaconf import OmegaConf
 
     values: Any = OmegaConf.to_container(OmegaConf.load(path), resolve=True)
+    if like := values.pop("like", None):
+        values = OmegaConf.to_container(OmegaConf.load(COMPARISON_FOLDER / f"{like}.yaml"), resolve=True) | values
     plan = from_dict(ComparisonPlan, values, where=path.name)
     return replace(
         plan,
