@@ -212,7 +212,7 @@ def _peft_sizes(method: str, rank: int, shapes: tuple[Shape, ...]) -> dict[str, 
 
 def _multiplied_out(bases: SharedBases, name: str) -> Tensor:
     """A shared matrix with its unit, float32."""
-    return (getattr(bases, name).double() * bases.units[name]).float()
+    return (bases.matrix(name, bases.shapes[name]).double() * bases.units[name]).float()
 
 
 def _padded(matrix: Tensor, shape: tuple[int, ...]) -> Tensor:

@@ -37,6 +37,8 @@ OURS = {
     "randlora": ("randlora", {}),
     "randlora_ternary": ("randlora", {"basis": "sparse", "scale_by_sqrt_bases": True, "alpha": 7.5}),
     "randlora_normal": ("randlora", {"basis": "normal", "init": "gamma_zero"}),
+    "randlora_packed": ("randlora", {"basis": "ternary", "sparsity": 4.5, "packed_bases": True}),
+    "randlora_recomputed": ("randlora", {"store_bases": False, "scale_by_sqrt_bases": True}),
     "lora": ("lora", {}),
     "rslora": ("lora", {"rank_stabilized": True}),
     "dora": ("dora", {}),
