@@ -81,6 +81,19 @@ class DoRAUpdate(MagnitudeUpdate, LoRAUpdate):
         super().__init__(config, shape, bases, weight)
         self.init_magnitude(weight)
 
+    @torch.no_grad()
+    def _norms(self, weight: Tensor) -> Tensor:
+        """As in `MagnitudeUpdate`, without forming B A: ||W0||^2 + 2 s <W0 A^T, B> + s^2 <B A A^T, B>, by rows."""
+        with torch.autocast(weight.device.type, enabled=False):
+            dtype = torch.promote_types(self.lora_A.dtype, torch.float32)
+            a, b, weight = self.lora_A.to(dtype), self.config.scale * self.lora_B.to(dtype), weight.to(dtype)
+            frozen = row_norms(weight)
+            added = ((2.0 * (weight @ a.T) + b @ (a @ a.T)) * b).sum(1)
+            # Rows without an update keep the frozen norm to the bit.
+            return torch.where(added == 0.0, frozen, (frozen.square() + added).clamp_min(0.0).sqrt()).clamp_min(
+                torch.finfo(dtype).tiny
+            )
+
     @staticmethod
     def num_parameters(config: AdapterConfig, shape: Shape) -> int:
         """R (in + out) + out."""

@@ -65,7 +65,7 @@ class LoRAUpdate(Update):
 
     def added_output(self, x: Tensor) -> Tensor:
         """S (x A^T) B^T."""
-        return F.linear(F.linear(self.input_like_parameters(x), self.lora_A), self.lora_B) * self.config.scale
+        return F.linear(F.linear(self.input_like_parameters(x), self.lora_A) * self.config.scale, self.lora_B)
 
 
 def lora_plus_groups(model: nn.Module, lr: float, ratio: float) -> list[dict[str, Any]]:

@@ -12,7 +12,7 @@ https://arxiv.org/abs/2502.00987, equation 4.
 
 One A (r, d_max) and one B (D_max, n_max, r) serve every layer of a model through slices (the paper's C.5.1). A higher
 rank means fewer parameters: n (r + d), about d^2 / r + d. Names, layouts and the pairing of random columns follow PEFT
-(`randlora_core.ops.linear`).
+(`randlora_core.ops.factors`).
 
 With `magnitude`, the sum W0 + dW gets DoRA's trained norm per output ("randdora", the paper's Table 6). With fewer
 bases than ceil(d / r) the rank is num_bases r (RandLoRA-b of the paper's section 6.3; there half of full rank, with r
@@ -44,7 +44,7 @@ from randlora_core.adapters.bases import (
 )
 from randlora_core.adapters.config import ScaledConfig, check_choice, check_seed, is_number, positive_integer
 from randlora_core.adapters.dora import MagnitudeUpdate
-from randlora_core.adapters.layer import AdapterLayer, Method, Shape, Update
+from randlora_core.adapters.layer import CONV1D, AdapterLayer, Method, Shape, Update, kind_of
 from randlora_core.adapters.randlora_a import DistinctAUpdate
 
 INITS = ("lambda_zero", "gamma_zero")
@@ -229,10 +229,22 @@ class RandLoRAUpdate(Update):
                 b,
                 self.scale,
                 base=layer.base,
-                weight=None if layer.kind.quantised else layer.dense_weight,
+                weight=layer.dense_weight if computes_jointly(layer) else None,
                 bias=layer.bias,
                 dropout=self.dropout if self.training and self.config.dropout > 0.0 else None,
             )
+
+
+def computes_jointly(layer: AdapterLayer) -> bool:
+    """Whether the frozen layer's product may be computed together with the update's, without calling the layer.
+
+    True for a floating-point nn.Linear or Conv1D with its own `forward`, a frozen weight, and no hooks.
+    """
+    base = layer.base
+    if type(base).forward is not nn.Linear.forward and kind_of(base) is not CONV1D:
+        return False
+    watched = base._forward_hooks or base._forward_pre_hooks or base._backward_hooks or base._backward_pre_hooks
+    return not watched and "forward" not in vars(base) and not base.weight.requires_grad
 
 
 class RandDoRAUpdate(MagnitudeUpdate, RandLoRAUpdate):
@@ -241,6 +253,16 @@ class RandDoRAUpdate(MagnitudeUpdate, RandLoRAUpdate):
     def __init__(self, config: RandLoRAConfig, shape: Shape, bases: SharedBases, weight: Tensor) -> None:
         super().__init__(config, shape, bases, weight)
         self.init_magnitude(weight)
+
+    def forward(self, x: Tensor, layer: AdapterLayer) -> Tensor:
+        """As in `Update`; without dropout as m (x (W0 + dW)^T) / ||W0 + dW|| + bias, one product where that may be."""
+        if (self.training and self.config.dropout > 0.0) or not computes_jointly(layer):
+            return super().forward(x, layer)
+        with self.bases.remaking(*self.basis_slices()) as (a, b):
+            vectors = (self.randlora_lambda, self.randlora_gamma, a, b, self.scale)
+            result = ops.randlora_linear(x, *vectors, base=layer.base, weight=layer.dense_weight)
+        ratio = (self.lora_magnitude_vector / self._norms(layer.dense_weight())).to(result.dtype)
+        return result * ratio if layer.bias is None else torch.addcmul(layer.bias.to(result.dtype), result, ratio)
 
 
 METHOD = Method(RandLoRAConfig, RandLoRAUpdate)

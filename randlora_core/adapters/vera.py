@@ -18,8 +18,8 @@ from dataclasses import KW_ONLY, dataclass
 
 import torch
 from torch import Tensor, nn
-from torch.nn import functional as F
 
+from randlora_core import ops
 from randlora_core.adapters.bases import IMPORTED, Matrix, SharedBases, check_unseeded, distribution
 from randlora_core.adapters.config import AdapterConfig, check_choice, check_nonzero, check_seed
 from randlora_core.adapters.layer import Method, Shape, Update
@@ -97,8 +97,9 @@ class VeRAUpdate(Update):
 
     def added_output(self, x: Tensor) -> Tensor:
         """As in `Update`."""
-        a, b = (basis.to(self.vera_lambda_b.dtype) for basis in self.basis_slices())
-        return F.linear(F.linear(self.input_like_parameters(x), a) * self._scaled_d(), b) * self.vera_lambda_b
+        a, b = self.basis_slices()
+        inner = ops.frozen_linear(self.input_like_parameters(x), a) * self._scaled_d()
+        return ops.frozen_linear(inner, b) * self.vera_lambda_b
 
 
 METHOD = Method(VeRAConfig, VeRAUpdate)

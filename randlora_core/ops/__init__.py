@@ -1,5 +1,8 @@
-"""Compute paths of RandLoRA's update. `randlora_linear` is the entry; the rest are its parts."""
+"""Compute paths of the adapters' updates. RandLoRA's entry is `randlora_linear`; `force_path` settles its path."""
 
-from randlora_core.ops.linear import added_output, delta, randlora_linear, scaled_a
+from randlora_core.ops.cost import PATHS
+from randlora_core.ops.factors import delta, scaled_a
+from randlora_core.ops.frozen import frozen_linear
+from randlora_core.ops.linear import added_output, force_path, randlora_linear
 
-__all__ = ["added_output", "delta", "randlora_linear", "scaled_a"]
+__all__ = ["PATHS", "added_output", "delta", "force_path", "frozen_linear", "randlora_linear", "scaled_a"]

@@ -1,56 +1,59 @@
-"""A linear layer with RandLoRA's update, by the two activation products of the paper's equation 4.
+"""A linear layer with RandLoRA's update: the entry, and the autograd function behind every path.
 
-Legend (D >= d are the layer's larger and smaller side):
+    y = x (W0 + delta)^T + bias         delta (out, in), letters as in `randlora_core.ops.factors`
 
-    lambda_   (r, n)      trained          basis_a   (r, d)       frozen, any dtype
-    gamma     (n, d)      trained          basis_b   (D, n, r)    frozen, any dtype
+    activation      y = x W0^T + (x M^T) B^T, or x W0^T + (x B) M where out < in
+    summed          y = x (W0 + delta)^T, the sum formed once
+    two products    y = x W0^T + x delta^T, accumulated before the one rounding
 
-    M  (n*r, d) = scale * lambda * A * gamma        rows in the order (rank, basis):    row k*n + j
-    Bf (D, n*r) = B                                 columns in the order (basis, rank): column j*r + k
-    delta = Bf M where the input is the smaller side (or both are equal), its transpose otherwise
+All save x, lambda and gamma for the backward pass and rebuild the rest. The gradient of the vectors comes from
+grad_M, (dY B)^T x (or (x B)^T dY where out < in) by activations, and B^T (dY^T x) by the weight.
 
-The two flattening orders differ, as in PEFT: column c of Bf meets row c of M, so random column (j, k) is paired with
-the row (k', j') for which j*r + k = k'*n + j'. The columns of B are independent and equally distributed, so that this
-is a relabelling of them and the mathematics is equation 4's; adapters trained in PEFT need the same order.
+Number formats: W0 + delta rounded to 16 bits can lose a small delta entirely, so the sum is formed only where the
+product runs in float32 or float64. Otherwise there are two products, the update's first: x W0^T is accumulated onto
+it in float32 and rounded with it, so that a delta far below the rounding of W0 or of y still shifts y in the mean.
 """
 
 from __future__ import annotations
 
-from collections.abc import Callable
+from collections.abc import Callable, Iterator
+from contextlib import contextmanager
+from dataclasses import dataclass
 
 import torch
 from torch import Tensor
+from torch.autograd.function import once_differentiable
 from torch.nn import functional as F
 
+from randlora_core.ops import cost
+from randlora_core.ops.cost import ACTIVATION, PATHS, SUMMED, Plan, Problem
+from randlora_core.ops.factors import flat_b, product, scaled_a, summed_weight, vector_gradients
 
-def scaled_a(lambda_: Tensor, gamma: Tensor, basis_a: Tensor, scale: float = 1.0) -> Tensor:
-    """M (n*r, d) of the module's legend, in the dtype of the trained vectors and differentiable in them.
-
-    The scale is part of it, so that a later cast to half precision does not flush small products to zero.
-    """
-    a = basis_a.to(lambda_.dtype)
-    return ((scale * lambda_)[:, :, None] * a[:, None, :] * gamma[None]).flatten(0, 1)
+_default_path = "auto"
 
 
-def delta(
-    lambda_: Tensor, gamma: Tensor, basis_a: Tensor, basis_b: Tensor, scale: float = 1.0, *, transposed: bool = False
-) -> Tensor:
-    """The update of the weight.
+@contextmanager
+def force_path(path: str) -> Iterator[None]:
+    """Make every RandLoRA layer called inside take one path, for measurements and tests.
 
     Args:
-        lambda_: (r, n).
-        gamma: (n, d).
-        basis_a: (r, d).
-        basis_b: (D, n, r).
-        scale: Factor on the update.
-        transposed: Whether the output is the layer's smaller side.
+        path: A name of `randlora_core.ops.cost.PATHS`. Half-precision products never take the summed weight.
 
-    Returns:
-        (D, d), or (d, D) if transposed; in the dtype of the trained vectors.
+    Raises:
+        ValueError: If the path is unknown.
     """
-    m = scaled_a(lambda_, gamma, basis_a, scale)
-    update = basis_b.to(m.dtype).flatten(1) @ m
-    return update.T if transposed else update
+    global _default_path
+    before, _default_path = _default_path, _known(path)
+    try:
+        yield
+    finally:
+        _default_path = before
+
+
+def _known(path: str) -> str:
+    if path not in PATHS:
+        raise ValueError(f"unknown path {path!r}; known: {', '.join(PATHS)}")
+    return path
 
 
 def randlora_linear(
@@ -65,6 +68,7 @@ def randlora_linear(
     weight: Callable[[], Tensor] | None = None,
     bias: Tensor | None = None,
     dropout: Callable[[Tensor], Tensor] | None = None,
+    path: str | None = None,
 ) -> Tensor:
     """Output of a frozen linear layer with RandLoRA's update.
 
@@ -75,28 +79,237 @@ def randlora_linear(
         basis_a: (r, d).
         basis_b: (D, n, r).
         scale: Factor on the update.
-        base: The frozen layer as a function of x.
-        weight: Gives the frozen layer's dense weight (out, in), for paths that form the summed weight; None
-            forbids them.
+        base: The frozen layer as a function of x; called where `weight` is None or there is dropout.
+        weight: Gives the frozen layer's dense weight (out, in), for paths that compute the layer and its update
+            together; None forbids them.
         bias: The frozen layer's bias, for the same paths.
         dropout: Applied to the update's input only; None means none.
+        path: A name of `randlora_core.ops.cost.PATHS`; None stands for that of `force_path`, or "auto".
 
     Returns:
         (..., out), in the output dtype of `base`.
+
+    Raises:
+        ValueError: If the path is unknown.
     """
+    vectors = (lambda_, gamma, basis_a, basis_b)
+    if weight is not None and dropout is None:
+        dense = weight()
+        if _matches(x, dense):
+            return _apply(x, *vectors, dense, bias, scale, path)
     result = base(x)
-    added = added_output(x if dropout is None else dropout(x), lambda_, gamma, basis_a, basis_b, scale)
+    added = _apply(x if dropout is None else dropout(x), *vectors, None, None, scale, path)
     return result + added.to(result.dtype)
 
 
 def added_output(
-    x: Tensor, lambda_: Tensor, gamma: Tensor, basis_a: Tensor, basis_b: Tensor, scale: float = 1.0
+    x: Tensor,
+    lambda_: Tensor,
+    gamma: Tensor,
+    basis_a: Tensor,
+    basis_b: Tensor,
+    scale: float = 1.0,
+    *,
+    path: str | None = None,
 ) -> Tensor:
-    """What the update adds to the output for x (..., in): two products, in PEFT's order. The result is (..., out)."""
-    m = scaled_a(lambda_, gamma, basis_a, scale)
-    b = basis_b.to(m.dtype).flatten(1)
-    if not torch.is_autocast_enabled(x.device.type):
-        x = x.to(m.dtype)
-    if x.shape[-1] == m.shape[1]:
-        return F.linear(F.linear(x, m), b)
-    return F.linear(F.linear(x, b.T), m.T)
+    """What the update alone adds to the output for x (..., in): (..., out) in the dtype of the products.
+
+    Arguments as in `randlora_linear`. The products run in autocast's dtype, or in that of x.
+    """
+    return _apply(x, lambda_, gamma, basis_a, basis_b, None, None, scale, path)
+
+
+def _compute_dtype(x: Tensor) -> torch.dtype:
+    device = x.device.type
+    return torch.get_autocast_dtype(device) if _autocasts(x) else x.dtype
+
+
+def _autocasts(x: Tensor) -> bool:
+    return torch.is_autocast_enabled(x.device.type) and x.dtype != torch.float64
+
+
+def _matches(x: Tensor, weight: Tensor) -> bool:
+    """Whether x and the weight can be multiplied as they are: else the frozen layer itself must say what it does."""
+    return weight.device == x.device and (_autocasts(x) or weight.dtype == x.dtype)
+
+
+@torch.compiler.assume_constant_result
+def _rounds_float32(device_type: str) -> bool:
+    """Whether float32 products round their factors (TF32, or bfloat16 on CPU); a compiled graph keeps what it was."""
+    backend = torch.backends.mkldnn.matmul if device_type == "cpu" else torch.backends.cuda.matmul
+    return backend.fp32_precision not in ("none", "ieee")
+
+
+def _apply(
+    x: Tensor,
+    lambda_: Tensor,
+    gamma: Tensor,
+    basis_a: Tensor,
+    basis_b: Tensor,
+    weight: Tensor | None,
+    bias: Tensor | None,
+    scale: float,
+    path: str | None,
+) -> Tensor:
+    dtype = _compute_dtype(x)
+    larger, smaller = basis_b.shape[0], gamma.shape[1]
+    transposed = x.shape[-1] != smaller
+    exact = dtype == torch.float64 or (dtype == torch.float32 and not _rounds_float32(x.device.type))
+    grad = torch.is_grad_enabled()
+    problem = Problem(
+        tokens=x.numel() // max(1, x.shape[-1]),
+        out_features=smaller if transposed else larger,
+        in_features=x.shape[-1],
+        inner=lambda_.numel(),
+        dtype=dtype,
+        device_type=x.device.type,
+        with_base=weight is not None,
+        may_sum=weight is not None and exact,
+        input_grad=grad and x.requires_grad,
+        vector_grad=grad and (lambda_.requires_grad or gamma.requires_grad),
+    )
+    plan = cost.choose(problem, _default_path if path is None else _known(path))
+    layout = Layout(plan, dtype, scale, transposed)
+    return RandLoRAFunction.apply(x, lambda_, gamma, basis_a, basis_b, weight, bias, layout)
+
+
+@dataclass(frozen=True)
+class Layout:
+    """The values that `RandLoRAFunction` needs beside tensors.
+
+    Args:
+        plan: The way of each part.
+        dtype: Number format of the products over tokens.
+        scale: Factor on the update.
+        transposed: Whether the output is the layer's smaller side.
+    """
+
+    plan: Plan
+    dtype: torch.dtype
+    scale: float
+    transposed: bool
+
+
+class RandLoRAFunction(torch.autograd.Function):
+    """The products of the module's legend. Saves its tensor arguments, x in the dtype of the products."""
+
+    @staticmethod
+    def forward(
+        ctx,
+        x: Tensor,
+        lambda_: Tensor,
+        gamma: Tensor,
+        basis_a: Tensor,
+        basis_b: Tensor,
+        weight: Tensor | None,
+        bias: Tensor | None,
+        layout: Layout,
+    ) -> Tensor:
+        """Output (..., out) in the dtype of the products; without the frozen layer's part if `weight` is None."""
+        ctx.layout, ctx.input_dtype = layout, x.dtype
+        x = x.to(layout.dtype)
+        ctx.save_for_backward(x, lambda_, gamma, basis_a, basis_b, weight)
+        ctx.bias_dtype = None if bias is None else bias.dtype
+        with torch.autocast(x.device.type, enabled=False):
+            rows = x.reshape(-1, x.shape[-1])
+            m = _scaled_a(lambda_, gamma, basis_a, layout)
+            y = _tokens_times_weight(rows, m, basis_b, weight, bias, layout)
+        return y.view(*x.shape[:-1], y.shape[-1])
+
+    @staticmethod
+    @once_differentiable
+    def backward(ctx, grad_output: Tensor) -> tuple[Tensor | None, ...]:
+        """Gradients of x, lambda, gamma and the bias."""
+        x, lambda_, gamma, basis_a, basis_b, weight = ctx.saved_tensors
+        layout = ctx.layout
+        needs_x, needs_lambda, needs_gamma = ctx.needs_input_grad[:3]
+        grad_x = grad_lambda = grad_gamma = grad_bias = None
+        with torch.autocast(x.device.type, enabled=False):
+            rows = grad_output.to(layout.dtype).reshape(-1, grad_output.shape[-1])
+            through_b = None
+            if needs_x:
+                m = _scaled_a(lambda_, gamma, basis_a, layout)
+                grad_x, through_b = _tokens_times_transpose(rows, m, basis_b, weight, layout)
+                del m
+                grad_x = grad_x.view(x.shape).to(ctx.input_dtype)
+            if needs_lambda or needs_gamma:
+                grad_m = _gradient_of_m(x.reshape(-1, x.shape[-1]), rows, basis_b, through_b, layout)
+                grad_lambda, grad_gamma = vector_gradients(grad_m, lambda_, gamma, basis_a, layout.scale)
+            if ctx.needs_input_grad[6]:
+                grad_bias = rows.sum(0, dtype=torch.promote_types(rows.dtype, torch.float32)).to(ctx.bias_dtype)
+        return (
+            grad_x,
+            grad_lambda if needs_lambda else None,
+            grad_gamma if needs_gamma else None,
+            None,
+            None,
+            None,
+            grad_bias,
+            None,
+        )
+
+
+def _scaled_a(lambda_: Tensor, gamma: Tensor, basis_a: Tensor, layout: Layout) -> Tensor:
+    """M in float32 at least."""
+    dtype = torch.promote_types(lambda_.dtype, torch.float32)
+    return scaled_a(lambda_.to(dtype), gamma.to(dtype), basis_a, layout.scale)
+
+
+def _tokens_times_weight(
+    x: Tensor, m: Tensor, basis_b: Tensor, weight: Tensor | None, bias: Tensor | None, layout: Layout
+) -> Tensor:
+    """Output (T, out) for x (T, in)."""
+    dtype, way = layout.dtype, layout.plan.output
+    if bias is not None:
+        bias = bias.to(dtype)
+    if way == SUMMED:
+        return F.linear(x, summed_weight(weight, m, basis_b, transposed=layout.transposed), bias)
+    if weight is not None:
+        weight = weight.to(dtype)
+    if way == ACTIVATION:
+        m, b = m.to(dtype), flat_b(basis_b, dtype)
+        first, second = (b, m) if layout.transposed else (m.T, b.T)
+        return _sum_of_products(x, None if weight is None else weight.T, x @ first, second, bias)
+    update = product(m, basis_b, dtype, transposed=layout.transposed)
+    return _sum_of_products(x, None if weight is None else weight.T, x, update.T, bias)
+
+
+def _tokens_times_transpose(
+    grad: Tensor, m: Tensor, basis_b: Tensor, weight: Tensor | None, layout: Layout
+) -> tuple[Tensor, Tensor | None]:
+    """Gradient (T, in) of the input for `grad` (T, out); and grad B (T, k) where it is a by-product."""
+    dtype, way = layout.dtype, layout.plan.input_grad
+    if way == SUMMED:
+        return grad @ summed_weight(weight, m, basis_b, transposed=layout.transposed), None
+    if weight is not None:
+        weight = weight.to(dtype)
+    if way == ACTIVATION:
+        m, b = m.to(dtype), flat_b(basis_b, dtype)
+        first, second = (m.T, b.T) if layout.transposed else (b, m)
+        inner = grad @ first
+        return _sum_of_products(grad, weight, inner, second), None if layout.transposed else inner
+    update = product(m, basis_b, dtype, transposed=layout.transposed)
+    return _sum_of_products(grad, weight, grad, update), None
+
+
+def _gradient_of_m(x: Tensor, grad: Tensor, basis_b: Tensor, through_b: Tensor | None, layout: Layout) -> Tensor:
+    """Gradient (k, d) of M for x (T, in) and the output's gradient `grad` (T, out)."""
+    b = flat_b(basis_b, layout.dtype)
+    wide, narrow = (x, grad) if layout.transposed else (grad, x)  # (T, D), (T, d)
+    if layout.plan.vector_grad == "weight":
+        return b.T @ (wide.T @ narrow)
+    return (wide @ b if through_b is None else through_b).T @ narrow
+
+
+def _sum_of_products(x: Tensor, first: Tensor | None, z: Tensor, second: Tensor, bias: Tensor | None = None) -> Tensor:
+    """X @ first + z @ second + bias for x (T, a) and z (T, b); without the first product if it is None.
+
+    The update's product comes first: rounded by itself it keeps its own precision, and the frozen layer's product is
+    then accumulated onto it before the next rounding. The other way round, small updates of large outputs would vanish.
+    """
+    if first is None:
+        return z @ second
+    if x.dtype in (torch.bfloat16, torch.float16) or bias is None:
+        result = (z @ second).addmm_(x, first)
+        return result if bias is None else result.add_(bias)
+    return torch.addmm(bias, z, second).addmm_(x, first)

@@ -1,0 +1,178 @@
+"""Which way to compute an adapted layer: an estimate of the work of each, and the choice.
+
+A training step has three parts, and each can go by the activations or by the weight (D >= d are the layer's sides,
+T tokens, k = n*r, about d; products in multiply-adds):
+
+    part              by activations                       by the weight
+    output            T k (D + d)                          D d k, and T D d unless W0 + update is summed first
+    input gradient    T k (D + d)                          D d k, and T D d unless W0 + update is summed first
+    vector gradient   T k (D + d), of which the input      T D d + D d k
+                      gradient by activations may share T D k
+
+W0 + update may be summed first only where the product itself runs in that precision (`randlora_core.ops.linear`).
+Beside products the estimate counts elements written, weighted by what one costs in multiply-adds on the device.
+"""
+
+from __future__ import annotations
+
+import functools
+import itertools
+from dataclasses import dataclass
+
+import torch
+
+PATHS = ("auto", "activation", "weight", "two_products")
+"""What can be asked for: "auto" takes the cheapest plan; "activation" all parts by activations; "weight" all by the
+weight, summed where that is allowed and by two products otherwise; "two_products" by the weight and never summed."""
+
+ACTIVATION, SUMMED, TWO_PRODUCTS = "activation", "summed", "two_products"
+
+ELEMENT_COST: dict[tuple[str, bool], float] = {
+    ("cpu", False): 40.0,
+    ("cpu", True): 400.0,
+    ("cuda", False): 150.0,
+    ("cuda", True): 1200.0,
+}
+"""Multiply-adds that take as long as writing one element: (device type, half precision) -> number. CPU: fitted to the
+grid of `python -m randlora_core.benchmark --grid`. CUDA: from the ratio of peak rates to bandwidth of an H100, not
+measured."""
+
+FORMING_COST: dict[tuple[str, bool], float] = {
+    ("cpu", False): 1.2,
+    ("cpu", True): 2.0,
+    ("cuda", False): 1.2,
+    ("cuda", True): 1.5,
+}
+"""Time of a multiply-add in the product B M, relative to one in the product of T tokens; as `ELEMENT_COST`."""
+
+
+@dataclass(frozen=True)
+class Problem:
+    """What the choice depends on.
+
+    Args:
+        tokens: Rows of the input, T.
+        out_features: Size of the output.
+        in_features: Size of the input.
+        inner: Columns of B, n*r.
+        dtype: Number format of the products.
+        device_type: As `torch.device.type`.
+        with_base: Whether the frozen layer's product is part of the computation.
+        may_sum: Whether W0 + update may be summed; needs `with_base`.
+        input_grad: Whether the input needs a gradient.
+        vector_grad: Whether lambda or gamma need one.
+    """
+
+    tokens: int
+    out_features: int
+    in_features: int
+    inner: int
+    dtype: torch.dtype
+    device_type: str
+    with_base: bool
+    may_sum: bool
+    input_grad: bool
+    vector_grad: bool
+
+    @property
+    def half(self) -> bool:
+        """Whether the products take 16-bit factors."""
+        return self.dtype in (torch.bfloat16, torch.float16)
+
+
+@dataclass(frozen=True)
+class Plan:
+    """How to compute the parts of a step.
+
+    Args:
+        output: "activation", "summed" or "two_products".
+        input_grad: The same choice for the input's gradient.
+        vector_grad: "activation" or "weight".
+    """
+
+    output: str
+    input_grad: str
+    vector_grad: str
+
+
+def choose(problem: Problem, path: str = "auto") -> Plan:
+    """The cheapest plan that `path` allows."""
+    return _choose(problem, path) if torch.compiler.is_compiling() else _remembered_choice(problem, path)
+
+
+def _choose(problem: Problem, path: str) -> Plan:
+    return min(plans(problem, path), key=lambda plan: estimate(problem, plan))
+
+
+_remembered_choice = functools.lru_cache(maxsize=4096)(_choose)
+
+
+def plans(problem: Problem, path: str = "auto") -> list[Plan]:
+    """The plans that `path`, one of `PATHS`, allows. Never empty."""
+    by_weight = SUMMED if problem.may_sum and path != "two_products" else TWO_PRODUCTS
+    # M itself can lie below float16's range, where the update does not: by activations only if told to.
+    if path == "auto" and problem.dtype == torch.float16:
+        path = "weight"
+    if path == "activation":
+        return [Plan(ACTIVATION, ACTIVATION, "activation")]
+    if path in ("weight", "two_products"):
+        return [Plan(by_weight, by_weight, "weight")]
+    ways = (ACTIVATION, by_weight)
+    return [Plan(*parts) for parts in itertools.product(ways, ways, ("activation", "weight"))]
+
+
+def estimate(problem: Problem, plan: Plan) -> float:
+    """Work of a plan in multiply-adds of a product over tokens, the frozen layer's own left out."""
+    forward = _forming(problem, plan.output) + _product(problem, plan.output, problem.out_features)
+    backward = 0.0
+    if problem.input_grad:
+        backward += _forming(problem, plan.input_grad)
+        backward += _product(problem, plan.input_grad, problem.in_features)
+    if problem.vector_grad:
+        shares = problem.input_grad and plan.input_grad == ACTIVATION
+        backward += _vector_gradient(problem, plan.vector_grad, shares)
+    return forward + backward
+
+
+def _sides(problem: Problem) -> tuple[int, int]:
+    sides = (problem.out_features, problem.in_features)
+    return max(sides), min(sides)
+
+
+def _rates(problem: Problem) -> tuple[float, float]:
+    key = (problem.device_type if problem.device_type == "cpu" else "cuda", problem.half)
+    return ELEMENT_COST[key], FORMING_COST[key]
+
+
+def _forming(problem: Problem, way: str) -> float:
+    """Work of forming M, and of the update from it unless `way` is by activations."""
+    larger, smaller = _sides(problem)
+    element, forming = _rates(problem)
+    work = element * (3 * problem.inner * smaller + larger * problem.inner)
+    if way != ACTIVATION:
+        work += forming * larger * smaller * problem.inner + element * larger * smaller
+    return work
+
+
+def _product(problem: Problem, way: str, columns: int) -> float:
+    """Work of a product of the tokens with the update, (T, columns) being its result, beside the frozen layer's."""
+    larger, smaller = _sides(problem)
+    tokens = problem.tokens
+    element, _ = _rates(problem)
+    if way == SUMMED:
+        return 0.0
+    if way == TWO_PRODUCTS:
+        return tokens * larger * smaller + element * tokens * columns
+    return tokens * problem.inner * (larger + smaller) + element * tokens * (columns + problem.inner)
+
+
+def _vector_gradient(problem: Problem, way: str, shares: bool) -> float:
+    larger, smaller = _sides(problem)
+    tokens, inner = problem.tokens, problem.inner
+    element, forming = _rates(problem)
+    reduction = element * 3 * inner * smaller
+    if way == "weight":
+        return reduction + tokens * larger * smaller + forming * larger * smaller * inner + element * larger * smaller
+    by_b = tokens * inner * larger + element * tokens * inner
+    shared = shares and problem.in_features <= problem.out_features
+    return reduction + tokens * inner * smaller + (0.0 if shared else by_b)

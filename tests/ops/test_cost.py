@@ -1,0 +1,90 @@
+"""The choice of a path: what it may take, and what it prefers at the ends."""
+
+import itertools
+
+import pytest
+import torch
+
+from randlora_core.ops import cost
+from randlora_core.ops.cost import Plan, Problem
+
+
+def problem(**changes) -> Problem:
+    values = {
+        "tokens": 4096,
+        "out_features": 768,
+        "in_features": 768,
+        "inner": 768,
+        "dtype": torch.float32,
+        "device_type": "cpu",
+        "with_base": True,
+        "may_sum": True,
+        "input_grad": True,
+        "vector_grad": True,
+    }
+    return Problem(**(values | changes))
+
+
+@pytest.mark.parametrize("path", ["auto", "weight", "two_products", "activation"])
+def test_the_sum_is_never_taken_where_it_may_not(path):
+    for plan in cost.plans(problem(may_sum=False), path):
+        assert cost.SUMMED not in (plan.output, plan.input_grad)
+
+
+def test_forced_paths():
+    assert cost.choose(problem(tokens=1), "weight") == Plan("summed", "summed", "weight")
+    assert cost.choose(problem(tokens=1), "two_products") == Plan("two_products", "two_products", "weight")
+    assert cost.choose(problem(tokens=1, may_sum=False), "weight") == Plan("two_products", "two_products", "weight")
+    assert cost.choose(problem(tokens=10**6), "activation") == Plan("activation", "activation", "activation")
+
+
+@pytest.mark.parametrize("shape", [(768, 768), (3072, 768), (768, 3072), (1024, 4096)])
+@pytest.mark.parametrize("device", ["cpu", "cuda", "xpu"])
+def test_many_tokens_go_by_the_weight_and_few_by_activations(shape, device):
+    sizes = {"out_features": shape[0], "in_features": shape[1], "inner": min(shape), "device_type": device}
+    assert cost.choose(problem(tokens=64 * max(shape), **sizes)) == Plan("summed", "summed", "weight")
+    few = cost.choose(problem(tokens=16, **sizes))
+    assert (few.output, few.input_grad) == ("activation", "activation")
+
+
+def test_the_choice_turns_once_with_the_tokens():
+    """More tokens never turn a part back to activations."""
+    for half, shape in itertools.product((False, True), ((768, 768), (3072, 768), (768, 3072))):
+        plans = [
+            cost.choose(
+                problem(
+                    tokens=tokens,
+                    out_features=shape[0],
+                    in_features=shape[1],
+                    dtype=torch.bfloat16 if half else torch.float32,
+                    may_sum=not half,
+                )
+            ).output
+            for tokens in (2**k for k in range(4, 20))
+        ]
+        turned = [plan != "activation" for plan in plans]
+        assert turned == sorted(turned)
+
+
+def test_a_lower_rank_than_full_prefers_activations_for_longer():
+    tokens = next(t for t in range(8, 10**5, 8) if cost.choose(problem(tokens=t)).output == "summed")
+    assert cost.choose(problem(tokens=tokens, inner=32)).output == "activation"
+
+
+def test_float16_goes_by_activations_only_if_told_to():
+    few = problem(tokens=4, dtype=torch.float16, may_sum=False)
+    assert cost.choose(few).output == "two_products"
+    assert cost.choose(few, "activation").output == "activation"
+
+
+def test_the_choice_is_the_cheapest_plan():
+    for tokens in (16, 300, 1000, 20000):
+        case = problem(tokens=tokens)
+        costs = {plan: cost.estimate(case, plan) for plan in cost.plans(case)}
+        assert len(costs) == 8
+        assert costs[cost.choose(case)] == min(costs.values())
+
+
+def test_without_gradients_only_the_output_counts():
+    case = problem(tokens=300, input_grad=False, vector_grad=False)
+    assert len({cost.estimate(case, plan) for plan in cost.plans(case)}) == 2
