@@ -58,7 +58,7 @@ from randlora_core.adapters.inject import (
     require_unmerged,
 )
 from randlora_core.adapters.layer import DEFAULT_NAME, Shape
-from randlora_core.adapters.named import adapter_names, check_new_name
+from randlora_core.adapters.named import adapter_names, check_name, check_new_name
 from randlora_core.adapters.peft_import import import_peft, is_peft_directory
 
 FORMAT = 1
@@ -157,12 +157,16 @@ def load_adapter(model: nn.Module, directory: str | os.PathLike[str], *, name: s
     """
     if name is None:
         require_plain(model)
+    name = DEFAULT_NAME if name is None else name
+    check_name(name)
     if has_adapters(model):
         return _load_beside(model, Path(directory), name)
     directory = Path(directory)
     if not directory.is_dir():
         raise ValueError(f"{directory}: there is no such directory")
     if is_peft_directory(directory):
+        if name != DEFAULT_NAME:
+            raise ValueError(f"{directory}: an adapter of PEFT gets the name {DEFAULT_NAME!r}, not {name!r}")
         return import_peft(model, directory)
     with naming(directory / CONFIG_FILE):
         saved = read_config(directory / CONFIG_FILE)
@@ -171,7 +175,6 @@ def load_adapter(model: nn.Module, directory: str | os.PathLike[str], *, name: s
     with naming(directory / TENSORS_FILE):
         tensors = _read_tensors(directory / TENSORS_FILE, saved.tensors_sha256, _expected_shapes(model, plan))
     _copy_own_parameters(model, {name: tensors[name] for name in plan.state.trainable})
-    name = DEFAULT_NAME if name is None else name
     apply_injection(model, plan, _imported_bases(saved, tensors), adapter=name)
     _set_parameters(model, plan.state.shapes, name, tensors)
     return model

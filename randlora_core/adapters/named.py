@@ -62,6 +62,15 @@ def check_new_name(model: nn.Module, name: str) -> None:
     require_unmerged(model)
     if name in names:
         raise ValueError(f"there is an adapter {name!r} already; adapters: {', '.join(names)}")
+    check_name(name)
+
+
+def check_name(name: object) -> None:
+    """Refuse what cannot be the name of a module.
+
+    Raises:
+        ValueError: If `name` is not a non-empty string without dots.
+    """
     if not isinstance(name, str) or not name or "." in name:
         raise ValueError(f"an adapter's name must be a non-empty string without dots, got {name!r}")
 

@@ -268,6 +268,15 @@ def test_bad_additions_leave_the_model_as_it_was(name, config, targets, message)
     assert (str(model), model.state_dict().keys()) == (before[0], before[1].keys())
 
 
+def test_a_first_adapter_can_have_a_name(tmp_path):
+    save_adapter(alone("vera"), tmp_path)
+    model = load_adapter(plain(), tmp_path, name="loaded")
+    assert adapter_names(model) == ("loaded",)
+    torch.testing.assert_close(model(inputs()), alone("vera")(inputs()), rtol=1e-6, atol=1e-6)
+    with pytest.raises(ValueError, match="without dots"):
+        load_adapter(plain(), tmp_path, name="a.b")
+
+
 def test_models_without_adapters_are_refused():
     for call in (set_adapter, delete_adapter, lambda m, n: add_adapter(m, CONFIGS["lora"], n)):
         with pytest.raises(ValueError, match="has no adapter; call inject_adapter first"):
