@@ -20,6 +20,7 @@ from randlora_core.adapters.inject import (
 from randlora_core.adapters.lora import LoRAConfig, lora_plus_groups
 from randlora_core.adapters.named import adapter_names, add_adapter, delete_adapter, set_adapter, use_adapters
 from randlora_core.adapters.nola import NoLAConfig
+from randlora_core.adapters.peft_acceleration import accelerate_peft
 from randlora_core.adapters.peft_export import export_peft
 from randlora_core.adapters.peft_import import import_peft
 from randlora_core.adapters.randlora import RandLoRAConfig
@@ -32,6 +33,7 @@ __all__ = [
     "NoLAConfig",
     "RandLoRAConfig",
     "VeRAConfig",
+    "accelerate_peft",
     "adapter_names",
     "adapter_parameters",
     "add_adapter",

@@ -229,18 +229,17 @@ class RandLoRAUpdate(Update):
                 b,
                 self.scale,
                 base=layer.base,
-                weight=layer.dense_weight if computes_jointly(layer) else None,
+                weight=layer.dense_weight if computes_jointly(layer.base) else None,
                 bias=layer.bias,
                 dropout=self.dropout if self.training and self.config.dropout > 0.0 else None,
             )
 
 
-def computes_jointly(layer: AdapterLayer) -> bool:
+def computes_jointly(base: nn.Module) -> bool:
     """Whether the frozen layer's product may be computed together with the update's, without calling the layer.
 
     True for a floating-point nn.Linear or Conv1D with its own `forward`, a frozen weight, and no hooks.
     """
-    base = layer.base
     if type(base).forward is not nn.Linear.forward and kind_of(base) is not CONV1D:
         return False
     watched = base._forward_hooks or base._forward_pre_hooks or base._backward_hooks or base._backward_pre_hooks
@@ -256,7 +255,7 @@ class RandDoRAUpdate(MagnitudeUpdate, RandLoRAUpdate):
 
     def forward(self, x: Tensor, layer: AdapterLayer) -> Tensor:
         """As in `Update`; without dropout as m (x (W0 + dW)^T) / ||W0 + dW|| + bias, one product where that may be."""
-        if (self.training and self.config.dropout > 0.0) or not computes_jointly(layer):
+        if (self.training and self.config.dropout > 0.0) or not computes_jointly(layer.base):
             return super().forward(x, layer)
         with self.bases.remaking(*self.basis_slices()) as (a, b):
             vectors = (self.randlora_lambda, self.randlora_gamma, a, b, self.scale)

@@ -77,13 +77,14 @@ def summed_weight(weight: Tensor, m: Tensor, basis_b: Tensor, *, transposed: boo
 def vector_gradients(
     grad_m: Tensor, lambda_: Tensor, gamma: Tensor, basis_a: Tensor, scale: float
 ) -> tuple[Tensor, Tensor]:
-    """The gradients of lambda (r, n) and gamma (n, d) from that of M (k, d).
+    """The gradients of lambda (r, n) and gamma (n, d) from that of M (k, d), float32 at least.
 
     With P = grad_M * A, both are products of P over one axis: P gamma over d, and lambda P over r. They are batched
     over the n bases, which reads P twice and stores it once.
     """
-    rank, num_bases = lambda_.shape
-    p = grad_m.to(lambda_.dtype).view(rank, num_bases, -1) * (scale * basis_a.to(lambda_.dtype))[:, None, :]
+    dtype = torch.promote_types(lambda_.dtype, torch.float32)
+    lambda_, gamma = lambda_.to(dtype), gamma.to(dtype)
+    p = grad_m.to(dtype).view(*lambda_.shape, -1) * (scale * basis_a.to(dtype))[:, None, :]
     p = p.transpose(0, 1)
     grad_lambda = torch.bmm(p, gamma[:, :, None])[:, :, 0].T
     grad_gamma = torch.bmm(lambda_.T[:, None, :], p)[:, 0]

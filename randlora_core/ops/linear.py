@@ -235,6 +235,7 @@ class RandLoRAFunction(torch.autograd.Function):
             if needs_lambda or needs_gamma:
                 grad_m = _gradient_of_m(x.reshape(-1, x.shape[-1]), rows, basis_b, through_b, layout)
                 grad_lambda, grad_gamma = vector_gradients(grad_m, lambda_, gamma, basis_a, layout.scale)
+                grad_lambda, grad_gamma = grad_lambda.to(lambda_.dtype), grad_gamma.to(gamma.dtype)
             if ctx.needs_input_grad[6]:
                 grad_bias = rows.sum(0, dtype=torch.promote_types(rows.dtype, torch.float32)).to(ctx.bias_dtype)
         return (

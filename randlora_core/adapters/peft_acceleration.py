@@ -1,0 +1,76 @@
+"""Existing PEFT models with RandLoRA, computed by `randlora_core.ops`.
+
+PEFT computes the update by activations, in float32, and keeps the scaled A and an activation of every layer for the
+backward pass. `accelerate_peft` replaces how the layers compute and nothing else: parameters, buffers, names,
+checkpoints, merging and configuration stay PEFT's.
+"""
+
+from __future__ import annotations
+
+import types
+from collections.abc import Callable
+
+from torch import Tensor, nn
+
+from randlora_core import ops
+from randlora_core.adapters.layer import kind_of
+from randlora_core.adapters.randlora import computes_jointly
+
+
+def accelerate_peft(peft_model: nn.Module) -> nn.Module:
+    """Let a PEFT model with RandLoRA adapters compute faster and in less memory.
+
+    Adapters of the same layers that are added, activated or merged afterwards are served as well; layers that are
+    adapted afterwards are PEFT's own until this is called again.
+
+    Args:
+        peft_model: What `peft.get_peft_model` or `PeftModel.from_pretrained` gave, or a model with such layers inside.
+
+    Returns:
+        The same model.
+
+    Raises:
+        ValueError: If no layer of the model has a RandLoRA adapter of PEFT's.
+    """
+    layers = [module for module in peft_model.modules() if _is_randlora(module)]
+    if not layers:
+        raise ValueError(f"{type(peft_model).__name__} has no RandLoRA layers of PEFT's")
+    for layer in layers:
+        layer.forward = types.MethodType(_forward, layer)
+    return peft_model
+
+
+def _is_randlora(module: nn.Module) -> bool:
+    # Known by name, so that nobody has to import PEFT for it.
+    return any(c.__name__ == "RandLoraLayer" and c.__module__.startswith("peft.") for c in type(module).__mro__)
+
+
+def _forward(self: nn.Module, x: Tensor, *args: object, **kwargs: object) -> Tensor:
+    """What a layer of PEFT's computes; PEFT's own computation where not exactly one adapter acts on plain input."""
+    active = [name for name in self.active_adapters if name in self.randlora_lambda]
+    if self.disable_adapters or self.merged or len(active) != 1 or args or kwargs:
+        return type(self).forward(self, x, *args, **kwargs)
+    (name,) = active
+    gamma = self.randlora_gamma[name]
+    num_bases, smaller = gamma.shape
+    larger = max(self.in_features, self.out_features)
+    base = self.get_base_layer()
+    dropout = self.randlora_dropout[name]
+    output = ops.randlora_linear(
+        x,
+        self.randlora_lambda[name],
+        gamma,
+        self.randlora_A[name][:, 0, :smaller].to(x.device),
+        self.randlora_B[name][:larger, :num_bases].to(x.device),
+        self.scaling[name],
+        base=base,
+        weight=_weight(base),
+        bias=base.bias,
+        dropout=dropout if dropout.training and not isinstance(dropout, nn.Identity) else None,
+    )
+    return output.to(x.dtype)
+
+
+def _weight(base: nn.Module) -> Callable[[], Tensor] | None:
+    """Gives the dense weight (out, in) of the layer that PEFT wraps, where the two may be computed together."""
+    return (lambda: kind_of(base).dense(base)) if computes_jointly(base) else None

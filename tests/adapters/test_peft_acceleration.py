@@ -1,0 +1,127 @@
+"""PEFT models through our computation: same outputs, gradients, training and checkpoints."""
+
+import copy
+
+import peft
+import pytest
+import torch
+from safetensors.torch import load_file
+from test_peft_trainer import trainer
+from tiny_models import ARCHITECTURES, batch, logits, targets_of, tiny_model
+from torch import nn
+
+from randlora_core import accelerate_peft, ops
+
+pytestmark = [pytest.mark.filterwarnings("ignore::FutureWarning")]
+
+
+def peft_model(architecture: str = "qwen2", **settings) -> nn.Module:
+    torch.manual_seed(0)
+    config = peft.RandLoraConfig(
+        r=5, randlora_alpha=100, target_modules=list(targets_of(architecture)), **({"randlora_dropout": 0.0} | settings)
+    )
+    model = peft.get_peft_model(tiny_model(architecture), config)
+    generator = torch.Generator().manual_seed(1)
+    with torch.no_grad():
+        for name, parameter in model.named_parameters():
+            if "randlora_lambda" in name:
+                parameter.copy_(0.02 * torch.randn(parameter.shape, generator=generator))
+    return model
+
+
+def outputs_and_gradients(model: nn.Module, architecture: str) -> tuple[torch.Tensor, dict[str, torch.Tensor]]:
+    model.zero_grad()
+    output = model.eval()(**batch(architecture)).logits
+    output.square().mean().backward()
+    return output.detach(), {name: p.grad.clone() for name, p in model.named_parameters() if p.grad is not None}
+
+
+@pytest.fixture
+def entered(monkeypatch):
+    """How often our computation was entered."""
+    calls, entry = [], ops.randlora_linear
+    monkeypatch.setattr(ops, "randlora_linear", lambda *args, **kwargs: calls.append(1) or entry(*args, **kwargs))
+    return calls
+
+
+@pytest.mark.parametrize("path", ops.PATHS)
+@pytest.mark.parametrize("settings", [{}, {"sparse": True}], ids=["uniform", "sparse"])
+@pytest.mark.parametrize("architecture", ARCHITECTURES)
+def test_outputs_and_gradients_are_pefts(architecture, settings, path, entered):
+    model = peft_model(architecture, **settings)
+    expected, expected_grads = outputs_and_gradients(model, architecture)
+    with ops.force_path(path):
+        output, grads = outputs_and_gradients(accelerate_peft(model), architecture)
+    layers = sum(hasattr(module, "randlora_lambda") for module in model.modules())
+    assert len(entered) == layers > 0
+    torch.testing.assert_close(output, expected, rtol=1e-4, atol=1e-5)
+    assert grads.keys() == expected_grads.keys()
+    for name, grad in expected_grads.items():
+        assert grad.abs().max() > 0
+        torch.testing.assert_close(grads[name], grad, rtol=1e-3, atol=1e-6)
+
+
+def test_parameters_and_checkpoints_stay_pefts(tmp_path):
+    model = peft_model()
+    model.save_pretrained(tmp_path / "before")
+    names = {name: (p.shape, p.requires_grad) for name, p in model.named_parameters()}
+    keys = list(model.state_dict())
+    assert accelerate_peft(model) is model
+    model.save_pretrained(tmp_path / "after")
+    assert {name: (p.shape, p.requires_grad) for name, p in model.named_parameters()} == names
+    assert list(model.state_dict()) == keys
+    for file in ("adapter_model.safetensors", "adapter_config.json"):
+        assert (tmp_path / "after" / file).read_bytes() == (tmp_path / "before" / file).read_bytes()
+    loaded = accelerate_peft(peft.PeftModel.from_pretrained(tiny_model("qwen2"), tmp_path / "after"))
+    torch.testing.assert_close(logits(loaded, "qwen2"), logits(model, "qwen2"))
+
+
+def test_a_trainer_run_ends_where_pefts_does(tmp_path, entered):
+    plain, fast = peft_model(), accelerate_peft(peft_model())
+    start = logits(plain, "qwen2")
+    trainer(plain, tmp_path / "plain", save_strategy="steps", save_steps=6).train()
+    assert not entered
+    trainer(fast, tmp_path / "fast", save_strategy="steps", save_steps=6).train()
+    assert entered
+    expected = logits(plain, "qwen2")
+    assert (expected - start).abs().max() > 0.05
+    torch.testing.assert_close(logits(fast, "qwen2"), expected, rtol=1e-2, atol=2e-3)
+    saved = [load_file(tmp_path / kind / "checkpoint-6" / "adapter_model.safetensors") for kind in ("plain", "fast")]
+    assert saved[0].keys() == saved[1].keys()
+
+
+def test_merging_disabling_copies_and_further_adapters(entered):
+    model = accelerate_peft(peft_model())
+    expected = logits(model, "qwen2")
+    with model.disable_adapter():
+        assert not torch.allclose(logits(model, "qwen2"), expected, atol=1e-3)
+    twin = copy.deepcopy(model)
+    with torch.no_grad():
+        for name, parameter in twin.named_parameters():
+            if "randlora_lambda" in name:
+                parameter.zero_()
+    assert not torch.allclose(logits(twin, "qwen2"), expected, atol=1e-3)
+    torch.testing.assert_close(logits(model, "qwen2"), expected, rtol=0, atol=0)
+    model.merge_adapter()
+    torch.testing.assert_close(logits(model, "qwen2"), expected, rtol=1e-4, atol=1e-4)
+    model.unmerge_adapter()
+    model.add_adapter("second", peft.RandLoraConfig(r=5, target_modules=list(targets_of("qwen2"))))
+    model.set_adapter("second")
+    entered.clear()
+    assert not torch.allclose(logits(model, "qwen2"), expected, atol=1e-3)
+    assert entered
+
+
+def test_dropout_is_pefts():
+    plain, fast = peft_model(randlora_dropout=0.3).train(), accelerate_peft(peft_model(randlora_dropout=0.3)).train()
+    results = []
+    for model in (plain, fast):
+        torch.manual_seed(5)
+        results.append(model(**batch("qwen2")).logits.detach())
+    torch.testing.assert_close(results[1], results[0], rtol=1e-4, atol=1e-5)
+    assert not torch.allclose(logits(fast, "qwen2"), results[1], atol=1e-3)  # no dropout in evaluation
+
+
+def test_models_without_pefts_randlora_are_refused():
+    with pytest.raises(ValueError, match="Linear has no RandLoRA layers"):
+        accelerate_peft(nn.Linear(2, 2))
