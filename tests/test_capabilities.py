@@ -1,0 +1,31 @@
+"""docs/capabilities.md says what happens when it is tried."""
+
+from pathlib import Path
+
+import pytest
+
+from randlora_core.capabilities import CAPABILITIES, LAYERS, METHODS, NO, YES, answers, table
+
+PAGE = Path(__file__).resolve().parents[1] / "docs" / "capabilities.md"
+QUICK = ("Training and files", "Merging", "Many adapters")
+
+
+@pytest.mark.parametrize(
+    "capability",
+    [name if name in QUICK else pytest.param(name, marks=pytest.mark.slow) for name in CAPABILITIES],
+)
+def test_the_page_is_what_is_found(capability):
+    assert table(capability, answers(capability)) in PAGE.read_text()
+
+
+def test_the_page_has_every_table_and_no_other():
+    headings = [line[3:] for line in PAGE.read_text().splitlines() if line.startswith("## ")]
+    assert headings == list(CAPABILITIES)
+
+
+def test_a_wrong_answer_would_show():
+    wrong = {method: dict.fromkeys(LAYERS, NO) for method in METHODS}
+    right = {method: dict.fromkeys(LAYERS, YES) for method in METHODS}
+    text = PAGE.read_text()
+    assert table("Training and files", right) in text
+    assert table("Training and files", wrong) not in text
