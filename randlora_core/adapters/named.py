@@ -129,7 +129,8 @@ def use_adapters(
 ) -> Iterator[nn.Module]:
     """Within the context, every row of the batch goes through its own adapter, or through the base model.
 
-    The rows of one adapter are computed together. Gradients reach the active adapter only.
+    The rows of one adapter are computed together. Gradients reach the active adapter only. Contexts may be nested: the
+    innermost counts. A compiled model is compiled again for every new sequence of names.
 
     Args:
         model: A model with adapters, not merged.
@@ -147,15 +148,15 @@ def use_adapters(
         require_adapter(model, name)
     require_unmerged(model)
     layers = all_adapter_layers(model)
+    axes = {name: _row_axis(model, name, batch_axis) for name in layers}
+    before = {name: (layer.rows, layer.row_axis) for name, layer in layers.items()}
     for name, layer in layers.items():
-        layer.row_axis = _row_axis(model, name, batch_axis)
-    for layer in layers.values():
-        layer.rows = rows
+        layer.rows, layer.row_axis = rows, axes[name]
     try:
         yield model
     finally:
-        for layer in layers.values():
-            layer.rows = None
+        for name, layer in layers.items():
+            layer.rows, layer.row_axis = before[name]
 
 
 def _row_axis(model: nn.Module, name: str, batch_axis: int | None) -> int:

@@ -189,6 +189,31 @@ def test_rows_of_a_batch_through_different_adapters(batch_first, training):
     torch.testing.assert_close(model(x), alone("other_seed", batch_first).train(training)(x), rtol=1e-5, atol=1e-5)
 
 
+def test_nested_mixtures_and_compiled_ones():
+    model, x = together(), inputs(3)
+    expected = {name: alone(name)(x) for name in ("lora", "default", "dora")}
+    torch._dynamo.reset()
+    compiled = torch.compile(model, backend="aot_eager", fullgraph=True)
+    with use_adapters(model, ["lora", "default", "lora"]):
+        with use_adapters(model, ["dora"] * 3):
+            torch.testing.assert_close(model(x), expected["dora"], rtol=1e-5, atol=1e-5)
+        mixed = compiled(x)
+    for row, name in enumerate(["lora", "default", "lora"]):
+        torch.testing.assert_close(mixed[row], expected[name][row], rtol=1e-5, atol=1e-5)
+
+
+def test_an_addition_can_open_attention_modules():
+    model = inject_adapter(plain(), CONFIGS["lora"], ("c_fc",))
+    add_adapter(model, CONFIGS["default"], "more", ("in_proj", "out_proj"))
+    set_adapter(model, "more")
+    reference = inject_adapter(plain(), CONFIGS["default"], ("in_proj", "out_proj"))
+    for each in (model, reference):
+        perturb_default(each, "nola")
+    torch.testing.assert_close(model(inputs()), reference(inputs()), rtol=1e-6, atol=1e-6)
+    assert not torch.allclose(model(inputs()), plain()(inputs()), atol=1e-2)
+    assert unload_adapter(model).state_dict().keys() == plain().state_dict().keys()
+
+
 def test_rows_that_do_not_fit_are_refused():
     model = together()
     with use_adapters(model, ["lora"] * 3), pytest.raises(ValueError, match=r"3 adapter names for an input .* 4 rows"):
