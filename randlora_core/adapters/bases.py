@@ -51,6 +51,7 @@ MIN_SPARSITY = 2.0
 
 _GOLDEN = 0x9E3779B97F4A7C15
 _CELLS = 2**BITS
+_UNIFORM_STEP = float(np.float32(math.sqrt(3.0) / _CELLS))
 _BLOCK_ELEMENTS = 2**17  # 1 MiB of 64-bit words: the mixing stays in a core's cache
 _DEVICE_BLOCK_ELEMENTS = 2**24
 _NORMAL_TABLE = Path(__file__).with_name("normal_quantiles.safetensors")
@@ -95,9 +96,18 @@ def integers_on(
     device: torch.device | str, seed: int, name: str, shape: tuple[int, ...], rows: slice = slice(None)
 ) -> Tensor:
     """The same integers as `integers`, int64, computed on `device` with torch's two's-complement arithmetic."""
+    return _integers_from(stream_key(seed, name), device, shape, rows)
+
+
+def stream_key(seed: int, name: str) -> int:
+    """What the indices of a matrix are mixed with, as an int64."""
     stream = int.from_bytes(name.encode("ascii").ljust(8, b"\0"), "little")
-    keys = _mix(_mix(np.array([seed], dtype=np.uint64)) + np.uint64(stream)).astype(np.int64)
-    keys = torch.tensor(int(keys[0]), device=device)
+    return int(_mix(_mix(np.array([seed], dtype=np.uint64)) + np.uint64(stream)).astype(np.int64)[0])
+
+
+def _integers_from(key: int, device: torch.device | str, shape: tuple[int, ...], rows: slice = slice(None)) -> Tensor:
+    """`integers_on` from a `stream_key`; torch.compile can trace it."""
+    keys = torch.full((), key, dtype=torch.int64, device=device)
     for axis, size in enumerate(shape):
         index = torch.arange(size, device=device)[rows if axis == 0 else slice(None)]
         keys = _mix_on_device(keys[..., None] + (index + 1) * _signed(_GOLDEN))
@@ -167,7 +177,7 @@ def _uniform_values(k: np.ndarray) -> np.ndarray:
 
 
 def _uniform_tensor(k: Tensor) -> Tensor:
-    return (2 * k + 1 - _CELLS).to(torch.float32) * float(np.float32(math.sqrt(3.0) / _CELLS))
+    return (2 * k + 1 - _CELLS).to(torch.float32) * _UNIFORM_STEP
 
 
 def _normal_values(k: np.ndarray) -> np.ndarray:
@@ -332,7 +342,10 @@ class _RemadeBases(SharedBases):
 
     @contextmanager
     def remaking(self, a: Tensor, b: Tensor) -> Iterator[tuple[Tensor, Tensor]]:
-        """As in `SharedBases`."""
+        """As in `SharedBases`. Under torch.compile, the compiler chooses what to keep."""
+        if torch.compiler.is_compiling():
+            yield a, b
+            return
         parts = {part.data_ptr(): (name, part.shape, part.dtype) for name, part in (("A", a), ("B", b))}
 
         def keep(tensor: Tensor) -> Tensor | tuple[str, torch.Size]:
@@ -395,6 +408,7 @@ class RecomputedBases(_RemadeBases):
     """Nothing stored: the generator runs for each use. Otherwise as `SharedBases`."""
 
     def _register(self) -> None:
+        self._keys = {name: stream_key(self.seed, name) for name in self.shapes}
         # An empty buffer follows the model to its device.
         self.register_buffer("place", torch.empty(0, dtype=torch.int8, device="meta"), persistent=False)
 
@@ -404,6 +418,9 @@ class RecomputedBases(_RemadeBases):
 
     def matrix(self, name: str, shape: tuple[int, ...]) -> Tensor:
         """As in `SharedBases`, a new tensor."""
+        if torch.compiler.is_compiling():
+            k = _integers_from(self._keys[name], self.place.device, tuple(shape))
+            return self._entries.tensor_values(k).to(self._entries.dtype)
         return entries_on(self.device, self.seed, name, tuple(shape), self._entries)
 
 

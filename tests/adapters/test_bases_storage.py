@@ -138,6 +138,29 @@ def test_autograd_keeps_no_bases(storage, variant):
     assert len(made) > first
 
 
+@pytest.mark.parametrize(
+    ("fields", "fullgraph"),
+    [
+        ({"store_bases": False}, True),
+        ({"store_bases": False, "basis": "sparse", "magnitude": True}, True),
+        ({"store_bases": False, "basis": "normal"}, False),
+        ({"packed_bases": True, "basis": "sparse"}, True),
+    ],
+)
+@pytest.mark.filterwarnings("ignore:Dynamo detected a call to a `functools.lru_cache`")
+def test_compiled(fields, fullgraph):
+    torch._dynamo.reset()
+    model = model_with(**fields)
+    results = []
+    for each in (torch.compile(model, backend="aot_eager", fullgraph=fullgraph), model):
+        model.zero_grad()
+        output = each(inputs())
+        output.square().sum().backward()
+        results.append((output, *(parameter.grad for parameter in adapter_parameters(model))))
+    for compiled, plain in zip(*results, strict=True):
+        torch.testing.assert_close(compiled, plain, rtol=1e-4, atol=1e-4)
+
+
 def test_device_and_dtype_moves_and_files(tmp_path):
     model = model_with(store_bases=False)
     save_adapter(model, tmp_path)
