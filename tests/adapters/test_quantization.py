@@ -190,6 +190,22 @@ def test_merge_quantises_the_sum_and_reports_the_error(variant, quantiser):
     assert not torch.equal(model(x), unmerged)
 
 
+def test_small_updates_are_lost_in_4_bits_and_kept_in_8():
+    """An update of 1 % of the weight's norm: far below NF4's steps, of which one is 8 % of a block's maximum or more."""
+    errors = {}
+    for quantiser in ("nf4", "int8"):
+        torch.manual_seed(0)
+        model = nn.Sequential(quantised_linear(quantiser, 256, 256))
+        inject_adapter(model, make_config("lora", rank=16), ("0",))
+        layer = model[0]
+        with torch.no_grad():
+            layer.update.lora_B.normal_()
+            size = layer.update.delta_weight().norm() / layer.dense_weight().norm()
+            layer.update.lora_B.mul_(0.01 / size)
+        errors[quantiser] = merge_error(merge_adapter(model))["0"]
+    assert errors["nf4"] > 1 > 0.6 > errors["int8"]
+
+
 @every_quantiser
 @every_variant
 def test_disable_copy_and_unload(variant, quantiser):
