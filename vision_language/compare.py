@@ -56,8 +56,17 @@ def base_parser(program: str, description: str) -> argparse.ArgumentParser:
     parser.add_argument("name", nargs="?", help="a file of configs/comparison (default: default)")
     parser.add_argument("--datasets", nargs="+", metavar="NAME", help="these datasets instead of the comparison's")
     parser.add_argument("--methods", nargs="+", metavar="LABEL", help="only these rows, such as RandLoRA-6")
-    parser.add_argument("--jobs", type=int, default=1, help="runs at a time (default: 1)")
+    parser.add_argument(
+        "--jobs", type=int, default=default_jobs(), help="runs at a time (default: one per core up to 4; 1 with a GPU)"
+    )
     return parser
+
+
+def default_jobs() -> int:
+    """Runs at a time: small models use separate cores better than one after the other uses all; a GPU is not shared."""
+    import torch
+
+    return 1 if torch.cuda.is_available() else min(4, len(os.sched_getaffinity(0)))
 
 
 def parse_command(parser: argparse.ArgumentParser, arguments: Sequence[str]) -> Command:
