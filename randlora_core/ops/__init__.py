@@ -3,6 +3,6 @@
 from randlora_core.ops.cost import PATHS
 from randlora_core.ops.factors import delta, scaled_a
 from randlora_core.ops.frozen import frozen_linear
-from randlora_core.ops.linear import added_output, force_path, randlora_linear
+from randlora_core.ops.linear import added_output, force_path, randlora_linear, use_triton
 
-__all__ = ["PATHS", "added_output", "delta", "force_path", "frozen_linear", "randlora_linear", "scaled_a"]
+__all__ = ["PATHS", "added_output", "delta", "force_path", "frozen_linear", "randlora_linear", "scaled_a", "use_triton"]

@@ -16,6 +16,7 @@ it in float32 and rounded with it, so that a delta far below the rounding of W0 
 
 from __future__ import annotations
 
+import importlib.util
 from collections.abc import Callable, Iterator
 from contextlib import contextmanager
 from dataclasses import dataclass
@@ -30,6 +31,7 @@ from randlora_core.ops.cost import ACTIVATION, PATHS, SUMMED, Plan, Problem
 from randlora_core.ops.factors import flat_b, product, scaled_a, summed_weight, vector_gradients
 
 _default_path = "auto"
+_triton = False
 
 
 @contextmanager
@@ -48,6 +50,18 @@ def force_path(path: str) -> Iterator[None]:
         yield
     finally:
         _default_path = before
+
+
+def use_triton(enabled: bool) -> None:
+    """Whether B M is formed by one Triton kernel on CUDA, without M in memory. Off at first: its speed is unmeasured.
+
+    Raises:
+        ValueError: If there is no Triton to turn on.
+    """
+    global _triton
+    if enabled and importlib.util.find_spec("triton") is None:
+        raise ValueError("use_triton(True) needs the package triton, which is not installed")
+    _triton = enabled
 
 
 def _known(path: str) -> str:
@@ -212,8 +226,8 @@ class RandLoRAFunction(torch.autograd.Function):
         ctx.bias_dtype = None if bias is None else bias.dtype
         with torch.autocast(x.device.type, enabled=False):
             rows = x.reshape(-1, x.shape[-1])
-            m = _scaled_a(lambda_, gamma, basis_a, layout)
-            y = _tokens_times_weight(rows, m, basis_b, weight, bias, layout)
+            vectors = (lambda_, gamma, basis_a, basis_b)
+            y = _tokens_times_weight(rows, vectors, weight, bias, layout)
         return y.view(*x.shape[:-1], y.shape[-1])
 
     @staticmethod
@@ -228,9 +242,8 @@ class RandLoRAFunction(torch.autograd.Function):
             rows = grad_output.to(layout.dtype).reshape(-1, grad_output.shape[-1])
             through_b = None
             if needs_x:
-                m = _scaled_a(lambda_, gamma, basis_a, layout)
-                grad_x, through_b = _tokens_times_transpose(rows, m, basis_b, weight, layout)
-                del m
+                vectors = (lambda_, gamma, basis_a, basis_b)
+                grad_x, through_b = _tokens_times_transpose(rows, vectors, weight, layout)
                 grad_x = grad_x.view(x.shape).to(ctx.input_dtype)
             if needs_lambda or needs_gamma:
                 grad_m = _gradient_of_m(x.reshape(-1, x.shape[-1]), rows, basis_b, through_b, layout)
@@ -250,47 +263,67 @@ class RandLoRAFunction(torch.autograd.Function):
         )
 
 
-def _scaled_a(lambda_: Tensor, gamma: Tensor, basis_a: Tensor, layout: Layout) -> Tensor:
+Vectors = tuple[Tensor, Tensor, Tensor, Tensor]
+"""lambda, gamma, A and B."""
+
+
+def _scaled_a(vectors: Vectors, layout: Layout) -> Tensor:
     """M in float32 at least."""
+    lambda_, gamma, basis_a, _ = vectors
     dtype = torch.promote_types(lambda_.dtype, torch.float32)
     return scaled_a(lambda_.to(dtype), gamma.to(dtype), basis_a, layout.scale)
 
 
+def _update(vectors: Vectors, layout: Layout) -> Tensor:
+    """The update (out, in) in the dtype of the products."""
+    lambda_, gamma, basis_a, basis_b = vectors
+    if _triton and lambda_.is_cuda and layout.dtype != torch.float64:
+        from randlora_core.ops.triton_kernels import b_times_m
+
+        half = layout.dtype == torch.bfloat16
+        update = b_times_m(lambda_.float(), gamma.float(), basis_a, basis_b, layout.scale, half=half).to(layout.dtype)
+        return update.T if layout.transposed else update
+    return product(_scaled_a(vectors, layout), basis_b, layout.dtype, transposed=layout.transposed)
+
+
+def _summed_weight(weight: Tensor, vectors: Vectors, layout: Layout) -> Tensor:
+    if _triton and weight.is_cuda:
+        return weight + _update(vectors, layout)
+    return summed_weight(weight, _scaled_a(vectors, layout), vectors[3], transposed=layout.transposed)
+
+
 def _tokens_times_weight(
-    x: Tensor, m: Tensor, basis_b: Tensor, weight: Tensor | None, bias: Tensor | None, layout: Layout
+    x: Tensor, vectors: Vectors, weight: Tensor | None, bias: Tensor | None, layout: Layout
 ) -> Tensor:
     """Output (T, out) for x (T, in)."""
     dtype, way = layout.dtype, layout.plan.output
     if bias is not None:
         bias = bias.to(dtype)
     if way == SUMMED:
-        return F.linear(x, summed_weight(weight, m, basis_b, transposed=layout.transposed), bias)
-    if weight is not None:
-        weight = weight.to(dtype)
+        return F.linear(x, _summed_weight(weight, vectors, layout), bias)
+    frozen = None if weight is None else weight.to(dtype).T
     if way == ACTIVATION:
-        m, b = m.to(dtype), flat_b(basis_b, dtype)
+        m, b = _scaled_a(vectors, layout).to(dtype), flat_b(vectors[3], dtype)
         first, second = (b, m) if layout.transposed else (m.T, b.T)
-        return _sum_of_products(x, None if weight is None else weight.T, x @ first, second, bias)
-    update = product(m, basis_b, dtype, transposed=layout.transposed)
-    return _sum_of_products(x, None if weight is None else weight.T, x, update.T, bias)
+        return _sum_of_products(x, frozen, x @ first, second, bias)
+    return _sum_of_products(x, frozen, x, _update(vectors, layout).T, bias)
 
 
 def _tokens_times_transpose(
-    grad: Tensor, m: Tensor, basis_b: Tensor, weight: Tensor | None, layout: Layout
+    grad: Tensor, vectors: Vectors, weight: Tensor | None, layout: Layout
 ) -> tuple[Tensor, Tensor | None]:
     """Gradient (T, in) of the input for `grad` (T, out); and grad B (T, k) where it is a by-product."""
     dtype, way = layout.dtype, layout.plan.input_grad
     if way == SUMMED:
-        return grad @ summed_weight(weight, m, basis_b, transposed=layout.transposed), None
+        return grad @ _summed_weight(weight, vectors, layout), None
     if weight is not None:
         weight = weight.to(dtype)
     if way == ACTIVATION:
-        m, b = m.to(dtype), flat_b(basis_b, dtype)
+        m, b = _scaled_a(vectors, layout).to(dtype), flat_b(vectors[3], dtype)
         first, second = (m.T, b.T) if layout.transposed else (b, m)
         inner = grad @ first
         return _sum_of_products(grad, weight, inner, second), None if layout.transposed else inner
-    update = product(m, basis_b, dtype, transposed=layout.transposed)
-    return _sum_of_products(grad, weight, grad, update), None
+    return _sum_of_products(grad, weight, grad, _update(vectors, layout)), None
 
 
 def _gradient_of_m(x: Tensor, grad: Tensor, basis_b: Tensor, through_b: Tensor | None, layout: Layout) -> Tensor:

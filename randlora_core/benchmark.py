@@ -1,0 +1,129 @@
+"""Step time and peak memory of every method: `python -m randlora_core.benchmark`.
+
+    --quick       three shapes, under 3 minutes on two cores: ratios against PEFT, LoRA and full fine-tuning, the goals
+    (nothing)     layers and blocks of the paper's models over T / d; --half: under bfloat16 autocast
+    --models M    whole models with random weights, for example --models mini_clip clip_vit_b32
+    --table10     percent of full fine-tuning (Llama-3: of LoRA) beside the paper's Table 10
+    --grid        times of RandLoRA's paths that the cost model is held against
+
+A step is forward and backward; the optimiser is a column of its own, and part of the step whose memory is measured.
+Methods are stepped in turn within one process, and a ratio is the median over rounds of two steps of the same round, so
+that a change of the machine's load counts for both. Tables, CSV files and plots go to --out.
+"""
+
+from __future__ import annotations
+
+import argparse
+from collections.abc import Sequence
+from pathlib import Path
+
+import torch
+
+from randlora_core.benchmarking import cases, grid, table10
+from randlora_core.benchmarking.cases import Case
+from randlora_core.benchmarking.measure import measure
+from randlora_core.benchmarking.methods import METHODS
+from randlora_core.benchmarking.report import Result, hardware, plot, print_result, rows, write_csv
+
+QUICK_METHODS = ("frozen", "full", "lora", "randlora", "peft_lora", "peft_randlora")
+PEFT_METHODS = tuple(name for name in METHODS if "peft" in name)
+
+
+def main(arguments: Sequence[str] | None = None) -> None:
+    """Run the command.
+
+    Args:
+        arguments: The command line; None stands for that of the process.
+    """
+    options = _parser().parse_args(arguments)
+    device = torch.device(options.device)
+    if options.grid:
+        _run_grid(options, device)
+    elif options.table10:
+        _run_table10(options, device)
+    else:
+        _run_cases(options, device)
+
+
+def _parser() -> argparse.ArgumentParser:
+    parser = argparse.ArgumentParser("python -m randlora_core.benchmark", description=__doc__.splitlines()[0])
+    what = parser.add_mutually_exclusive_group()
+    what.add_argument("--quick", action="store_true", help="three shapes, under 3 minutes on two cores")
+    what.add_argument("--models", nargs="+", metavar="MODEL", help="whole models with random weights")
+    what.add_argument("--table10", action="store_true", help="beside the paper's Table 10")
+    what.add_argument("--grid", action="store_true", help="RandLoRA's paths on a grid of layers")
+    parser.add_argument("--half", action="store_true", help="under bfloat16 autocast")
+    parser.add_argument("--methods", nargs="+", choices=tuple(METHODS), metavar="METHOD", help=", ".join(METHODS))
+    parser.add_argument("--batch", type=int, default=16, help="rows of a batch for --models")
+    parser.add_argument("--tokens", type=int, default=8192, help="tokens for the step times of --table10")
+    parser.add_argument("--rounds", type=int, default=11, help="rounds at most")
+    parser.add_argument("--seconds", type=float, default=30.0, help="no new round after this time on a case")
+    parser.add_argument("--device", default="cuda" if torch.cuda.is_available() else "cpu")
+    parser.add_argument("--out", type=Path, default=Path("results/benchmark"), help="folder for tables and plots")
+    return parser
+
+
+def _chosen(options: argparse.Namespace) -> tuple[str, Sequence[Case], Sequence[str]]:
+    """Name of the run, its cases, and its methods."""
+    form = "_bfloat16" if options.half else ""
+    if options.quick:
+        return "quick", cases.QUICK, QUICK_METHODS
+    if options.models:
+        chosen = [cases.model_case(name, options.batch, half=options.half) for name in options.models]
+        return f"models{form}", chosen, tuple(METHODS)
+    return f"shapes{form}", cases.standard_cases(options.half), tuple(METHODS)
+
+
+def _run_cases(options: argparse.Namespace, device: torch.device) -> None:
+    name, chosen, methods = _chosen(options)
+    methods = options.methods or methods
+    results = []
+    print(hardware(device))
+    for case in chosen:
+        on_case = [method for method in methods if case.for_peft or method not in PEFT_METHODS]
+        timings = measure(case, on_case, rounds=options.rounds, seconds=options.seconds, device=device)
+        results.append(Result(case, {timing.method: timing for timing in timings}))
+        print_result(results[-1])
+    machine = hardware(device)
+    write_csv(options.out / f"{name}.csv", [row for result in results for row in rows(result)], machine)
+    plot(options.out / f"{name}.png", results, machine)
+    print(f"written: {options.out / name}.csv and .png")
+
+
+def _run_grid(options: argparse.Namespace, device: torch.device) -> None:
+    found = []
+    for point in grid.points():
+        row = grid.measure_point(point, options.rounds, device)
+        found.append(row)
+        mark = "" if grid.agrees(row, device.type) else f"   the model says {grid.prediction(point, device.type)}"
+        print(f"{point}: activation {row['activation_ms']} ms, weight {row['weight_ms']} ms{mark}", flush=True)
+    share = sum(grid.agrees(row, device.type) for row in found) / len(found)
+    path = options.out / f"grid_{device.type}.csv"
+    write_csv(path, found, hardware(device))
+    print(f"the cost model picks the faster path on {share:.1%} of {len(found)} points; written: {path}")
+
+
+def _run_table10(options: argparse.Namespace, device: torch.device) -> None:
+    from rich.console import Console
+    from rich.table import Table
+
+    found = []
+    for stack in table10.STACKS:
+        found += table10.measure_stack(
+            stack, rounds=options.rounds, seconds=options.seconds, tokens=options.tokens, device=device
+        )
+    table = Table(title="Time and memory in percent, beside the paper's Table 10", title_justify="left")
+    for heading in ("model", "method", "of", "time", "paper", "memory", "paper"):
+        table.add_column(heading, justify="left" if heading in ("model", "method", "of") else "right")
+    for row in found:
+        names = ("time_percent", "paper_time_percent", "memory_percent", "paper_memory_percent")
+        values = ("-" if row[name] is None else f"{row[name]:.0f}" for name in names)
+        table.add_row(row["model"], row["method"], row["baseline"], *values)
+    Console().print(table)
+    print(f"Memory: {found[0]['counter']}, from one and two blocks at the paper's batch, carried on to the depth.")
+    write_csv(options.out / "table10.csv", found, hardware(device))
+    print(f"written: {options.out / 'table10.csv'}")
+
+
+if __name__ == "__main__":
+    main()

@@ -1,0 +1,208 @@
+"""What is measured: layers and transformer blocks of the paper's shapes, and whole models with random weights."""
+
+from __future__ import annotations
+
+from collections.abc import Callable
+from dataclasses import dataclass
+
+import torch
+from torch import Tensor, nn
+from torch.nn import functional as F
+
+
+@dataclass(frozen=True)
+class Case:
+    """One thing to measure every method on.
+
+    Args:
+        name: Name in tables.
+        kind: "layer", "block" or "model"; the goals on time differ.
+        build: Makes the frozen module on a device; called once for each method, with equal random weights.
+        inputs: Makes the module's input on a device.
+        targets: Suffixes of the adapted linear layers.
+        tokens: Rows of the input of an adapted layer, T.
+        smaller: Smaller side of the adapted layers, d.
+        rank: RandLoRA's rank.
+        memory_limit: Goal (c): allowed peak relative to LoRA's with equal parameters.
+        half: Whether the step runs under bfloat16 autocast.
+        for_peft: Whether PEFT can adapt the same layers.
+    """
+
+    name: str
+    kind: str
+    build: Callable[[torch.device], nn.Module]
+    inputs: Callable[[torch.device], Tensor]
+    targets: tuple[str, ...]
+    tokens: int
+    smaller: int
+    rank: int
+    memory_limit: float = 1.02
+    half: bool = False
+    for_peft: bool = True
+
+    @property
+    def tokens_per_side(self) -> float:
+        """T / d."""
+        return self.tokens / self.smaller
+
+
+class VisionBlock(nn.Module):
+    """A pre-norm transformer block of a ViT: attention with one input projection, and a 4-fold MLP.
+
+    Args:
+        width: Size of a token, a multiple of 64.
+    """
+
+    def __init__(self, width: int) -> None:
+        super().__init__()
+        self.norm_1, self.norm_2 = nn.LayerNorm(width), nn.LayerNorm(width)
+        self.in_proj, self.out_proj = nn.Linear(width, 3 * width), nn.Linear(width, width)
+        self.c_fc, self.c_proj = nn.Linear(width, 4 * width), nn.Linear(4 * width, width)
+
+    def forward(self, x: Tensor) -> Tensor:
+        """Tokens (batch, length, width) to tokens."""
+        q, k, v = (_heads(part) for part in self.in_proj(self.norm_1(x)).chunk(3, dim=-1))
+        x = x + self.out_proj(F.scaled_dot_product_attention(q, k, v).transpose(1, 2).flatten(2))
+        return x + self.c_proj(F.gelu(self.c_fc(self.norm_2(x))))
+
+
+class LanguageBlock(nn.Module):
+    """A block of a decoder with grouped attention and a gated MLP; positions are left out.
+
+    Args:
+        width: Size of a token, a multiple of 64.
+        hidden: Size inside the MLP.
+        key_width: Size of keys and values, a divisor of the width and a multiple of 64.
+    """
+
+    def __init__(self, width: int, hidden: int, key_width: int) -> None:
+        super().__init__()
+        self.norm_1, self.norm_2 = nn.RMSNorm(width), nn.RMSNorm(width)
+        self.q_proj, self.o_proj = (nn.Linear(width, width, bias=False) for _ in range(2))
+        self.k_proj, self.v_proj = (nn.Linear(width, key_width, bias=False) for _ in range(2))
+        self.gate_proj, self.up_proj = (nn.Linear(width, hidden, bias=False) for _ in range(2))
+        self.down_proj = nn.Linear(hidden, width, bias=False)
+
+    def forward(self, x: Tensor) -> Tensor:
+        """Tokens (batch, length, width) to tokens."""
+        h = self.norm_1(x)
+        q, k, v = _heads(self.q_proj(h)), _heads(self.k_proj(h)), _heads(self.v_proj(h))
+        h = F.scaled_dot_product_attention(q, k, v, is_causal=True, enable_gqa=True)
+        x = x + self.o_proj(h.transpose(1, 2).flatten(2))
+        h = self.norm_2(x)
+        return x + self.down_proj(F.silu(self.gate_proj(h)) * self.up_proj(h))
+
+
+def _heads(x: Tensor) -> Tensor:
+    return x.unflatten(-1, (-1, 64)).transpose(1, 2)
+
+
+def _with_random_weights(make: Callable[[], nn.Module]) -> Callable[[torch.device], nn.Module]:
+    def build(device: torch.device) -> nn.Module:
+        torch.manual_seed(0)
+        return make().to(device).requires_grad_(False)
+
+    return build
+
+
+def _tokens(*shape: int) -> Callable[[torch.device], Tensor]:
+    # Inside a network the input needs a gradient, too.
+    return lambda device: torch.randn(*shape, generator=torch.Generator().manual_seed(1)).to(device).requires_grad_()
+
+
+def layer_case(out: int, in_: int, tokens: int, rank: int, *, half: bool = False) -> Case:
+    """One linear layer."""
+    return Case(
+        name=f"layer {in_} -> {out}",
+        kind="layer",
+        build=_with_random_weights(lambda: nn.Sequential(nn.Linear(in_, out))),
+        inputs=_tokens(tokens, in_),
+        targets=("0",),
+        tokens=tokens,
+        smaller=min(out, in_),
+        rank=rank,
+        half=half,
+    )
+
+
+VISION_TARGETS = ("in_proj", "c_fc", "c_proj")
+LANGUAGE_TARGETS = ("q_proj", "k_proj", "v_proj", "up_proj", "down_proj")
+
+
+def vision_case(
+    name: str, width: int, batch: int, length: int, rank: int, *, half: bool = False, depth: int = 1
+) -> Case:
+    """`depth` blocks of a vision tower, the paper's adapted layers in them."""
+    return Case(
+        name=f"{name} block" + ("" if depth == 1 else f" x {depth}"),
+        kind="block",
+        build=_with_random_weights(lambda: nn.Sequential(*(VisionBlock(width) for _ in range(depth)))),
+        inputs=_tokens(batch, length, width),
+        targets=VISION_TARGETS,
+        tokens=batch * length,
+        smaller=width,
+        rank=rank,
+        half=half,
+    )
+
+
+def language_case(
+    name: str,
+    sizes: tuple[int, int, int],
+    batch: int,
+    length: int,
+    rank: int,
+    *,
+    half: bool = False,
+    depth: int = 1,
+    memory_limit: float = 1.02,
+) -> Case:
+    """`depth` blocks of a decoder of `sizes` (width, hidden, key width), the paper's adapted layers in them."""
+    return Case(
+        name=f"{name} block" + ("" if depth == 1 else f" x {depth}"),
+        kind="block",
+        build=_with_random_weights(lambda: nn.Sequential(*(LanguageBlock(*sizes) for _ in range(depth)))),
+        inputs=_tokens(batch, length, sizes[0]),
+        targets=LANGUAGE_TARGETS,
+        tokens=batch * length,
+        smaller=sizes[0],
+        rank=rank,
+        half=half,
+        memory_limit=memory_limit,
+    )
+
+
+def model_case(name: str, batch: int, *, half: bool = False) -> Case:
+    """A whole model with random weights, a key of `randlora_core.models.architectures.ARCHITECTURES` or "mini_clip".
+
+    Vision models (of CLIP the image tower) get images, language models 256 tokens a row; the ranks are the paper's.
+
+    Raises:
+        ValueError: If the name is unknown.
+    """
+    from randlora_core.benchmarking.whole_models import whole_model
+
+    return whole_model(name, batch, half=half)
+
+
+QUICK = (
+    vision_case("ViT-B", 768, 64, 50, rank=6),
+    layer_case(768, 3072, 6400, rank=6),
+    layer_case(768, 768, 400, rank=6),
+)
+"""Three shapes for a look: T / d of 4.2, 8.3 and 0.5."""
+
+
+def standard_cases(half: bool) -> tuple[Case, ...]:
+    """Layers and blocks of the paper's models over T / d."""
+    layers = [
+        layer_case(out, in_, tokens, rank, half=half)
+        for out, in_, rank in ((768, 768, 6), (3072, 768, 6), (768, 3072, 6), (1024, 1024, 8), (4096, 1024, 8))
+        for tokens in (min(out, in_) // 2, 2 * min(out, in_), 4 * min(out, in_), 8 * min(out, in_))
+    ]
+    blocks = [vision_case("ViT-B", 768, batch, 50, rank=6, half=half) for batch in (16, 64, 128, 256)] + [
+        vision_case("ViT-L", 1024, 16, 257, rank=8, half=half),
+        vision_case("ViT-H", 1280, 20, 257, rank=10, half=half),
+        language_case("Qwen2-0.5B", (896, 4864, 128), 16, 256, rank=6, half=half),
+    ]
+    return (*layers, *blocks)

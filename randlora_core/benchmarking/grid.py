@@ -1,0 +1,124 @@
+"""Times of the two paths on a grid of layers, which the cost model of `randlora_core.ops.cost` is held against."""
+
+from __future__ import annotations
+
+import csv
+import time
+from collections.abc import Iterator
+from dataclasses import dataclass
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+import torch
+
+from randlora_core import ops
+from randlora_core.ops import cost
+from randlora_core.ops.cost import Problem
+
+SIDES = ((384, 384), (768, 768), (768, 3072), (3072, 768), (1024, 1024), (256, 1024), (1024, 4096))
+TOKENS_PER_SIDE = (0.125, 0.25, 0.5, 1.0, 2.0, 4.0, 8.0)
+RANK = 8
+PATHS = ("activation", "weight")
+
+
+@dataclass(frozen=True)
+class Point:
+    """A layer, its input, and what is computed.
+
+    Attributes:
+        out_features: Size of the output.
+        in_features: Size of the input.
+        tokens: Rows of the input.
+        half: Whether the products run in bfloat16.
+        train: Forward and backward with all gradients; else forward alone without.
+    """
+
+    out_features: int
+    in_features: int
+    tokens: int
+    half: bool
+    train: bool
+
+    def problem(self, device_type: str) -> Problem:
+        """The cost model's view of it."""
+        smaller = min(self.out_features, self.in_features)
+        return Problem(
+            tokens=self.tokens,
+            out_features=self.out_features,
+            in_features=self.in_features,
+            inner=RANK * -(-smaller // RANK),
+            dtype=torch.bfloat16 if self.half else torch.float32,
+            device_type=device_type,
+            with_base=True,
+            may_sum=not self.half,
+            input_grad=self.train,
+            vector_grad=self.train,
+        )
+
+
+def points() -> Iterator[Point]:
+    """The grid."""
+    for out, in_ in SIDES:
+        for ratio in TOKENS_PER_SIDE:
+            tokens = int(ratio * min(out, in_))
+            yield from (Point(out, in_, tokens, half, train) for half in (False, True) for train in (True, False))
+
+
+def measure_point(point: Point, rounds: int, device: torch.device) -> dict[str, Any]:
+    """Quartiles of both paths' times in milliseconds, steps alternated; the base layer's product is part of both."""
+    torch.manual_seed(0)
+    larger, smaller = max(point.out_features, point.in_features), min(point.out_features, point.in_features)
+    n = -(-smaller // RANK)
+    dtype = torch.bfloat16 if point.half else torch.float32
+    weight = torch.randn(point.out_features, point.in_features, device=device, dtype=dtype) / point.in_features**0.5
+    lambda_, gamma = torch.randn(RANK, n, device=device), torch.randn(n, smaller, device=device)
+    a = torch.randn(RANK, smaller, device=device, dtype=torch.bfloat16)
+    b = torch.randn(larger, n, RANK, device=device, dtype=torch.bfloat16)
+    x = torch.randn(point.tokens, point.in_features, device=device, dtype=dtype)
+    upstream = torch.randn(point.tokens, point.out_features, device=device, dtype=dtype)
+    leaves = [tensor.requires_grad_(point.train) for tensor in (x, lambda_, gamma)]
+
+    def step(path: str) -> float:
+        begin = time.perf_counter()
+        y = ops.randlora_linear(x, lambda_, gamma, a, b, 1e-3, base=lambda x: x, weight=lambda: weight, path=path)
+        if point.train:
+            torch.autograd.grad(y, leaves, upstream)
+        if device.type == "cuda":
+            torch.cuda.synchronize(device)
+        return 1e3 * (time.perf_counter() - begin)
+
+    for path in PATHS:
+        step(path)
+    times = np.array([[step(path) for path in PATHS] for _ in range(rounds)])
+    row: dict[str, Any] = {**vars(point)}
+    for path, column in zip(PATHS, times.T, strict=True):
+        first, median, third = np.percentile(column, (25, 50, 75))
+        row |= {f"{path}_ms": round(median, 4), f"{path}_ms_q1": round(first, 4), f"{path}_ms_q3": round(third, 4)}
+    return row
+
+
+def prediction(point: Point, device_type: str) -> str:
+    """The path that the cost model finds cheaper, the two taken as a whole."""
+    problem = point.problem(device_type)
+    costs = {path: min(cost.estimate(problem, plan) for plan in cost.plans(problem, path)) for path in PATHS}
+    return min(costs, key=costs.get)
+
+
+def agrees(row: dict[str, Any], device_type: str) -> bool:
+    """Whether the model picks the faster path, or one that is slower by less than the quartiles' distance."""
+    picked = prediction(_point(row), device_type)
+    other = next(path for path in PATHS if path != picked)
+    spread = max(float(row[f"{path}_ms_q3"]) - float(row[f"{path}_ms_q1"]) for path in PATHS)
+    return float(row[f"{picked}_ms"]) <= float(row[f"{other}_ms"]) + spread
+
+
+def _point(row: dict[str, Any]) -> Point:
+    sizes = (int(row[name]) for name in ("out_features", "in_features", "tokens"))
+    return Point(*sizes, half=str(row["half"]) == "True", train=str(row["train"]) == "True")
+
+
+def read_grid(path: Path) -> list[dict[str, str]]:
+    """The rows of a grid's CSV file."""
+    with path.open(encoding="utf-8", newline="") as file:
+        return list(csv.DictReader(file))

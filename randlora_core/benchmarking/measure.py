@@ -1,0 +1,179 @@
+"""Step times in alternation, and peak memory of one step."""
+
+from __future__ import annotations
+
+import contextlib
+import time
+from collections.abc import Callable, Iterator, Sequence
+from dataclasses import dataclass, field
+
+import numpy as np
+import torch
+from torch import Tensor, nn
+
+from randlora_core.benchmarking.cases import Case
+from randlora_core.benchmarking.methods import Subject, make_subject
+
+MIN_ROUNDS = 3
+
+
+@dataclass
+class Timing:
+    """Measurements of one method on one case.
+
+    Attributes:
+        method: Name of the method.
+        trainable: Parameters that train.
+        step_seconds: Forward and backward, one entry a round; rounds are aligned over methods.
+        optimiser_seconds: A step of fused AdamW, likewise.
+        peak_bytes: Peak memory of a whole step by `counter`; 0 if not measured.
+        counter: What `peak_bytes` counts.
+    """
+
+    method: str
+    trainable: int = 0
+    step_seconds: list[float] = field(default_factory=list)
+    optimiser_seconds: list[float] = field(default_factory=list)
+    peak_bytes: int = 0
+    counter: str = ""
+
+    def quartiles(self) -> tuple[float, float, float]:
+        """First quartile, median and third quartile of `step_seconds`."""
+        return tuple(np.percentile(self.step_seconds, (25, 50, 75)))
+
+    def ratio_to(self, other: Timing) -> tuple[float, float, float]:
+        """Quartiles of the rounds' step times relative to `other`'s in the same round."""
+        return tuple(np.percentile(np.divide(self.step_seconds, other.step_seconds), (25, 50, 75)))
+
+
+@contextlib.contextmanager
+def _autocast(case: Case, device: torch.device) -> Iterator[None]:
+    with torch.autocast(device.type, torch.bfloat16, enabled=case.half):
+        yield
+
+
+class Step:
+    """A training step of a subject: forward, backward, and the optimiser apart."""
+
+    def __init__(self, case: Case, subject: Subject, inputs: Tensor) -> None:
+        self.case, self.module, self.inputs = case, subject.module, inputs
+        self.method, self.trained = subject.method, subject.trained
+        self.optimiser = torch.optim.AdamW(self.trained, lr=1e-6, fused=True) if self.trained else None
+        self.upstream: Tensor | None = None
+
+    def forward_backward(self) -> None:
+        """One forward and backward pass, with a fixed gradient of the output."""
+        with _autocast(self.case, self.inputs.device):
+            output = self.module(self.inputs)
+        if self.upstream is None:
+            self.upstream = torch.randn_like(output) / output.numel()
+        if output.requires_grad:
+            output.backward(self.upstream)
+
+    def clear(self) -> None:
+        """Drop all gradients."""
+        self.inputs.grad = None
+        for parameter in self.trained:
+            parameter.grad = None
+
+    def optimise(self) -> None:
+        """A step of the optimiser, if anything trains."""
+        if self.optimiser is not None:
+            self.optimiser.step()
+
+
+def measure(
+    case: Case, methods: Sequence[str], *, rounds: int, seconds: float, device: torch.device, memory: bool = True
+) -> list[Timing]:
+    """Measure methods on a case in one run.
+
+    Every round steps every method once, in an order that turns from round to round, after a warm-up of one step.
+
+    Args:
+        case: What to measure on.
+        methods: Names in `randlora_core.benchmarking.methods.METHODS`.
+        rounds: Rounds at most; at least 3 are made.
+        seconds: No round is begun after this time, once 3 are made.
+        device: Where to run.
+        memory: Whether to measure peak memory, in one more step each.
+    """
+    inputs = case.inputs(device)
+    steps = [Step(case, make_subject(method, case, device), inputs) for method in methods]
+    timings = {step.method: Timing(step.method, sum(p.numel() for p in step.trained)) for step in steps}
+    for step in steps:
+        _one_round(step, device)
+    begin = time.perf_counter()
+    for number in range(rounds):
+        if number >= MIN_ROUNDS and time.perf_counter() - begin > seconds:
+            break
+        turned = steps[number % len(steps) :] + steps[: number % len(steps)]
+        for step in turned if number % 2 == 0 else reversed(turned):
+            step_seconds, optimiser_seconds = _one_round(step, device)
+            timings[step.method].step_seconds.append(step_seconds)
+            timings[step.method].optimiser_seconds.append(optimiser_seconds)
+    if memory:
+        for step in steps:
+            timings[step.method].peak_bytes, timings[step.method].counter = peak_memory(step, device)
+    return list(timings.values())
+
+
+def _one_round(step: Step, device: torch.device) -> tuple[float, float]:
+    step_seconds = _seconds(step.forward_backward, device)
+    optimiser_seconds = _seconds(step.optimise, device)
+    step.clear()
+    return step_seconds, optimiser_seconds
+
+
+def _seconds(function: Callable[[], None], device: torch.device) -> float:
+    _synchronise(device)
+    begin = time.perf_counter()
+    function()
+    _synchronise(device)
+    return time.perf_counter() - begin
+
+
+def _synchronise(device: torch.device) -> None:
+    if device.type == "cuda":
+        torch.cuda.synchronize(device)
+
+
+def peak_memory(step: Step, device: torch.device) -> tuple[int, str]:
+    """Peak bytes of a step with its optimiser, and the counter's name.
+
+    On CUDA max_memory_allocated less what was allocated before, on CPU the peak of live bytes from the profiler's
+    allocations; in both cases plus the bytes of the module, its input and the optimiser's state.
+    """
+    held = tensor_bytes([*_module_tensors(step.module), step.inputs, *_state_tensors(step.optimiser)])
+    if device.type == "cuda":
+        torch.cuda.synchronize(device)
+        torch.cuda.reset_peak_memory_stats(device)
+        before = torch.cuda.memory_allocated(device)
+        _whole_step(step)
+        torch.cuda.synchronize(device)
+        return held + torch.cuda.max_memory_allocated(device) - before, "torch.cuda.max_memory_allocated"
+    with torch.profiler.profile(activities=[torch.profiler.ProfilerActivity.CPU], profile_memory=True) as profile:
+        _whole_step(step)
+    events = [event for event in profile.profiler.kineto_results.events() if event.name() == "[memory]"]
+    changes = [event.nbytes() for event in sorted(events, key=lambda event: event.start_ns())]
+    return held + int(np.max(np.cumsum(changes), initial=0)), "live tensor bytes (torch.profiler)"
+
+
+def _whole_step(step: Step) -> None:
+    step.forward_backward()
+    step.optimise()
+    step.clear()
+
+
+def _module_tensors(module: nn.Module) -> list[Tensor]:
+    return [*module.parameters(), *module.buffers()]
+
+
+def _state_tensors(optimiser: torch.optim.Optimizer | None) -> list[Tensor]:
+    states = optimiser.state.values() if optimiser is not None else ()
+    return [value for state in states for value in state.values() if isinstance(value, Tensor)]
+
+
+def tensor_bytes(tensors: Sequence[Tensor]) -> int:
+    """Bytes of the storages behind tensors, each storage counted once."""
+    storages = {tensor.untyped_storage().data_ptr(): tensor.untyped_storage().nbytes() for tensor in tensors}
+    return sum(storages.values())

@@ -1,0 +1,115 @@
+"""What is put on a case: the frozen module, full fine-tuning, the methods here, and PEFT's."""
+
+from __future__ import annotations
+
+import functools
+from collections.abc import Callable
+from dataclasses import dataclass
+
+import torch
+from torch import nn
+
+from randlora_core.adapters import make_config
+from randlora_core.adapters.inject import count_parameters, inject_adapter
+from randlora_core.benchmarking.cases import Case
+
+VERA_RANK = 256
+NOLA_RANK = 1
+
+
+@dataclass(frozen=True)
+class Subject:
+    """A method on a case: the module to step, and the parameters that train."""
+
+    method: str
+    module: nn.Module
+
+    @property
+    def trained(self) -> list[nn.Parameter]:
+        """Parameters that need a gradient."""
+        return [parameter for parameter in self.module.parameters() if parameter.requires_grad]
+
+
+def _frozen(case: Case, module: nn.Module) -> nn.Module:
+    return module
+
+
+def _full(case: Case, module: nn.Module) -> nn.Module:
+    return module.requires_grad_(True)
+
+
+def _ours(method: str, case: Case, module: nn.Module) -> nn.Module:
+    return inject_adapter(module, make_config(method, rank=_rank(method, case)), case.targets)
+
+
+def _peft(method: str, case: Case, module: nn.Module) -> nn.Module:
+    import peft
+
+    rank, targets = _rank(method, case), list(case.targets)
+    configs: dict[str, Callable[[], object]] = {
+        "lora": lambda: peft.LoraConfig(r=rank, lora_alpha=2 * rank, target_modules=targets),
+        "dora": lambda: peft.LoraConfig(r=rank, lora_alpha=2 * rank, use_dora=True, target_modules=targets),
+        "vera": lambda: peft.VeraConfig(r=rank, target_modules=targets),
+        "randlora": lambda: peft.RandLoraConfig(r=rank, randlora_alpha=20 * rank, target_modules=targets),
+    }
+    return peft.get_peft_model(module, configs[method]())
+
+
+def _accelerated(case: Case, module: nn.Module) -> nn.Module:
+    from randlora_core import accelerate_peft
+
+    return accelerate_peft(_peft("randlora", case, module))
+
+
+METHODS: dict[str, Callable[[Case, nn.Module], nn.Module]] = {
+    "frozen": _frozen,
+    "full": _full,
+    "lora": functools.partial(_ours, "lora"),
+    "dora": functools.partial(_ours, "dora"),
+    "vera": functools.partial(_ours, "vera"),
+    "nola": functools.partial(_ours, "nola"),
+    "randlora": functools.partial(_ours, "randlora"),
+    "peft_lora": functools.partial(_peft, "lora"),
+    "peft_dora": functools.partial(_peft, "dora"),
+    "peft_vera": functools.partial(_peft, "vera"),
+    "peft_randlora": functools.partial(_peft, "randlora"),
+    "accelerated_peft_randlora": _accelerated,
+}
+"""Name in tables -> puts the method on a case's module. LoRA and DoRA get the rank whose parameters come closest to
+RandLoRA's."""
+
+
+def _rank(method: str, case: Case) -> int:
+    if method == "randlora":
+        return case.rank
+    if method in ("lora", "dora"):
+        return equal_rank(case)
+    return {"vera": VERA_RANK, "nola": NOLA_RANK}[method]
+
+
+@functools.lru_cache
+def equal_rank(case: Case) -> int:
+    """LoRA's rank whose trained parameters on the case's targets come closest to RandLoRA's."""
+
+    def trained(method: str, rank: int) -> int:
+        module = inject_adapter(case.build(torch.device("meta")), make_config(method, rank=rank), case.targets)
+        return count_parameters(module).trainable
+
+    return max(1, round(trained("randlora", case.rank) / trained("lora", 1)))
+
+
+def make_subject(method: str, case: Case, device: torch.device) -> Subject:
+    """A method on a fresh copy of the case's module, its parameters moved off their initial zeros.
+
+    Raises:
+        ValueError: If the method is unknown.
+    """
+    if method not in METHODS:
+        raise ValueError(f"unknown method {method!r}; known: {', '.join(METHODS)}")
+    module = METHODS[method](case, case.build(device)).to(device).train()
+    if method not in ("frozen", "full"):
+        with torch.no_grad():
+            for parameter in module.parameters():
+                if parameter.requires_grad:
+                    parameter.add_(torch.randn_like(parameter), alpha=1e-3)
+    return Subject(method, module)

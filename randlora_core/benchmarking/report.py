@@ -1,0 +1,147 @@
+"""Tables, CSV files and plots of measurements."""
+
+from __future__ import annotations
+
+import csv
+import os
+import platform
+from collections.abc import Mapping, Sequence
+from dataclasses import dataclass
+from pathlib import Path
+from typing import Any
+
+import torch
+
+from randlora_core.benchmarking.cases import Case
+from randlora_core.benchmarking.goals import Verdict, verdicts
+from randlora_core.benchmarking.measure import Timing
+
+BASELINES = ("peft_randlora", "lora", "full")
+
+
+@dataclass(frozen=True)
+class Result:
+    """A case and what was measured on it, by method."""
+
+    case: Case
+    timings: Mapping[str, Timing]
+
+    @property
+    def verdicts(self) -> list[Verdict]:
+        """The goals that apply."""
+        return verdicts(self.case, self.timings)
+
+
+def hardware(device: torch.device) -> str:
+    """One line on the machine: processor or GPU, threads, and the load while measuring."""
+    if device.type == "cuda":
+        return f"{torch.cuda.get_device_name(device)}, torch {torch.__version__}"
+    model = platform.processor() or platform.machine()
+    info = Path("/proc/cpuinfo")
+    if info.exists():
+        names = [line.split(":", 1)[1].strip() for line in info.read_text().splitlines() if "model name" in line]
+        model = names[0] if names else model
+    load = f", load {os.getloadavg()[0]:.1f}" if hasattr(os, "getloadavg") else ""
+    return f"{model}, {torch.get_num_threads()} threads, torch {torch.__version__}{load}"
+
+
+def rows(result: Result) -> list[dict[str, Any]]:
+    """One flat row a method: times in milliseconds, ratios of rounds with their quartiles, bytes."""
+    case, found = result.case, []
+    for timing in result.timings.values():
+        first, median, third = timing.quartiles()
+        row: dict[str, Any] = {
+            "case": case.name,
+            "kind": case.kind,
+            "format": "bfloat16 autocast" if case.half else "float32",
+            "tokens": case.tokens,
+            "tokens_per_side": round(case.tokens_per_side, 2),
+            "method": timing.method,
+            "trainable": timing.trainable,
+            "rounds": len(timing.step_seconds),
+            "step_ms": 1e3 * median,
+            "step_ms_q1": 1e3 * first,
+            "step_ms_q3": 1e3 * third,
+            "optimiser_ms": 1e3 * sorted(timing.optimiser_seconds)[len(timing.optimiser_seconds) // 2],
+        }
+        for baseline in BASELINES:
+            if baseline in result.timings:
+                q1, q2, q3 = timing.ratio_to(result.timings[baseline])
+                row |= {f"to_{baseline}": q2, f"to_{baseline}_q1": q1, f"to_{baseline}_q3": q3}
+        row |= {"peak_bytes": timing.peak_bytes, "counter": timing.counter}
+        found.append({key: round(value, 4) if isinstance(value, float) else value for key, value in row.items()})
+    return found
+
+
+def print_result(result: Result) -> None:
+    """The case as a table of methods, and its goals below."""
+    from rich.console import Console
+    from rich.table import Table
+
+    case = result.case
+    form = "bfloat16 autocast" if case.half else "float32"
+    title = f"{case.name}: T = {case.tokens} = {case.tokens_per_side:.1f} d, {form}"
+    table = Table(title=title, title_justify="left")
+    table.add_column("method")
+    present = [baseline for baseline in BASELINES if baseline in result.timings]
+    for heading in ("step ms (quartiles)", *(f"/ {name}" for name in present), "AdamW ms", "peak MB"):
+        table.add_column(heading, justify="right")
+    for row in rows(result):
+        table.add_row(
+            f"{row['method']} ({row['trainable']:,})",
+            f"{row['step_ms']:.1f} ({row['step_ms_q1']:.1f}-{row['step_ms_q3']:.1f})",
+            *(f"{row[f'to_{name}']:.2f}" for name in present),
+            f"{row['optimiser_ms']:.1f}",
+            f"{row['peak_bytes'] / 1e6:.0f}" if row["peak_bytes"] else "-",
+        )
+    console = Console(width=100 if not os.isatty(1) else None)
+    console.print(table)
+    for verdict in result.verdicts:
+        word = "met" if verdict.met else "NOT met"
+        console.print(f"  {verdict.goal}: {verdict.value:.3f}, at most {verdict.limit:.3f}: {word}", highlight=False)
+    counter = next(iter(result.timings.values())).counter
+    console.print(f"  memory counter: {counter or '-'}\n", highlight=False)
+
+
+def write_csv(path: Path, table: Sequence[Mapping[str, Any]], machine: str) -> None:
+    """Write rows with equal or missing keys; the machine is a column of every row."""
+    path.parent.mkdir(parents=True, exist_ok=True)
+    fields = list(dict.fromkeys(key for row in table for key in row))
+    with path.open("w", newline="", encoding="utf-8") as file:
+        writer = csv.DictWriter(file, [*fields, "hardware"], lineterminator="\n", restval="")
+        writer.writeheader()
+        writer.writerows({**row, "hardware": machine} for row in table)
+
+
+def plot(path: Path, results: Sequence[Result], machine: str) -> None:
+    """RandLoRA's step relative to PEFT's, LoRA's and full fine-tuning's, over T / d."""
+    import matplotlib
+
+    matplotlib.use("Agg")
+    from matplotlib import pyplot
+
+    figure, axes = pyplot.subplots(1, len(BASELINES), figsize=(4 * len(BASELINES), 3.4), sharey=True)
+    for axis, baseline in zip(axes, BASELINES, strict=True):
+        for name in dict.fromkeys(result.case.name for result in results):
+            _draw(axis, name, baseline, results)
+        axis.axhline(1.0, color="grey", linewidth=0.8)
+        axis.set(title=f"RandLoRA / {baseline}", xlabel="tokens / smaller side", xscale="log")
+    axes[0].set_ylabel("ratio of step times")
+    axes[-1].legend(fontsize=6)
+    figure.suptitle(machine, fontsize=7)
+    figure.tight_layout()
+    figure.savefig(path, dpi=150)
+    pyplot.close(figure)
+
+
+def _draw(axis: Any, name: str, baseline: str, results: Sequence[Result]) -> None:
+    points = [
+        (result.case.tokens_per_side, *result.timings["randlora"].ratio_to(result.timings[baseline]))
+        for result in results
+        if result.case.name == name and baseline in result.timings
+    ]
+    if points:
+        x, first, median, third = zip(*sorted(points), strict=True)
+        below = [m - f for m, f in zip(median, first, strict=True)]
+        above = [t - m for m, t in zip(median, third, strict=True)]
+        axis.errorbar(x, median, yerr=(below, above), marker="o", markersize=3, capsize=2, linewidth=1, label=name)

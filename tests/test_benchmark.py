@@ -1,0 +1,169 @@
+"""The benchmark's arithmetic on made times, and one small run of each kind; nothing here judges a time."""
+
+import csv
+import dataclasses
+
+import pytest
+import torch
+
+from randlora_core import benchmark
+from randlora_core.benchmarking import cases, grid, table10
+from randlora_core.benchmarking.goals import verdicts
+from randlora_core.benchmarking.measure import Step, Timing, measure, peak_memory, tensor_bytes
+from randlora_core.benchmarking.methods import METHODS, Subject, equal_rank, make_subject
+from randlora_core.benchmarking.report import Result, rows
+
+CPU = torch.device("cpu")
+SMALL = cases.vision_case("small", 64, 2, 20, rank=8)
+
+
+def timing(method: str, *seconds: float, peak: int = 0) -> Timing:
+    return Timing(method, 1, list(seconds), [0.0] * len(seconds), peak)
+
+
+@pytest.mark.parametrize("method", METHODS)
+def test_every_method_steps_and_trains_what_it_says(method):
+    subject = make_subject(method, SMALL, CPU)
+    step = Step(SMALL, subject, SMALL.inputs(CPU))
+    step.forward_backward()
+    assert step.inputs.grad.abs().sum() > 0
+    assert (len(subject.trained) == 0) == (method == "frozen")
+    assert all(parameter.grad is not None for parameter in subject.trained)
+    step.clear()
+    assert step.inputs.grad is None and all(parameter.grad is None for parameter in subject.trained)
+
+
+def test_equal_rank_gives_lora_about_randloras_parameters():
+    counts = {
+        method: sum(p.numel() for p in make_subject(method, SMALL, CPU).trained) for method in ("lora", "randlora")
+    }
+    per_rank = counts["lora"] / equal_rank(SMALL)
+    assert abs(counts["lora"] - counts["randlora"]) <= per_rank / 2
+
+
+def test_ratios_are_of_the_same_round():
+    ours, other = timing("randlora", 1.0, 20.0, 3.0), timing("full", 2.0, 20.0, 1.0)
+    assert ours.ratio_to(other) == pytest.approx((0.75, 1.0, 2.0))
+    assert ours.quartiles() == pytest.approx((2.0, 3.0, 11.5))
+
+
+@pytest.mark.parametrize(
+    ("tokens", "half", "kind", "limits"),
+    [
+        (32, False, "block", {"(a)": 1.0}),
+        (400, False, "block", {"(a)": 0.7, "(b)": 1.10, "(c)": 1.02}),
+        (800, False, "layer", {"(a)": 0.6, "(b)": 1.18125, "(c)": 1.02}),
+        (1600, False, "block", {"(a)": 0.6, "(b)": 1.05, "(c)": 1.02}),
+        (1600, True, "block", {"(a)": 0.6, "(c)": 1.02}),
+    ],
+)
+def test_goals_that_apply(tokens, half, kind, limits):
+    case = dataclasses.replace(SMALL, tokens=tokens, smaller=100, half=half, kind=kind)
+    timings = {
+        "randlora": timing("randlora", 0.65, 0.65, peak=101),
+        "peft_randlora": timing("peft_randlora", 1.0, 1.0),
+        "full": timing("full", 0.5, 0.5),
+        "lora": timing("lora", 0.4, 0.4, peak=100),
+    }
+    found = verdicts(case, timings)
+    assert {verdict.goal[:3]: verdict.limit for verdict in found} == pytest.approx(limits)
+    for verdict in found:
+        expected = {"(a)": verdict.limit >= 0.65, "(b)": False, "(c)": True}[verdict.goal[:3]]
+        assert verdict.met == expected
+
+
+def test_peak_memory_counts_what_a_step_holds():
+    class Twice(torch.nn.Module):
+        def forward(self, x):
+            return (x.exp().exp()).sum(0, keepdim=True)  # saves both results: two tensors of x's size
+
+    x = torch.randn(250, 1000, requires_grad=True)
+    case = dataclasses.replace(SMALL, half=False)
+    step = Step(case, Subject("frozen", Twice()), x)
+    step.forward_backward()
+    step.clear()
+    peak, counter = peak_memory(step, CPU)
+    assert "live tensor bytes" in counter
+    size = tensor_bytes([x])
+    assert size == 10**6
+    assert 4 * size <= peak <= 6 * size  # x, its gradient, and two saved results; temporaries of the backward pass
+
+
+def test_bytes_of_shared_storage_count_once():
+    x = torch.zeros(10, 10)
+    assert tensor_bytes([x, x[1:], x.T]) == 400
+
+
+def test_rows_hold_ratios_and_the_counter():
+    result = Result(SMALL, {m: t for m in ("randlora", "full") for t in [timing(m, 2.0, 2.0, peak=5)]})
+    row = rows(result)[0]
+    assert (row["method"], row["to_full"], row["step_ms"], row["peak_bytes"]) == ("randlora", 1.0, 2000.0, 5)
+    assert "to_lora" not in row
+
+
+def test_measure_makes_at_least_three_aligned_rounds():
+    timings = measure(SMALL, ("frozen", "randlora"), rounds=9, seconds=0.0, device=CPU)
+    assert [len(t.step_seconds) for t in timings] == [3, 3]
+    assert all(t.peak_bytes > 0 for t in timings)
+
+
+@pytest.mark.filterwarnings("ignore::UserWarning")
+def test_quick_prints_ratios_goals_and_files(tmp_path, monkeypatch, capsys):
+    monkeypatch.setattr(cases, "QUICK", (SMALL, cases.layer_case(24, 32, 240, rank=8)))
+    benchmark.main(["--quick", "--rounds", "3", "--seconds", "0", "--out", str(tmp_path)])
+    printed = capsys.readouterr().out
+    for text in ("small block", "layer 32 -> 24", "peft_randlora", "(a) step time", "(b) step time", "(c) peak memory"):
+        assert text in printed
+    with (tmp_path / "quick.csv").open() as file:
+        table = list(csv.DictReader(file))
+    assert len(table) == 2 * len(benchmark.QUICK_METHODS)
+    assert all(row["hardware"] and row["counter"] for row in table)
+    assert (tmp_path / "quick.png").stat().st_size > 1000
+
+
+def test_grid_rows_are_judged_by_the_faster_path(tmp_path, monkeypatch):
+    monkeypatch.setattr(
+        grid, "points", lambda: iter([grid.Point(16, 24, 64, True, True), grid.Point(16, 16, 8, False, False)])
+    )
+    benchmark.main(["--grid", "--rounds", "3", "--device", "cpu", "--out", str(tmp_path)])
+    found = grid.read_grid(tmp_path / "grid_cpu.csv")
+    assert len(found) == 2
+    point = grid.Point(768, 768, 10**6, half=False, train=True)
+    assert grid.prediction(point, "cpu") == "weight"
+    spread = {f"{path}_ms_q{q}": 1.0 for path in grid.PATHS for q in (1, 3)}
+    slow = vars(point) | spread | {"activation_ms": 1.0, "weight_ms": 2.0}
+    assert not grid.agrees(slow, "cpu")
+    assert grid.agrees(slow | {"activation_ms": 3.0}, "cpu")
+    assert grid.agrees(slow | {"weight_ms_q3": 2.5}, "cpu")  # within the quartiles' distance
+
+
+def test_table10_carries_memory_on_to_the_depth(monkeypatch):
+    def fake(case, methods, **options):
+        blocks = 2 if case.name.endswith("x 2") else 1
+        return [
+            timing(m, 2.0 if m == "randlora" else 1.0, peak=100 + 10 * blocks * (2 if m == "full" else 1))
+            for m in methods
+        ]
+
+    monkeypatch.setattr(table10, "measure", fake)
+    stack = table10.STACKS[0]
+    found = {row["method"]: row for row in table10.measure_stack(stack, rounds=1, seconds=0, tokens=100, device=CPU)}
+    assert found["full"]["peak_bytes_extrapolated"] == 100 + 20 * 12
+    assert found["randlora"]["memory_percent"] == pytest.approx(100 * 220 / 340, abs=0.1)
+    assert (found["randlora"]["time_percent"], found["randlora"]["paper_time_percent"]) == (200.0, 113)
+
+
+def test_language_blocks_and_unknown_models():
+    case = cases.language_case("tiny", (128, 192, 64), 1, 6, rank=16)
+    assert make_subject("randlora", case, CPU).module(case.inputs(CPU)).shape == (1, 6, 128)
+    with pytest.raises(ValueError, match="unknown model 'clip_vit_z1'; known: mini_clip"):
+        cases.model_case("clip_vit_z1", 2)
+    with pytest.raises(ValueError, match="unknown method 'lore'; known: frozen"):
+        make_subject("lore", SMALL, CPU)
+
+
+def test_a_whole_model_with_random_weights():
+    case = cases.model_case("mini_clip", 2)
+    step = Step(case, make_subject("randlora", case, CPU), case.inputs(CPU))
+    step.forward_backward()
+    assert all(parameter.grad.abs().sum() > 0 for parameter in step.trained)
