@@ -14,4 +14,6 @@ say "ruff: lint and format"
 ruff check .
 ruff format --check .
 say "tests ($selection)"
-exec python -m pytest -q -m "$selection" "$@"
+# One worker per core with one thread each: small models use cores better that way than by torch's threads.
+export OMP_NUM_THREADS=1
+exec python -m pytest -q --numprocesses auto --dist worksteal -m "$selection" "$@"
