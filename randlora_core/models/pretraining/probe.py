@@ -25,10 +25,10 @@ from randlora_core.models.pretraining.captions import TEMPLATES
 from randlora_core.models.pretraining.card import CARD_FILE, FIGURES_FILE, file_sha256, render_tables, replace_tables
 from randlora_core.models.pretraining.data import HELD_OUT, read_class_names, read_split
 
-MAX_TRAIN = 10_000
+MAX_TRAIN = 5_000
 RAW_SIZE = 24
-PROBE_STRENGTHS = tuple(10.0**exponent for exponent in (-4, -3.5, -3, -2.5, -2, -1.5, -1, -0.5, 0))
-RIDGE_STRENGTHS = tuple(10.0**exponent for exponent in (0, 0.5, 1, 1.5, 2, 2.5, 3, 3.5, 4))
+PROBE_STRENGTHS = tuple(10.0**exponent for exponent in (-3, -2, -1, 0))
+RIDGE_STRENGTHS = tuple(10.0**exponent for exponent in (0, 1, 2, 3, 4))
 
 
 @dataclass(frozen=True)
