@@ -1,17 +1,18 @@
 #!/usr/bin/env bash
-# Make the small CLIP's weights and its model card from a folder of real images.
-#   bash scripts/pretrain_mini.sh PATH [MINUTES]      PATH holds images/ and emoji/ (see the model card)
+# Makes the small CLIP's weights again, measures them and renews the model card. An interrupted run goes on.
+#
+#   bash scripts/pretrain_mini.sh PATH [MINUTES]   PATH holds images/ and emoji/ (see randlora_core/models/mini_clip.md)
 set -euo pipefail
-cd "$(dirname "$0")/.."
+source "$(dirname "${BASH_SOURCE[0]}")/setup.sh"
+[ -d "${1:-}/images" ] || die "usage: bash scripts/pretrain_mini.sh PATH [MINUTES]; no folder '${1:-}/images'"
+data="$(cd "$1" && pwd)"
+minutes="${2:-52}"
+setup_environment
+cd "$ROOT"
 
-data=${1:?usage: pretrain_mini.sh PATH [MINUTES]}
-minutes=${2:-52}
-python=.venv/bin/python
-[ -x "$python" ] || python=python
-
-export OMP_WAIT_POLICY=passive # two threads that spin for each other lose half of a shared machine
-echo "Pre-training for $minutes minutes; checkpoint, log and weights go to results/pretrain."
-"$python" -m randlora_core.models.pretraining.train --data "$data" --minutes "$minutes" --folder results/pretrain
+export OMP_WAIT_POLICY=passive # threads that spin for each other waste a shared machine
+say "pre-training for $minutes minutes; checkpoint, log and weights go to results/pretrain"
+python -m randlora_core.models.pretraining.train --data "$data" --minutes "$minutes" --folder results/pretrain
 cp results/pretrain/mini_clip.safetensors randlora_core/models/mini_clip.safetensors
-echo "Evaluating and writing the model card."
-"$python" -m randlora_core.models.pretraining.probe --data "$data"
+say "measuring on the six held-out sets"
+python -m randlora_core.models.pretraining.probe --data "$data"
