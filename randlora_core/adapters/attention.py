@@ -227,10 +227,7 @@ def close_attention(attention: OpenMultiheadAttention) -> None:
 
 def _effective_weight(layer: nn.Module) -> Tensor:
     """The weight (out, in) that a projection applies now."""
-    if not isinstance(layer, AdapterLayer):
-        return layer.weight
-    weight = layer.dense_weight()
-    return layer.update.merged_weight(weight).to(weight.dtype) if layer.acts else weight
+    return layer.effective_weight() if isinstance(layer, AdapterLayer) else layer.weight
 
 
 def _concatenated(tensors: list[Tensor]) -> Tensor:

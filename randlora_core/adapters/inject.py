@@ -624,7 +624,8 @@ def _weight_of(model: nn.Module, name: str) -> nn.Parameter:
     parent = model.get_submodule(parent_name)
     if isinstance(parent, nn.MultiheadAttention) and part not in parent._modules:
         return parent.in_proj_weight
-    return model.get_submodule(name).weight
+    layer = model.get_submodule(name)
+    return (layer.base if isinstance(layer, AdapterLayer) else layer).weight
 
 
 def layer_configs(config: AdapterConfig, shapes: dict[str, Shape]) -> dict[str, AdapterConfig]:

@@ -20,6 +20,7 @@ from torch import Tensor, nn
 from randlora_core.adapters import quantization
 from randlora_core.adapters.bases import SharedBases
 from randlora_core.adapters.config import AdapterConfig
+from randlora_core.adapters.read_weight import AdaptedWeight
 
 DEFAULT_NAME = "default"
 
@@ -258,9 +259,40 @@ class AdapterLayer(nn.Module):
         return kind_of(self.base)
 
     @property
-    def weight(self) -> nn.Parameter:
-        """The base layer's weight, merged where `merged`."""
-        return self.base.weight
+    def weight(self) -> Tensor:
+        """What a model that reads the weight has to get, in the base layer's layout: with the update where it acts.
+
+        The base layer's parameter while disabled or merged, and on quantised layers, whose codes no model can multiply
+        by itself.
+        """
+        acts = self.acts or (self.rows is not None and not self.disabled)
+        return AdaptedWeight.of(self) if acts and not self.kind.quantised else self.base.weight
+
+    @property
+    def stores_transposed(self) -> bool:
+        """Whether the base layer keeps its weight as (in, out)."""
+        return self.kind is CONV1D
+
+    def applied_weight(self) -> Tensor:
+        """The frozen weight plus the active update where it acts, in the base layer's layout and dtype.
+
+        Differentiable; dropout is left out.
+
+        Raises:
+            ValueError: If every row of the batch has its own adapter.
+        """
+        if self.rows is not None and not self.disabled:
+            raise ValueError(
+                "the model computes with the weight of an adapted layer instead of calling the layer, and in a batch "
+                "that mixes adapters there is no one weight"
+            )
+        weight = self.effective_weight()
+        return weight.T if self.stores_transposed else weight
+
+    def effective_weight(self) -> Tensor:
+        """The weight (out, in), with the active update where it acts; the adapters of rows are not looked at."""
+        weight = self.dense_weight()
+        return self.update.merged_weight(weight).to(weight.dtype) if self.acts else weight
 
     @property
     def bias(self) -> nn.Parameter | None:
