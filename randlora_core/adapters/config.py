@@ -11,6 +11,8 @@ from collections.abc import Iterable, Mapping
 from dataclasses import KW_ONLY, dataclass, field
 from typing import Any, ClassVar, Self
 
+import numpy as np
+
 MAX_SEED = 2**63
 
 
@@ -36,6 +38,8 @@ class AdapterConfig:
     rank_pattern: Mapping[str, int] = field(default_factory=dict)
 
     def __post_init__(self) -> None:
+        for setting in dataclasses.fields(self):  # numpy's numbers are none of JSON's
+            _set(self, setting.name, _without_numpy(getattr(self, setting.name)))
         _set(self, "rank", positive_integer("rank", self.rank))
         if not is_number(self.dropout) or not 0.0 <= self.dropout < 1.0:
             raise ValueError(f"dropout must be a number in [0, 1), got {self.dropout!r}")
@@ -190,6 +194,12 @@ def check_nonzero(name: str, value: object) -> None:
 def is_number(value: object) -> bool:
     """Whether `value` is a real number, and not a bool."""
     return isinstance(value, numbers.Real) and not isinstance(value, bool)
+
+
+def _without_numpy(value: object) -> object:
+    if isinstance(value, Mapping):
+        return {key: _without_numpy(entry) for key, entry in value.items()}
+    return value.item() if isinstance(value, np.generic) else value
 
 
 def _set(config: AdapterConfig, name: str, value: object) -> None:

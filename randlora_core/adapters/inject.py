@@ -118,7 +118,11 @@ def _choose_layers(
     first_names = _first_names(model, layers)
     chosen = {first_names[name] for name in matched - _match_exclusions(exclude, matched)}
     if not chosen:
-        raise ValueError(f"exclude={exclude!r} leaves no layer of targets={targets!r}")
+        raise ValueError(
+            f"exclude={exclude!r} leaves no layer of targets={targets!r}"
+            if matched
+            else f"the {type(model).__name__} holds no layer that can be adapted; layers that can: {_kinds()}"
+        )
     for name, module in attention.attentions_to_open(model, chosen).items():
         attention.check_attention(name, module, split=split_in_proj)
     for name in chosen:
@@ -284,6 +288,16 @@ def require_adapter(model: nn.Module, adapter: str) -> str:
     return adapter
 
 
+def _require_no_context(layers: Iterable[AdapterLayer]) -> None:
+    """Refuse to change weights where a context is going to change them back.
+
+    Raises:
+        ValueError: Inside of `disable_adapter` or `use_adapters`.
+    """
+    if any(layer.disabled or layer.rows is not None for layer in layers):
+        raise ValueError("leave disable_adapter and use_adapters first: they set back what they changed")
+
+
 def require_unmerged(model: nn.Module) -> None:
     """Refuse a merged model.
 
@@ -364,12 +378,13 @@ def merge_adapter(model: nn.Module) -> nn.Module:
         `model`.
 
     Raises:
-        ValueError: If the model has no adapter, is merged already, or a merged weight would not be finite; the model is
-            unchanged then.
+        ValueError: If the model has no adapter, is merged already, is inside of `disable_adapter` or `use_adapters`, or
+            a weight cannot be written or would not be finite; the model is unchanged then.
     """
     layers = _require_layers(model)
     if any(layer.merged for layer in layers.values()):
         raise ValueError("the adapter is merged already")
+    _require_no_context(layers.values())
     done = []
     for name, layer in layers.items():
         try:
@@ -417,11 +432,12 @@ def unmerge_adapter(model: nn.Module) -> nn.Module:
         `model`.
 
     Raises:
-        ValueError: If the model has no adapter or is not merged.
+        ValueError: If the model has no adapter, is not merged, or is inside of `disable_adapter`.
     """
     layers = _require_layers(model)
     if not all(layer.merged for layer in layers.values()):
         raise ValueError("the adapter is not merged")
+    _require_no_context(layers.values())
     for layer in layers.values():
         layer.unmerge()
     return model
@@ -430,17 +446,16 @@ def unmerge_adapter(model: nn.Module) -> nn.Module:
 def unload_adapter(model: nn.Module) -> nn.Module:
     """Give the plain layers back, in place: with the frozen weights, or the merged ones after `merge_adapter`.
 
-    All adapters go.
-
-    Parameters that required gradients before the injection do so again.
+    All adapters go. Parameters that required gradients before the injection do so again.
 
     Returns:
         `model`.
 
     Raises:
-        ValueError: If the model has no adapter.
+        ValueError: If the model has no adapter, or is inside of `disable_adapter` or `use_adapters`.
     """
     state = adapter_state(model)
+    _require_no_context(all_adapter_layers(model).values())
     for name, layer in all_adapter_layers(model).items():
         _replace(model, name, layer.base)
     for module in list(model.modules()):
@@ -541,17 +556,26 @@ def _match_targets(model: nn.Module, layers: dict[str, Shape], targets: Sequence
             and not any(layer.startswith(f"{name}.") for layer in matched)
         ]
         if unsuitable:
-            kinds = ", ".join(kind.name for kind in LAYER_KINDS)
             raise ValueError(
                 f"target {pattern!r} matches {', '.join(unsuitable[:3])}, which cannot be adapted; layers that can: "
-                f"{kinds}, and in_proj and out_proj of nn.MultiheadAttention"
+                f"{_kinds()}"
             )
         if not matched:
+            if isinstance(targets, str) and any(matches_suffix(name, pattern) for name in layers):
+                raise ValueError(
+                    f"target {pattern!r} matches no layer: one string is a regular expression on the full name; for "
+                    f"layers whose name ends so, give a sequence, ({pattern!r},)"
+                )
             raise ValueError(f"target {pattern!r} matches no layer{_near_layers(pattern, layers)}")
         chosen |= matched
     if not chosen:
         raise ValueError("targets must name at least one layer")
     return chosen
+
+
+def _kinds() -> str:
+    """The layers that can be adapted, for error messages."""
+    return f"{', '.join(kind.name for kind in LAYER_KINDS)}, and in_proj and out_proj of nn.MultiheadAttention"
 
 
 def _near_layers(pattern: str, layers: dict[str, Shape]) -> str:
@@ -573,7 +597,7 @@ def _match_exclusions(exclude: Sequence[str] | str, targets: Iterable[str]) -> s
 
 
 def _patterns(argument: str, value: Sequence[str] | str) -> tuple[str, ...]:
-    patterns = (value,) if isinstance(value, str) else tuple(value)
+    patterns = (value,) if isinstance(value, str) or not isinstance(value, Iterable) else tuple(value)
     if not all(isinstance(pattern, str) and pattern for pattern in patterns):
         raise ValueError(f"{argument} must be a regular expression or a sequence of suffixes, got {value!r}")
     return patterns

@@ -365,10 +365,16 @@ class AdapterLayer(nn.Module):
         says what that changed.
 
         Raises:
-            ValueError: If the layer is merged already, or the merged weight would not be finite.
+            ValueError: If the layer is merged already, its weight cannot be written, or the merged weight would not be
+                finite.
         """
         if self.merged:
             raise ValueError("the layer is merged already")
+        if not isinstance(self.base.weight, nn.Parameter):
+            raise ValueError(
+                "its weight is no parameter but computed from others (a parametrisation, such as weight_norm); remove "
+                "that before you inject adapters"
+            )
         weight = self.dense_weight()
         exact = self.update.merged_weight(weight)
         merged = exact.to(weight.dtype)

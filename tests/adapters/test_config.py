@@ -124,6 +124,14 @@ def test_settings_of_a_layer():
     assert explicit.for_layer("head").rank_pattern == {}
 
 
-def test_numpy_integers_are_ranks():
-    config = LoRAConfig(rank=np.int64(3))
-    assert type(config.rank) is int
+def test_numpys_numbers_become_json():
+    configs = (
+        LoRAConfig(rank=np.int64(3), alpha=np.float32(8), dropout=np.float32(0.5), rank_stabilized=np.bool_(True)),
+        LoRAConfig(rank=3, rank_pattern={"a": np.int64(2)}, alpha_pattern={"a": np.float32(2)}),
+        RandLoRAConfig(rank=3, seed=np.int64(1), num_bases=np.int64(2), basis="ternary", sparsity=np.float32(4)),
+        make_config("nola", rank=3, num_bases_a=np.int64(2), seed=np.uint64(1)),
+        make_config("vera", rank=3, d_initial=np.float32(0.5)),
+    )
+    assert type(configs[0].rank) is int
+    for config in configs:
+        assert make_config(**json.loads(json.dumps(config.to_dict()))) == config

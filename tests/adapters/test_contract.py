@@ -153,16 +153,16 @@ def test_gradients_match_finite_differences(kind, variant):
 def test_merged_output_equals_unmerged_and_unmerge_restores_every_bit(kind, variant):
     model = perturb(adapted(kind, variant).double())
     x = inputs(model, torch.float64)
-    unmerged, frozen = model(x), model.layer.weight.detach().clone()
+    unmerged, frozen = model(x), model.layer.base.weight.detach().clone()
     assert merge_adapter(model) is model
     torch.testing.assert_close(model(x), unmerged, rtol=1e-10, atol=1e-10)
     with torch.no_grad():
         for parameter in adapter_parameters(model):
             parameter.zero_()
     torch.testing.assert_close(model(x), unmerged, rtol=1e-10, atol=1e-10)
-    assert not torch.equal(model.layer.weight, frozen)
+    assert not torch.equal(model.layer.base.weight, frozen)
     unmerge_adapter(model)
-    assert torch.equal(model.layer.weight, frozen)
+    assert torch.equal(model.layer.base.weight, frozen)
 
 
 @every_variant
@@ -172,13 +172,13 @@ def test_merge_in_storage_dtype(variant, dtype):
     model = plain("linear_wide").to(dtype)
     inject_adapter(model, config_of(variant), ("layer",))
     perturb(model)
-    frozen = model.layer.weight.detach().clone()
+    frozen = model.layer.base.weight.detach().clone()
     expected = model.layer.update.merged_weight(frozen.float()).to(dtype)
     merge_adapter(model)
-    assert torch.equal(model.layer.weight, expected)
-    assert not torch.equal(model.layer.weight, frozen)
+    assert torch.equal(model.layer.base.weight, expected)
+    assert not torch.equal(model.layer.base.weight, frozen)
     unmerge_adapter(model)
-    assert torch.equal(model.layer.weight, frozen)
+    assert torch.equal(model.layer.base.weight, frozen)
 
 
 @every_combination

@@ -23,6 +23,7 @@ from randlora_core import (
     merge_adapter,
     unload_adapter,
     unmerge_adapter,
+    use_adapters,
 )
 from randlora_core.adapters.inject import adapter_layers, adapter_state, find_targets, trained_parameters
 from randlora_core.adapters.layer import AdapterLayer
@@ -116,7 +117,8 @@ def test_all_linear_and_exclusions():
         (("q_proj", "v_proj"), {}, r"target 'v_proj' matches no layer"),
         (("proj",), {}, "target 'proj' matches no layer"),
         (("zzz",), {}, "layers that can be adapted end in: q_proj, kq_proj, fc, down, head"),
-        (r"q_proj", {}, "target 'q_proj' matches no layer"),  # one string is an expression on the full name
+        (r"q_proj", {}, r"'q_proj' matches no layer: one string is a regular expression.* sequence, .'q_proj',."),
+        (None, {}, "targets must be a regular expression or a sequence of suffixes, got None"),
         (r"blocks.(", {}, "is not a regular expression"),
         ((), {}, "targets must name at least one layer"),
         ((3,), {}, "targets must be"),
@@ -233,7 +235,7 @@ def test_shared_modes_and_passed_through_attributes():
     inject_adapter(m, LORA, ("q_proj", "fc"))
     layer = m.blocks[0].fc
     assert not any(module.training for module in m.modules())
-    assert layer.weight is layer.base.weight and layer.bias is layer.base.bias
+    assert layer.bias is layer.base.bias
     assert (layer.out_features, layer.in_features) == (12, 8)
     assert layer.weight.dtype == torch.float32
 
@@ -264,11 +266,59 @@ def test_a_merge_that_is_not_finite_leaves_every_layer_unmerged():
         for parameter in adapter_parameters(m):
             parameter.normal_()
         m.blocks[1].down.update.lora_B[0, 0] = float("inf")
-    weights = [layer.weight.clone() for layer in adapter_layers(m).values()]
+    weights = [layer.base.weight.clone() for layer in adapter_layers(m).values()]
     with pytest.raises(ValueError, match=re.escape("cannot merge layer 'blocks.1.down'")):
         merge_adapter(m)
     assert not any(layer.merged for layer in adapter_layers(m).values())
-    assert all(torch.equal(layer.weight, w) for layer, w in zip(adapter_layers(m).values(), weights, strict=True))
+    assert all(torch.equal(layer.base.weight, w) for layer, w in zip(adapter_layers(m).values(), weights, strict=True))
+
+
+def test_a_model_without_layers_for_adapters_is_refused_with_the_layers_there_are():
+    for bare in (nn.Sequential(nn.Conv2d(3, 3, 1)), nn.Linear(4, 4)):
+        with pytest.raises(ValueError, match="holds no layer that can be adapted; layers that can"):
+            inject_adapter(bare, LORA, "all-linear")
+
+
+def perturbed() -> nn.Module:
+    m = inject_adapter(model(), LORA, ("q_proj", "down"))
+    with torch.no_grad():
+        for parameter in adapter_parameters(m):
+            parameter.normal_()
+    return m
+
+
+@pytest.mark.parametrize(
+    ("context", "merged"),
+    [(disable_adapter, False), (disable_adapter, True), (lambda m: use_adapters(m, [None] * len(IDS)), False)],
+)
+def test_weights_are_not_exchanged_inside_of_a_context(context, merged):
+    m = perturbed()
+    expected = m(IDS)
+    if merged:
+        merge_adapter(m)
+    with context(m):
+        for function in (unmerge_adapter if merged else merge_adapter, unload_adapter):
+            with pytest.raises(ValueError, match="leave disable_adapter and use_adapters first"):
+                function(m)
+    torch.testing.assert_close(m(IDS), expected)
+    if merged:
+        unmerge_adapter(m)
+    with disable_adapter(m):
+        torch.testing.assert_close(m(IDS), model()(IDS))
+
+
+def test_weights_that_are_computed_from_others_are_not_merged():
+    m = nn.Sequential(nn.Linear(4, 4), nn.Linear(4, 4))
+    nn.utils.parametrizations.weight_norm(m[1])
+    x = torch.randn(3, 4)
+    inject_adapter(m, LORA, "all-linear")
+    with torch.no_grad():
+        for parameter in adapter_parameters(m):
+            parameter.normal_()
+    expected = m(x)
+    with pytest.raises(ValueError, match="cannot merge layer '1': its weight is no parameter"):
+        merge_adapter(m)
+    assert torch.equal(m(x), expected)
 
 
 def test_a_merged_model_survives_copies_and_casts():
@@ -276,14 +326,14 @@ def test_a_merged_model_survives_copies_and_casts():
     with torch.no_grad():
         for parameter in adapter_parameters(m):
             parameter.normal_()
-    frozen = m.blocks[0].fc.weight.clone()
+    frozen = m.blocks[0].fc.base.weight.clone()
     merge_adapter(m)
     expected = m(IDS)
     for duplicate in (copy.deepcopy(m), pickle.loads(pickle.dumps(m))):
         assert torch.equal(duplicate(IDS), expected)
         duplicate.double()
         unmerge_adapter(duplicate)
-        assert torch.equal(duplicate.blocks[0].fc.weight, frozen.double())
+        assert torch.equal(duplicate.blocks[0].fc.base.weight, frozen.double())
     assert not any("original_weight" in name for name in m.state_dict())
 
 

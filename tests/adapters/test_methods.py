@@ -193,7 +193,7 @@ def test_dora_dropout_acts_on_the_rescaling_too():
     output = model(x)
     torch.manual_seed(0)
     dropped = nn.functional.dropout(x, 0.5)
-    torch.testing.assert_close(output, model[0].base(x) + dropped @ model[0].weight.T, rtol=1e-5, atol=1e-5)
+    torch.testing.assert_close(output, model[0].base(x) + dropped @ model[0].base.weight.T, rtol=1e-5, atol=1e-5)
 
 
 def test_default_alphas():
