@@ -5,6 +5,7 @@
     --models M    whole models with random weights, for example --models mini_clip clip_vit_b32
     --table10     percent of full fine-tuning (Llama-3: of LoRA) beside the paper's Table 10
     --grid        times of RandLoRA's paths that the cost model is held against
+    --profile     the operations of one step of a ViT-B block, by time
 
 A step is forward and backward; the optimiser is a column of its own, and part of the step whose memory is measured.
 Methods are stepped in turn within one process, and a ratio is the median over rounds of two steps of the same round, so
@@ -21,11 +22,12 @@ import torch
 
 from randlora_core.benchmarking import cases, grid, table10
 from randlora_core.benchmarking.cases import Case
-from randlora_core.benchmarking.measure import measure
-from randlora_core.benchmarking.methods import METHODS
+from randlora_core.benchmarking.measure import Step, measure
+from randlora_core.benchmarking.methods import METHODS, make_subject
 from randlora_core.benchmarking.report import Result, hardware, plot, print_result, rows, write_csv
 
 QUICK_METHODS = ("frozen", "full", "lora", "randlora", "peft_lora", "peft_randlora")
+QUICK_SECONDS = 20.0
 PEFT_METHODS = tuple(name for name in METHODS if "peft" in name)
 
 
@@ -39,6 +41,8 @@ def main(arguments: Sequence[str] | None = None) -> None:
     device = torch.device(options.device)
     if options.grid:
         _run_grid(options, device)
+    elif options.profile:
+        _run_profile(device)
     elif options.table10:
         _run_table10(options, device)
     else:
@@ -52,6 +56,7 @@ def _parser() -> argparse.ArgumentParser:
     what.add_argument("--models", nargs="+", metavar="MODEL", help="whole models with random weights")
     what.add_argument("--table10", action="store_true", help="beside the paper's Table 10")
     what.add_argument("--grid", action="store_true", help="RandLoRA's paths on a grid of layers")
+    what.add_argument("--profile", action="store_true", help="operations of one step by time")
     parser.add_argument("--half", action="store_true", help="under bfloat16 autocast")
     parser.add_argument("--methods", nargs="+", choices=tuple(METHODS), metavar="METHOD", help=", ".join(METHODS))
     parser.add_argument("--batch", type=int, default=16, help="rows of a batch for --models")
@@ -67,6 +72,7 @@ def _chosen(options: argparse.Namespace) -> tuple[str, Sequence[Case], Sequence[
     """Name of the run, its cases, and its methods."""
     form = "_bfloat16" if options.half else ""
     if options.quick:
+        options.seconds = min(options.seconds, QUICK_SECONDS)
         return "quick", cases.QUICK, QUICK_METHODS
     if options.models:
         chosen = [cases.model_case(name, options.batch, half=options.half) for name in options.models]
@@ -101,6 +107,17 @@ def _run_grid(options: argparse.Namespace, device: torch.device) -> None:
     path = options.out / f"grid_{device.type}.csv"
     write_csv(path, found, hardware(device))
     print(f"the cost model picks the faster path on {share:.1%} of {len(found)} points; written: {path}")
+
+
+def _run_profile(device: torch.device) -> None:
+    case = cases.QUICK[0]
+    step = Step(case, make_subject("randlora", case, device), case.inputs(device))
+    step.forward_backward()
+    with torch.profiler.profile() as profile:
+        step.forward_backward()
+    total = f"self_{device.type}_time_total"
+    print(f"{case.name}, T = {case.tokens}, {hardware(device)}")
+    print(profile.key_averages(group_by_input_shape=True).table(sort_by=total, row_limit=20, max_name_column_width=40))
 
 
 def _run_table10(options: argparse.Namespace, device: torch.device) -> None:

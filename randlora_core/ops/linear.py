@@ -240,6 +240,8 @@ class RandLoRAFunction(torch.autograd.Function):
         grad_x = grad_lambda = grad_gamma = grad_bias = None
         with torch.autocast(x.device.type, enabled=False):
             rows = grad_output.to(layout.dtype).reshape(-1, grad_output.shape[-1])
+            # One cast of B for both parts; float16 products take it as it is stored.
+            basis_b = basis_b.flatten(1) if layout.dtype == torch.float16 else flat_b(basis_b, layout.dtype)
             through_b = None
             if needs_x:
                 vectors = (lambda_, gamma, basis_a, basis_b)
@@ -264,7 +266,7 @@ class RandLoRAFunction(torch.autograd.Function):
 
 
 Vectors = tuple[Tensor, Tensor, Tensor, Tensor]
-"""lambda, gamma, A and B."""
+"""lambda, gamma, A, and B, which may be flat."""
 
 
 def _scaled_a(vectors: Vectors, layout: Layout) -> Tensor:

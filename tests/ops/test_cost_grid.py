@@ -1,0 +1,19 @@
+"""The cost model against measured grids: `python -m randlora_core.benchmark --grid --out docs/performance`."""
+
+from pathlib import Path
+
+import pytest
+
+from randlora_core.benchmarking import grid
+
+GRIDS = sorted((Path(__file__).parents[2] / "docs" / "performance").glob("grid_*.csv"))
+
+
+@pytest.mark.skipif(not GRIDS, reason="no grid has been measured")
+@pytest.mark.parametrize("path", GRIDS, ids=lambda path: path.stem)
+def test_the_model_picks_the_faster_path(path):
+    rows = grid.read_grid(path)
+    assert len(rows) == len(list(grid.points()))
+    device_type = path.stem.removeprefix("grid_")
+    picked = [grid.agrees(row, device_type) for row in rows]
+    assert sum(picked) >= 0.9 * len(picked)
