@@ -1,13 +1,14 @@
 """Adapters on disk: `adapter_model.safetensors` and `adapter_config.json` in one directory.
 
 The safetensors file holds what trained and nothing else: `<layer>.<parameter>` for the adapters, and the model's own
-parameters that `trainable` named under their names in the plain model. Seeded bases are not stored; the JSON file holds
-their seed and the SHA-256 of the generator's integers, by rank. Imported bases are, once, as `bases/<rank>/<matrix>`.
+parameters that `trainable` named, with the buffers of such modules, under their names in the plain model. Seeded bases
+are not stored; the JSON file holds their seed and the SHA-256 of the generator's integers, by rank. Imported bases are,
+once, as `bases/<rank>/<matrix>`.
 Keys of the JSON file:
 
     format            1                            method and its settings     as in the method's config
     library_version   that wrote it                split_in_proj               as given to inject_adapter
-    targets           layer -> [out, in]           trainable                   names of the model's own parameters
+    targets           layer -> [out, in]           trainable                   names of the model's own tensors
     bases             rank -> {"source": "seed", "sha256": ...} or {"source": "file", "units": matrix -> factor}
     tensors_sha256    of the safetensors file, so that two files of different saves are told apart
 
@@ -75,7 +76,7 @@ class SavedAdapter:
     Args:
         config: The method's settings.
         targets: Layer's name -> (out, in).
-        trainable: Names of the model's own parameters that are stored as well.
+        trainable: Names of the model's own parameters and buffers that are stored as well.
         split_in_proj: As given to `inject_adapter`.
         checksums: Rank -> SHA-256 of the integers of the seeded bases.
         units: Rank -> matrix -> factor on the stored entries of imported bases.
@@ -173,7 +174,7 @@ def load_adapter(model: nn.Module, directory: str | os.PathLike[str], *, name: s
         plan = _plan(model, saved)
         _check_bases(plan, saved)
     with naming(directory / TENSORS_FILE):
-        tensors = _read_tensors(directory / TENSORS_FILE, saved.tensors_sha256, _expected_shapes(model, plan))
+        tensors = _read_tensors(directory / TENSORS_FILE, saved.tensors_sha256, model, plan)
     _copy_own_parameters(model, {name: tensors[name] for name in plan.state.trainable})
     apply_injection(model, plan, _imported_bases(saved, tensors), adapter=name)
     _set_parameters(model, plan.state.shapes, name, tensors)
@@ -193,7 +194,7 @@ def _load_beside(model: nn.Module, directory: Path, name: str) -> nn.Module:
         if swap:
             _check_same(plan.state, adapter_state(model, name), name)
     with naming(directory / TENSORS_FILE):
-        tensors = _read_tensors(directory / TENSORS_FILE, saved.tensors_sha256, _expected_shapes(model, plan))
+        tensors = _read_tensors(directory / TENSORS_FILE, saved.tensors_sha256, model, plan)
         _check_same_values({own: _own_parameter(model, own) for own in plan.state.trainable}, tensors)
         if swap:
             _check_same_values(_imported_matrices(model, name) if is_imported(saved.config) else {}, tensors)
@@ -345,7 +346,7 @@ def _imported_bases(saved: SavedAdapter, tensors: Mapping[str, Tensor]) -> dict[
 def _plan(model: nn.Module, saved: SavedAdapter) -> InjectionPlan:
     """The injection that puts the saved adapter on `model`, refused where the model does not have the saved shapes."""
     _check_layers(model, saved)
-    own = dict(model.named_parameters())
+    own = {**dict(model.named_parameters()), **dict(model.named_buffers())}
     for name in saved.trainable:
         if name not in own:
             raise ValueError(f"the model has no parameter {name!r}{near(name, own)}")
@@ -411,13 +412,15 @@ def _expected_shapes(model: nn.Module, plan: InjectionPlan) -> dict[str, tuple[i
     return expected
 
 
-def _read_tensors(path: Path, sha256: str, expected: Mapping[str, tuple[int, ...]]) -> dict[str, Tensor]:
+def _read_tensors(path: Path, sha256: str, model: nn.Module, plan: InjectionPlan) -> dict[str, Tensor]:
+    expected = _expected_shapes(model, plan)
+    counters = {name for name in plan.state.trainable if not _own_parameter(model, name).is_floating_point()}
     data = read_bytes(path)
     tensors = read_tensors(data)
     _check_names(tensors, expected)
     for name, tensor in tensors.items():
-        signs = tensor.dtype == torch.int8 and name.startswith(_BASES_PREFIX)
-        if tuple(tensor.shape) != expected[name] or not (tensor.is_floating_point() or signs):
+        integral = name in counters or (tensor.dtype == torch.int8 and name.startswith(_BASES_PREFIX))
+        if tuple(tensor.shape) != expected[name] or not (tensor.is_floating_point() or integral):
             raise ValueError(
                 f"tensor {name!r} must be floating point of shape {expected[name]}, "
                 f"not {tensor.dtype} of shape {tuple(tensor.shape)}"
@@ -443,7 +446,7 @@ def _adapter_parameters(model: nn.Module, layers: Iterable[str], adapter: str) -
 
 
 def _own_parameter(model: nn.Module, name: str) -> Tensor:
-    """A parameter of the model by its name in the plain model, which adapted layers and attention modules answer to."""
+    """A parameter or buffer by its name in the plain model, which adapted layers and attention modules answer to."""
     module, _, attribute = name.rpartition(".")
     return getattr(model.get_submodule(module), attribute).as_subclass(Tensor)
 
@@ -451,7 +454,7 @@ def _own_parameter(model: nn.Module, name: str) -> Tensor:
 @torch.no_grad()
 def _copy_own_parameters(model: nn.Module, tensors: Mapping[str, Tensor]) -> None:
     for name, tensor in tensors.items():
-        model.get_parameter(name).copy_(tensor)
+        _own_parameter(model, name).copy_(tensor)
 
 
 def _library_version() -> str:

@@ -38,7 +38,8 @@ class AdapterState:
     Args:
         config: Settings, with those that depend on the targets resolved.
         shapes: Full name of every adapted layer -> (out, in), in the model's order.
-        trainable: Full names of the model's own parameters that train beside the adapter, in the plain model's names.
+        trainable: Full names of the model's own parameters that train beside the adapter, in the plain model's names,
+            and of the buffers that change with them (running statistics).
         split_in_proj: Whether attention modules have separate q, k and v targets.
         unfrozen: Names of all parameters that required gradients before the injection.
     """
@@ -151,6 +152,7 @@ def inject_adapter(
         targets: As in `find_targets`.
         exclude: As in `find_targets`.
         trainable: Suffixes or a regular expression on the names of modules or parameters that train as well (a head).
+            The buffers of such modules (a batch norm's statistics) are saved with them.
         split_in_proj: As in `find_targets`.
 
     Returns:
@@ -680,8 +682,9 @@ def layer_configs(config: AdapterConfig, shapes: dict[str, Shape]) -> dict[str, 
 def _match_parameters(
     model: nn.Module, trainable: Sequence[str] | str, shapes: dict[str, Shape], split_in_proj: bool
 ) -> tuple[str, ...]:
-    """Names of parameters whose own name, or that of a module around them, matches `trainable`."""
+    """Names of parameters, then of buffers, whose own name or that of a module around them matches `trainable`."""
     names = [name for name, _ in model.named_parameters()]
+    buffers = _saved_buffers(model) if trainable else []
     chosen: set[str] = set()
     for pattern in _patterns("trainable", trainable):
         matched = {name for name in names if any(_matches(part, pattern, trainable) for part in _ancestry(name))}
@@ -689,11 +692,21 @@ def _match_parameters(
             endings = dict.fromkeys(part.rpartition(".")[2] for name in names for part in _ancestry(name))
             raise ValueError(f"trainable {pattern!r} matches no parameter{near(pattern, endings)}")
         chosen |= matched
+        chosen |= {name for name in buffers if any(_matches(part, pattern, trainable) for part in _ancestry(name))}
     adapted = {id(_weight_of(model, name)): name for name in shapes}
-    for name in chosen:
+    for name in chosen.intersection(names):
         if (layer := adapted.get(id(model.get_parameter(name)))) is not None:
             raise ValueError(f"{name!r} cannot train: its layer {layer!r} holds an adapter; exclude one of the two")
-    return tuple(name for name in names if name in chosen)
+    return tuple(name for name in (*names, *buffers) if name in chosen)
+
+
+def _saved_buffers(model: nn.Module) -> list[str]:
+    """Names of the buffers that belong to the model's state."""
+    return [
+        name
+        for name, _ in model.named_buffers()
+        if (place := name.rpartition("."))[2] not in model.get_submodule(place[0])._non_persistent_buffers_set
+    ]
 
 
 def _ancestry(name: str) -> Iterator[str]:

@@ -92,7 +92,7 @@ def import_peft(model: nn.Module, directory: str | os.PathLike[str]) -> nn.Modul
         own = _own_tensors(model, content, tensors)
     with naming(directory / CONFIG_FILE):
         config = _read_settings(content, tuple(tensors.parameters))
-        trainable = sorted(own.keys() & dict(model.named_parameters()).keys())
+        trainable = sorted(own)
         plan = plan_injection(
             model, config, exactly(tensors.parameters), trainable=exactly(trainable) if trainable else ()
         )

@@ -15,8 +15,11 @@ from transformers.pytorch_utils import Conv1D
 
 from randlora_core import (
     METHODS,
+    LoRAConfig,
     RandLoRAConfig,
     count_parameters,
+    export_peft,
+    import_peft,
     inject_adapter,
     load_adapter,
     make_config,
@@ -337,3 +340,25 @@ def test_no_damage_gets_through(tmp_path):
     assert_unchanged(model, before)
     (tmp_path / TENSORS_FILE).write_bytes(good)
     assert torch.equal(load_adapter(copy.deepcopy(model), tmp_path)(inputs()), trained()(inputs()))
+
+
+def test_statistics_of_modules_that_train_are_saved_with_them(tmp_path):
+    def make() -> nn.Module:
+        torch.manual_seed(0)
+        return nn.Sequential(nn.Linear(6, 6), nn.BatchNorm1d(6), nn.Linear(6, 2))
+
+    x = torch.randn(8, 6)
+    model = inject_adapter(make(), LoRAConfig(rank=2), ("0",), trainable=("1",))
+    for _ in range(3):
+        model(3 * x + 1)  # moves the statistics
+    save_adapter(model, tmp_path / "own")
+    export_peft(model, tmp_path / "peft")
+    save_adapter(import_peft(make(), tmp_path / "peft"), tmp_path / "imported")
+    assert torch.equal(load_adapter(make(), tmp_path / "imported").eval()(x), model.eval()(x))
+    loaded = load_adapter(make(), tmp_path / "own")
+    assert loaded[1].num_batches_tracked == 3
+    assert torch.equal(loaded.eval()(x), model(x))
+    assert [name for name, p in loaded.named_parameters() if p.requires_grad and "lora" not in name] == [
+        "1.weight",
+        "1.bias",
+    ]
