@@ -5,8 +5,8 @@ to which the file's and the command line's overrides are passed. With `like: <na
 from another one.
 """
 
-from collections.abc import Collection, Sequence
-from dataclasses import dataclass, replace
+from collections.abc import Collection, Mapping, Sequence
+from dataclasses import dataclass, field, replace
 from pathlib import Path
 from typing import Any
 
@@ -61,6 +61,8 @@ class ComparisonPlan:
         methods: Rows, in order.
         tuning: How learning rates are chosen.
         overrides: Passed to every run.
+        by_dataset: Passed to the runs on one dataset, after `overrides`.
+        extra: Overrides of the command line, after all others.
         pairs: (method, rival) labels for the verdict.
     """
 
@@ -69,6 +71,8 @@ class ComparisonPlan:
     methods: tuple[MethodEntry, ...]
     tuning: TuningPlan
     overrides: tuple[str, ...] = ()
+    by_dataset: Mapping[str, tuple[str, ...]] = field(default_factory=dict)
+    extra: tuple[str, ...] = ()
     pairs: tuple[tuple[str, ...], ...] = ()
 
     def __post_init__(self) -> None:
@@ -79,10 +83,15 @@ class ComparisonPlan:
             if len(pair) != 2:
                 raise ValueError(f"pairs holds {list(pair)}; accepted: [method, rival]")
 
+    def shared_overrides(self, method: MethodEntry, dataset: str) -> tuple[str, ...]:
+        """What the runs of one method on one dataset have in common."""
+        own = self.by_dataset.get(dataset, ())
+        return (*self.overrides, *own, *self.extra, *method.overrides, f"dataset={dataset}")
+
     def run_overrides(self) -> list[tuple[str, ...]]:
         """The overrides of every run: dataset by dataset, method by method, seed by seed."""
         return [
-            (*self.overrides, *method.overrides, f"dataset={dataset}", f"seed={seed}")
+            (*self.shared_overrides(method, dataset), f"seed={seed}")
             for dataset in self.datasets
             for method in self.methods
             for seed in method.seeds or self.seeds
@@ -123,7 +132,7 @@ def load_comparison(
     plan = from_dict(ComparisonPlan, values, where=path.name)
     return replace(
         plan,
-        overrides=(*plan.overrides, *overrides),
+        extra=tuple(overrides),
         datasets=tuple(datasets or plan.datasets),
         seeds=tuple(seeds or plan.seeds),
     )
@@ -150,7 +159,8 @@ def identify(overrides: Sequence[str]) -> dict[str, Any]:
     from vision_language.train import plan
 
     planned = plan(overrides)
-    return {"run_id": planned.run_id, "config": dict(planned.recorded), "path": str(planned.path)}
+    identity = {"run_id": planned.run_id, "config": dict(planned.recorded), "path": str(planned.path)}
+    return {**identity, "complete": planned.finished is not None}
 
 
 def run(overrides: Sequence[str], on_progress: Any = None) -> dict[str, Any]:

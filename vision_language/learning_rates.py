@@ -8,6 +8,7 @@ from dataclasses import dataclass
 from pathlib import Path
 from typing import Any, Literal
 
+from randlora_core.experiment.config import to_dict
 from randlora_core.experiment.ledger import read_records
 from vision_language.config import VisionLanguageConfig
 
@@ -50,17 +51,26 @@ def choose_learning_rate(config: VisionLanguageConfig) -> LearningRate:
 
 
 def _tuned(config: VisionLanguageConfig) -> LearningRate | None:
+    """The tuned learning rate; where several tunings hold this setting, that of the same training settings."""
     from randlora_core.experiment.tuning import tuned_learning_rate
 
-    found = tuned_learning_rate(
-        _tuning_records(),
-        label=config.adapter.label,
-        dataset=config.dataset.name,
-        backbone=config.backbone.name,
-        shots=config.shots,
-        fraction=config.fraction,
-    )
+    records = _tuning_records()
+    setting = {
+        "label": config.adapter.label,
+        "dataset": config.dataset.name,
+        "backbone": config.backbone.name,
+        "shots": config.shots,
+        "fraction": config.fraction,
+    }
+    alike = [record for record in records if _trained_alike(record, config)]
+    found = tuned_learning_rate(alike, **setting) or tuned_learning_rate(records, **setting)
     return None if found is None else LearningRate(found.value, "tuned", tuple(found.grid))
+
+
+def _trained_alike(record: Mapping[str, Any], config: VisionLanguageConfig) -> bool:
+    """Whether a record's run was trained as `config` says, but for the learning rate."""
+    recorded, wanted = record["config"]["training"], to_dict(config.training)
+    return {**recorded, "learning_rate": None} == {**wanted, "learning_rate": None}
 
 
 @functools.cache

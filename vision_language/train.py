@@ -91,6 +91,7 @@ def plan(overrides: Sequence[str]) -> Plan:
         ValueError: A setting, dataset, backbone or method that does not exist or does not fit; one line.
     """
     config = build_config(overrides)
+    pick_device(config.device)
     root = config.paths.data
     data = load_data(config.dataset.name, root=root, shots=config.shots, fraction=config.fraction, seed=config.seed)
     weights_hash = _weights_hash(config.backbone.name, tuple(sorted(config.backbone.options.items())))
@@ -201,10 +202,10 @@ class _Run:
         parameters = parameter_section(self.objective)
         with measured(self.device) as training:
             fitted = self._fit() if self.config.is_trained else FitResult()
+        self._report(phase="evaluate", step=self.steps, loss=fitted.losses[-1] if fitted.losses else None)
         with measured(self.device) as evaluation:
             validation = accuracy(*self._predict(self.data.validation))
             tested = self._predict(self.data.test) if self.config.evaluate.test else None
-        self._report(phase="evaluate", step=self.steps, loss=fitted.losses[-1] if fitted.losses else None)
         return {
             "parameters": parameters,
             "curves": _curves(fitted),

@@ -2,10 +2,12 @@
 
     python -m vision_language.tune                        for the default comparison
     python -m vision_language.tune longer paths.data=/data
+    python -m vision_language.tune --records try.jsonl training.steps=5      a trial that changes no committed record
 
 Every method gets the same number of values around its own centre (`configs/comparison/<name>.yaml`), widened where the
 best lies at an end. The test split is not touched. The records go to `vision_language/records/tuning_<name>.jsonl`,
-which is committed and from which `vision_language.train` takes its learning rate where the config gives none.
+which is committed and from which `vision_language.train` takes its learning rate where the config gives none, or to the
+file that `--records` names.
 """
 
 import sys
@@ -142,30 +144,32 @@ def choice_table(records: Sequence[Record]) -> TextTable:
 def main(arguments: Sequence[str] | None = None) -> int:
     """The command line; returns the exit code."""
     parser = base_parser("vision_language.tune", __doc__ or "")
+    parser.add_argument(
+        "--records", type=Path, metavar="FILE", help="file for the records (default: the committed one)"
+    )
     command = parse_command(parser, sys.argv[1:] if arguments is None else arguments)
+    path = command.options.records or RECORDS_FOLDER / f"tuning_{command.name}.jsonl"
 
     def work() -> int:
         plan = load_comparison(command.name, overrides=command.overrides, datasets=command.options.datasets)
         start_server(PRELOAD)
         outcomes = tune(tuning_settings(plan), plan.tuning, methods=command.options.methods, jobs=command.options.jobs)
-        return _conclude(command.name, outcomes)
+        return _conclude(path, outcomes)
 
     return guarded(work)
 
 
-def _conclude(name: str, outcomes: Sequence[Outcome]) -> int:
+def _conclude(path: Path, outcomes: Sequence[Outcome]) -> int:
     from rich.console import Console
 
     records = [outcome.record for outcome in outcomes if outcome.record is not None]
     print_table(choice_table(records), Console())
-    path = RECORDS_FOLDER / f"tuning_{name}.jsonl"
     print(f"{merge_records(path, records)} records in {path}")
     return 1 if print_failures(outcomes) else 0
 
 
 def _overrides(plan: ComparisonPlan, method: MethodEntry, dataset: str) -> tuple[str, ...]:
-    common = (f"dataset={dataset}", f"seed={plan.tuning.seed}", "evaluate.test=false")
-    return (*plan.overrides, *method.overrides, *common)
+    return (*plan.shared_overrides(method, dataset), f"seed={plan.tuning.seed}", "evaluate.test=false")
 
 
 def _setting_of(config: Config) -> tuple[str, str, str, int | None, float | None]:

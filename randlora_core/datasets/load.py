@@ -88,9 +88,9 @@ def available(root: str | Path | None = None) -> tuple[str, ...]:
 
 
 def _read(name: str, root: str | Path | None) -> StoredData:
+    known = available(root)
     if name in BUILT_IN:
         return BUILT_IN[name]()
-    known = available(root)
     if name not in known:
         near = difflib.get_close_matches(name, known, n=3)
         guess = f" (near: {', '.join(near)})" if near else ""

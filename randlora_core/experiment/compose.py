@@ -31,6 +31,9 @@ def compose(name: str, overrides: Sequence[str], directory: Path = CONFIGS) -> d
     from omegaconf import OmegaConf
     from omegaconf.errors import OmegaConfBaseException
 
+    for override in overrides:
+        if override.startswith("-"):
+            raise ValueError(f"unknown option {override!r}; accepted: SETTING=VALUE, and --help, which lists them")
     GlobalHydra.instance().clear()
     with hydra.initialize_config_dir(str(directory), version_base="1.3"):
         try:
@@ -43,7 +46,7 @@ def compose(name: str, overrides: Sequence[str], directory: Path = CONFIGS) -> d
                 raise ValueError(message) from error
             chosen = [override for override in overrides if _is_choice(override, directory)]
             settings = OmegaConf.to_container(hydra.compose(name, overrides=chosen))
-            raise ValueError(f"unknown setting {unknown[1]!r}; {_accepted(settings, unknown[1])}") from error
+            raise ValueError(_refusal(settings, unknown[1])) from error
 
 
 def choices(group: str, directory: Path = CONFIGS) -> list[str]:
@@ -62,12 +65,15 @@ def _is_choice(override: str, directory: Path) -> bool:
     return option in choices(group, directory)
 
 
-def _accepted(settings: dict[str, Any], key: str) -> str:
-    """The settings beside an unknown one, as deep as its path is known."""
+def _refusal(settings: dict[str, Any], key: str) -> str:
+    """What is wrong with a setting that Hydra would not override, and the settings beside it, as deep as they go."""
     known: Any = settings
     path: list[str] = []
-    for part in key.split(".")[:-1]:
-        if not isinstance(known, dict) or not isinstance(known.get(part), dict):
+    *parents, name = key.split(".")
+    for part in parents:
+        if not isinstance(known.get(part), dict):
             break
         known, path = known[part], [*path, part]
-    return f"accepted{' in ' + '.'.join(path) if path else ''}: {', '.join(known)}"
+    if path == parents and isinstance(known.get(name), dict):
+        return f"{key!r} holds entries; accepted: +{key}={{NAME: VALUE}}, which adds one"
+    return f"unknown setting {key!r}; accepted{' in ' + '.'.join(path) if path else ''}: {', '.join(known)}"

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import dataclasses
+import math
 import types
 import typing
 from collections.abc import Mapping
@@ -88,7 +89,7 @@ def _matches(accepted: Any, value: Any) -> bool:
     if isinstance(value, bool):
         return accepted is bool
     if accepted is float:
-        return isinstance(value, (int, float))
+        return isinstance(value, (int, float)) and abs(value) < math.inf  # nan is not less than anything
     return isinstance(value, typing.get_origin(accepted) or accepted)
 
 
@@ -99,7 +100,7 @@ def _describe(hint: Any) -> str:
         return "one of " + ", ".join(str(choice) for choice in typing.get_args(hint))
     if typing.get_origin(hint) is tuple:
         return f"a list, each {_describe(typing.get_args(hint)[0])}"
-    return {type(None): "null", int: "an integer", float: "a number", str: "a name", bool: "true or false"}.get(
+    return {type(None): "null", int: "an integer", float: "a finite number", str: "a name", bool: "true or false"}.get(
         hint, getattr(hint, "__name__", str(hint))
     )
 
@@ -143,7 +144,8 @@ class TrainingConfig:
 
     Attributes:
         steps: Optimiser steps; null where `epochs` is given.
-        epochs: Passes over the training images, each without replacement; null where `steps` is given.
+        epochs: Passes over the training images, each without replacement; null where `steps` is given. See
+            `num_steps` for the number of steps.
         batch_size: Images per optimiser step.
         accumulate: Micro-batches a step is split into; divides `batch_size`.
         learning_rate: Peak of the schedule; null takes the tuned one, else the preset's.
@@ -184,7 +186,10 @@ class TrainingConfig:
         require(0 < self.crop <= 1, "training.crop", self.crop, "a number in (0, 1]")
 
     def num_steps(self, num_images: int) -> int:
-        """Optimiser steps on `num_images` training images; an epoch's last, smaller batch counts as one."""
+        """Optimiser steps on `num_images` training images; an epoch's last, smaller batch counts as one.
+
+        Every batch is full all the same, so `epochs` show up to a batch of images per epoch more than they hold.
+        """
         return self.steps if self.steps is not None else self.epochs * -(-num_images // self.batch_size)
 
 

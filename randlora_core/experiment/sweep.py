@@ -2,7 +2,8 @@
 
 The sweep knows nothing about what a run is. It is given two module-level functions of the experiment,
 
-    identify(overrides) -> {"run_id": str, "config": dict, "path": str}     ValueError on bad input
+    identify(overrides) -> {"run_id": str, "config": dict, "path": str}     ValueError on bad input; with
+                           "complete": False where a finished run lacks something that is asked for now
     run(overrides, on_progress=None) -> record                              writes the record, failed ones too
 
 and asks the first about every run before it starts any, so that a misspelt name costs seconds and not a night. Running
@@ -35,6 +36,7 @@ class PlannedRun:
         config: Its canonical config.
         path: Where its record lies or will lie: `<results>/<experiment>/<run_id>.json`.
         record: The record found there when the sweep was planned, of whatever status, or None.
+        is_complete: Whether a finished run left all that is asked for, such as its weights.
     """
 
     overrides: tuple[str, ...]
@@ -42,6 +44,7 @@ class PlannedRun:
     config: Config
     path: Path
     record: Record | None = None
+    is_complete: bool = True
 
     @property
     def name(self) -> str:
@@ -50,8 +53,8 @@ class PlannedRun:
 
     @property
     def is_done(self) -> bool:
-        """Whether a finished record was there."""
-        return is_finished(self.record)
+        """Whether a finished record was there and nothing is missing."""
+        return is_finished(self.record) and self.is_complete
 
 
 @dataclass(frozen=True)
@@ -103,10 +106,9 @@ def plan_sweep(override_lists: Iterable[Sequence[str]], identify: Callable[..., 
     planned: dict[str, PlannedRun] = {}
     for overrides, identity in zip(lists, forkserver.call(_identify_all, (identify, lists)), strict=True):
         path = Path(identity["path"])
-        record = Ledger(path.parent).read(identity["run_id"])
-        planned.setdefault(
-            identity["run_id"], PlannedRun(overrides, identity["run_id"], identity["config"], path, record)
-        )
+        record, complete = Ledger(path.parent).read(identity["run_id"]), identity.get("complete", True)
+        run = PlannedRun(overrides, identity["run_id"], identity["config"], path, record, complete)
+        planned.setdefault(run.run_id, run)
     return list(planned.values())
 
 

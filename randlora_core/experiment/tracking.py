@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import os
 import sys
 from collections.abc import Callable, Mapping
 from typing import Any, Protocol
@@ -41,17 +42,18 @@ class WandbTracker:
         import wandb
 
         group = group_name(config)
+        mode = os.environ.get("WANDB_MODE", choice.mode)  # wandb lets an argument win over it, here a default
         tags = [config["adapter"]["method"], config["dataset"]["name"], config["backbone"]["name"]]
         self._run = wandb.init(
             project=choice.project,
-            mode=choice.mode,
+            mode=mode,
             id=run_id,
             name=f"{group}-seed{config['seed']}",
             group=group,
             tags=tags,
             config=canonical(config),
             dir=directory,
-            resume="allow" if choice.mode == "online" else None,
+            resume="allow" if mode == "online" else None,
             settings=wandb.Settings(silent=True, console="off"),
         )
 

@@ -75,7 +75,8 @@ def identify(overrides):
         raise ValueError("unknown dataset 'nowhere'; accepted: digits")
     record = described(overrides)
     path = Ledger(Path(values["results"]) / "fake").path(record["run_id"])
-    return {"run_id": record["run_id"], "config": record["config"], "path": str(path)}
+    complete = values.get("complete") != "no"
+    return {"run_id": record["run_id"], "config": record["config"], "path": str(path), "complete": complete}
 
 
 def run(overrides, on_progress=None):

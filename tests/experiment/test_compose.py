@@ -45,6 +45,9 @@ def test_a_folder_name_is_a_dataset():
         ("+adapter.extra=3", ("'extra'", "randlora", "rank")),
         ("adapter.method=foo", ("'foo'", "zero_shot", "randlora")),
         ("shots", ("shots", "EQUAL")),
+        ("--dry-run", ("unknown option '--dry-run'", "SETTING=VALUE", "--help")),
+        ("adapter.rank_pattern={c_fc: 4}", ("'adapter.rank_pattern' holds entries", "+adapter.rank_pattern={")),
+        ("training.learning_rate=inf", ("training.learning_rate=inf", "a finite number or null")),
         ("shots=many", ("shots='many'", "an integer or null")),
         ("training.precision=fp8", ("training.precision='fp8'", "bf16, fp32")),
         ("device=tpu", ("device='tpu'", "auto, cpu, cuda")),
@@ -74,6 +77,11 @@ def test_settings_without_effect_are_refused():
 def test_an_accepted_list_belongs_to_the_chosen_preset():
     with pytest.raises(ValueError, match="num_bases_a"):
         build_config(["adapter=nola", "adapter.basis_count=3"])
+
+
+def test_a_layer_of_another_rank_is_added_to_the_pattern():
+    adapter = build_config(["+adapter.rank_pattern={c_fc: 4, attn.in_proj: 8}"]).adapter
+    assert adapter.options["rank_pattern"] == {"c_fc": 4, "attn.in_proj": 8}
 
 
 def test_compose_gives_plain_values():

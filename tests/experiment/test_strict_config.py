@@ -34,8 +34,10 @@ def test_values_round_trip_and_rest_takes_the_remaining_keys():
     ("change", "message"),
     [
         ({"other": 1}, "unknown key 'other'; accepted: inner, rate, count, names, on"),
-        ({"rate": "fast"}, "rate='fast' is not a number"),
-        ({"rate": True}, "rate=True is not a number"),
+        ({"rate": "fast"}, "rate='fast' is not a finite number"),
+        ({"rate": True}, "rate=True is not a finite number"),
+        ({"rate": float("inf")}, "rate=inf is not a finite number"),
+        ({"rate": float("nan")}, "rate=nan is not a finite number"),
         ({"count": 1.5}, "count=1.5 is not an integer or null"),
         ({"count": True}, "count=True is not an integer or null"),
         ({"on": 1}, "on=1 is not true or false"),

@@ -97,6 +97,13 @@ def test_finished_runs_are_skipped_and_failed_ones_taken_up_again(tmp_path):
     assert [outcome.status for outcome in third] == ["skipped"] * 3 and len(calls(tmp_path)) == 4
 
 
+def test_a_finished_run_that_lacks_what_is_asked_for_is_done_again(tmp_path):
+    run_sweep(plan(tmp_path, ("seed=1",)), fake_experiment.run)
+    planned = plan(tmp_path, ("seed=1", "complete=no"))
+    assert not planned[0].is_done
+    assert [outcome.status for outcome in run_sweep(planned, fake_experiment.run)] == ["finished"]
+
+
 def test_the_same_run_asked_for_twice_is_done_once(tmp_path):
     planned = plan(tmp_path, ("seed=1",), ("seed=1", "do=finish"))
     assert len(planned) == 1

@@ -36,6 +36,7 @@ class FakeRun:
 
 @pytest.fixture
 def wandb(monkeypatch):
+    monkeypatch.delenv("WANDB_MODE", raising=False)
     module = types.ModuleType("wandb")
     module.run, module.arguments, module.fail = FakeRun(False), None, False
 
@@ -66,6 +67,12 @@ def test_wandb_gets_curves_summary_group_and_tags(wandb):
     assert wandb.run.logged == [(1, {"loss": 1.0})]
     assert wandb.run.summary == {"trainable": 9, "test_accuracy": 0.5, "train_seconds": 1.0}
     assert wandb.run.exit_code == 0
+
+
+def test_the_environment_may_take_wandb_offline(wandb, monkeypatch):
+    monkeypatch.setenv("WANDB_MODE", "offline")
+    make_tracker(TrackingConfig("wandb"), "id", CONFIG, "folder")
+    assert wandb.arguments["mode"] == "offline" and wandb.arguments["resume"] is None
 
 
 def test_a_failed_record_marks_the_run(wandb):

@@ -16,6 +16,8 @@ from randlora_core.experiment.ledger import Ledger, read_records
 from randlora_core.experiment.predictions import decode_predictions
 from randlora_core.models import build_backbone
 from vision_language import train
+from vision_language.comparisons import identify
+from vision_language.config import build_config, record_config
 from vision_language.train import plan, run
 
 QUICK = [
@@ -75,6 +77,7 @@ def test_a_record_holds_what_a_reader_needs(results, tmp_path):
     assert sum(record["parameters"]["per_layer"].values()) == record["parameters"]["trainable"]
     assert record["memory"]["peak_bytes"] > 0 and record["time"]["images_per_second"] > 0
     assert [event["step"] for event in events if event["phase"] == "train"] == [1, 2, 3]
+    assert [event["phase"] for event in events] == ["train"] * 3 + ["evaluate"]
     assert {"step", "steps", "loss", "images_per_second", "phase"} <= events[0].keys()
     assert read_records(tmp_path / "vision_language") == [record]
 
@@ -227,6 +230,46 @@ def test_the_tuned_learning_rate_is_used_and_told(results, monkeypatch):
         plan(["adapter=vera", "adapter.learning_rate=null", *QUICK, *results])
 
 
+def tuning_record(steps, rate, score):
+    config = record_config(build_config(["adapter=lora", f"training.steps={steps}"]), rate)
+    return {"status": "finished", "config": config, "result": {"validation_accuracy": score}}
+
+
+def test_of_two_tunings_the_one_of_the_same_training_counts(results, monkeypatch):
+    from vision_language import learning_rates
+
+    records = [tuning_record(25, 1e-3, 0.8), tuning_record(25, 2e-3, 0.7)]
+    monkeypatch.setattr(learning_rates, "_tuning_records", lambda: records)
+    assert plan(["adapter=lora", "training.steps=50"]).learning_rate.value == 1e-3
+    records += [tuning_record(50, 1e-3, 0.7), tuning_record(50, 2e-3, 0.8)]
+    for steps, rate in ((25, 1e-3), (50, 2e-3)):
+        chosen = plan(["adapter=lora", f"training.steps={steps}"]).learning_rate
+        assert (chosen.value, chosen.source, len(chosen.grid)) == (rate, "tuned", 2)
+
+
+def test_the_evaluation_is_told_before_it_begins(results, monkeypatch):
+    events = []
+
+    def stop(*arguments, **options):
+        raise InterruptedError([event["phase"] for event in events])
+
+    monkeypatch.setattr(train, "predict", stop)
+    with pytest.raises(InterruptedError, match="evaluate"):
+        run(["adapter=zero_shot", *QUICK, *results], on_progress=events.append)
+
+
+@pytest.mark.skipif(torch.cuda.is_available(), reason="a GPU is there")
+def test_a_device_that_is_not_there_is_told_before_anything_starts(results, tmp_path):
+    with pytest.raises(ValueError, match="device='cuda'"):
+        plan(["adapter=lora", *TRAINED, *results, "device=cuda"])
+
+
+def test_a_comparison_takes_up_runs_that_lack_the_weights_it_asks_for(results):
+    overrides = ["adapter=linear_probe", *TRAINED, *results, "evaluate.test=false"]
+    run(overrides)
+    assert identify(overrides)["complete"] and not identify([*overrides, "save.adapter=true"])["complete"]
+
+
 def test_class_wise_and_accumulation_are_part_of_the_identity(results):
     plain = plan(["adapter=lora", *TRAINED, *results])
     for override in (
@@ -245,6 +288,7 @@ def test_class_wise_and_accumulation_are_part_of_the_identity(results):
     [
         (["dataset=nothing"], ["'nothing'", "digits", "characters", "pets"]),
         (["dataset=caltech101", "paths.data=/no/such/folder"], ["/no/such/folder"]),
+        (["dataset=digits", "paths.data=/no/such/folder"], ["/no/such/folder"]),
         (["shots=5000"], ["shots=5000", "1 to"]),
         (["shots=0"], ["shots=0"]),
         (["adapter=randlora", "adapter.rank=500"], ["rank 500", "192"]),
