@@ -2,7 +2,8 @@
 
 Every image follows from (split, class, number) alone. It shows one character near its baseline, so that size tells
 "o" from "O", under rotation, shear, scaling, translation and a smooth warp, in random colours over a shaded background
-with strokes behind and before it, blurred and noisy. Half of the test images are in fonts that no training image shows.
+with a stroke behind every second one, blurred and noisy. Half of the test images are in fonts that no training image
+shows.
 """
 
 import hashlib
@@ -171,13 +172,11 @@ def _photograph(mask: Image.Image, stream: Stream) -> Image.Image:
     """Colours the mask over a cluttered background, then blurs it and adds noise."""
     ink, paper = _colours(stream)
     picture = _background(paper, stream)
-    for _ in range(stream.integer(4)):
-        _stroke(picture, _near(paper, stream, 70), stream, width=1 + stream.integer(4))
-    picture.paste(ink, (0, 0), mask)
     if stream.integer(2):
-        _stroke(picture, _near(ink, stream, 60), stream, width=1)
-    picture = picture.filter(ImageFilter.GaussianBlur(stream.uniform(0.0, 1.3)))
-    strength = stream.uniform(0.0, 0.16)
+        _stroke(picture, _near(paper, stream, 40), stream, width=1 + stream.integer(4))
+    picture.paste(ink, (0, 0), mask)
+    picture = picture.filter(ImageFilter.GaussianBlur(stream.uniform(0.0, 0.8)))
+    strength = stream.uniform(0.0, 0.06)
     bits = stream.array(IMAGE_SIZE * IMAGE_SIZE * 3)
     noise = ((bits & 255).astype(np.int64) + ((bits >> 8) & 255).astype(np.int64) - 255).reshape(IMAGE_SIZE, -1, 3)
     pixels = np.asarray(picture, dtype=np.float64) + strength * noise
@@ -189,10 +188,10 @@ def _luminance(colour: tuple[int, ...]) -> int:
 
 
 def _colours(stream: Stream) -> tuple[tuple[int, ...], tuple[int, ...]]:
-    """Draws two colours whose luminances differ by at least 70 of 255."""
+    """Draws two colours whose luminances differ by at least 110 of 255."""
     while True:
         ink, paper = (tuple(stream.integer(256) for _ in range(3)) for _ in range(2))
-        if abs(_luminance(ink) - _luminance(paper)) >= 70:
+        if abs(_luminance(ink) - _luminance(paper)) >= 110:
             return ink, paper
 
 
