@@ -159,7 +159,8 @@ def identify(overrides: Sequence[str]) -> dict[str, Any]:
     from vision_language.train import plan
 
     planned = plan(overrides)
-    return {"run_id": planned.run_id, "config": dict(planned.recorded), "path": str(planned.path)}
+    identity = {"run_id": planned.run_id, "config": dict(planned.recorded), "path": str(planned.path)}
+    return {**identity, "complete": planned.finished is not None}
 
 
 def run(overrides: Sequence[str], on_progress: Any = None) -> dict[str, Any]:

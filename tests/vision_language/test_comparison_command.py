@@ -66,7 +66,7 @@ def test_the_command_trains_reports_and_is_its_own_resume(command, tmp_path, cap
     assert num_calls(tmp_path) == 10 and "10 finished earlier" in shown
     assert len(read_records(tmp_path / "records" / "small.jsonl")) == 10
 
-    assert command("--dry-run", "--seeds", "1", "2", "3") == 0
+    assert command("--dry-run", "--jobs", "1", "--seeds", "1", "2", "3") == 0
     shown = capsys.readouterr().out
     assert "14 runs, 10 done; the rest: 0:24, 100 MB" in shown and "done    digits Zero-shot seed 1" in shown
 
