@@ -96,7 +96,7 @@ class DoRAUpdate(MagnitudeUpdate, LoRAUpdate):
 
     @staticmethod
     def num_parameters(config: AdapterConfig, shape: Shape) -> int:
-        """R (in + out) + out."""
+        """LoRA's r (in + out), and out for the magnitude."""
         return LoRAUpdate.num_parameters(config, shape) + shape[0]
 
 

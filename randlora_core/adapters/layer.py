@@ -194,7 +194,7 @@ class Update(nn.Module):
         return {"device": weight.device, "dtype": torch.promote_types(weight.dtype, torch.float32)}
 
     def input_like_parameters(self, x: Tensor) -> Tensor:
-        """X in the dtype of the parameters, so that a half-precision model can hold float32 adapters.
+        """The input x in the dtype of the parameters, so that a half-precision model can hold float32 adapters.
 
         Under autocast x stays as it is, since the products choose their dtype themselves.
         """

@@ -55,16 +55,16 @@ class LoRAUpdate(Update):
 
     @staticmethod
     def num_parameters(config: AdapterConfig, shape: Shape) -> int:
-        """R (in + out)."""
+        """That is r (in + out)."""
         return config.rank * sum(shape)
 
     def delta_weight(self) -> Tensor:
-        """S B A, (out, in)."""
+        """The product s B A, (out, in)."""
         dtype = torch.promote_types(self.lora_A.dtype, torch.float32)
         return (self.config.scale * self.lora_B.to(dtype)) @ self.lora_A.to(dtype)
 
     def added_output(self, x: Tensor) -> Tensor:
-        """S (x A^T) B^T."""
+        """The product s (x A^T) B^T."""
         return F.linear(F.linear(self.input_like_parameters(x), self.lora_A) * self.config.scale, self.lora_B)
 
 

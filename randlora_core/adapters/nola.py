@@ -103,7 +103,7 @@ class NoLAUpdate(Update):
 
     @staticmethod
     def num_parameters(config: AdapterConfig, shape: Shape) -> int:
-        """K + l."""
+        """That is k + l."""
         return config.num_bases_a + config.num_bases_b
 
     def factors(self) -> tuple[Tensor, Tensor]:

@@ -128,7 +128,7 @@ class RandLoRAConfig(ScaledConfig):
 
 
 def num_bases(rank: int, shape: Shape) -> int:
-    """N = ceil(d / r) for a layer of `shape`, d its smaller side."""
+    """The number n = ceil(d / r) for a layer of `shape`, d its smaller side."""
     return -(-min(shape) // rank)
 
 
@@ -189,7 +189,7 @@ class RandLoRAUpdate(Update):
 
     @staticmethod
     def num_parameters(config: RandLoRAConfig, shape: Shape) -> int:
-        """N (r + d), and out more with magnitude."""
+        """That is n (r + d), and out more with magnitude."""
         d, n = min(shape), config.bases_on(shape)
         return n * (config.rank + d) + (shape[0] if config.magnitude else 0)
 

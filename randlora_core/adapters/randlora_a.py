@@ -41,7 +41,7 @@ class DistinctAUpdate(Update):
 
     @staticmethod
     def num_parameters(config: RandLoRAConfig, shape: Shape) -> int:
-        """N (r + d)."""
+        """That is n (r + d)."""
         return config.num_bases * (config.rank + min(shape))
 
     @property

@@ -77,7 +77,7 @@ class VeRAUpdate(Update):
 
     @staticmethod
     def num_parameters(config: AdapterConfig, shape: Shape) -> int:
-        """R + out."""
+        """That is r + out."""
         return config.rank + shape[0]
 
     def basis_slices(self) -> tuple[Tensor, Tensor]:

@@ -8,7 +8,7 @@ from torch.autograd.function import once_differentiable
 
 
 def frozen_linear(x: Tensor, matrix: Tensor) -> Tensor:
-    """X matrix^T for x (..., in) and a frozen matrix (out, in) of any dtype: (..., out).
+    """The product x matrix^T for x (..., in) and a frozen matrix (out, in) of any dtype: (..., out).
 
     The product runs in autocast's dtype, or in that of x. The matrix is cast for each product and the cast copy let go,
     where autograd would keep it until the backward pass.

@@ -338,7 +338,7 @@ def _gradient_of_m(x: Tensor, grad: Tensor, basis_b: Tensor, through_b: Tensor |
 
 
 def _sum_of_products(x: Tensor, first: Tensor | None, z: Tensor, second: Tensor, bias: Tensor | None = None) -> Tensor:
-    """X @ first + z @ second + bias for x (T, a) and z (T, b); without the first product if it is None.
+    """The sum x @ first + z @ second + bias for x (T, a) and z (T, b); without the first product if it is None.
 
     The update's product comes first: rounded by itself it keeps its own precision, and the frozen layer's product is
     then accumulated onto it before the next rounding. The other way round, small updates of large outputs would vanish.
