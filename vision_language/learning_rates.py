@@ -8,9 +8,9 @@ from dataclasses import dataclass
 from pathlib import Path
 from typing import Any, Literal
 
-from randlora_core.experiment.config import to_dict
+from randlora_core.experiment.identity import canonical
 from randlora_core.experiment.ledger import read_records
-from vision_language.config import VisionLanguageConfig
+from vision_language.config import VisionLanguageConfig, record_config
 
 RECORDS = Path(__file__).resolve().parent / "records"
 """The committed records; those of tuning runs are in files called tuning_*.jsonl."""
@@ -22,12 +22,13 @@ class LearningRate:
 
     Attributes:
         value: Peak of the schedule; None where nothing is trained.
-        source: "config", "tuned", "preset", or "none" where nothing is trained.
+        source: "config", "tuned", "tuned_otherwise" (for other settings of the method or the training, on the same
+            data), "preset", or "none" where nothing is trained.
         grid: The tried values with their validation accuracy, where it was tuned.
     """
 
     value: float | None
-    source: Literal["config", "tuned", "preset", "none"]
+    source: Literal["config", "tuned", "tuned_otherwise", "preset", "none"]
     grid: tuple[Mapping[str, Any], ...] = ()
 
 
@@ -51,7 +52,7 @@ def choose_learning_rate(config: VisionLanguageConfig) -> LearningRate:
 
 
 def _tuned(config: VisionLanguageConfig) -> LearningRate | None:
-    """The tuned learning rate; where several tunings hold this setting, that of the same training settings."""
+    """The tuned learning rate: that of the same method and training, else that of others on the same data."""
     from randlora_core.experiment.tuning import tuned_learning_rate
 
     records = _tuning_records()
@@ -62,15 +63,18 @@ def _tuned(config: VisionLanguageConfig) -> LearningRate | None:
         "shots": config.shots,
         "fraction": config.fraction,
     }
-    alike = [record for record in records if _trained_alike(record, config)]
-    found = tuned_learning_rate(alike, **setting) or tuned_learning_rate(records, **setting)
-    return None if found is None else LearningRate(found.value, "tuned", tuple(found.grid))
+    wanted = _tuned_for(canonical(record_config(config, None)))
+    same = [record for record in records if _tuned_for(record["config"]) == wanted]
+    found, source = tuned_learning_rate(same, **setting), "tuned"
+    if found is None:
+        found, source = tuned_learning_rate(records, **setting), "tuned_otherwise"
+    return None if found is None else LearningRate(found.value, source, tuple(found.grid))
 
 
-def _trained_alike(record: Mapping[str, Any], config: VisionLanguageConfig) -> bool:
-    """Whether a record's run was trained as `config` says, but for the learning rate."""
-    recorded, wanted = record["config"]["training"], to_dict(config.training)
-    return {**recorded, "learning_rate": None} == {**wanted, "learning_rate": None}
+def _tuned_for(recorded: Mapping[str, Any]) -> dict[str, Any]:
+    """The part of a recorded configuration that a learning rate belongs to: the method and how it is trained."""
+    adapter = {key: value for key, value in recorded["adapter"].items() if key != "seed"}
+    return {"adapter": adapter, "training": {**recorded["training"], "learning_rate": None}}
 
 
 @functools.cache

@@ -167,7 +167,7 @@ def _rate_notes(comparison: Comparison) -> Iterable[str]:
     if len(tuned) < len(trained):
         missing = [f"{method} on {dataset}" for method, dataset in trained if (method, dataset) not in tuned]
         untuned = ", ".join(missing) if tuned else "all"
-        yield f"* Learning rate not tuned on this dataset, but set by the configuration: {untuned}."
+        yield f"* Learning rate not tuned for this dataset and these settings: {untuned}."
 
 
 def _data_notes(records: Iterable[Record]) -> Iterable[str]:

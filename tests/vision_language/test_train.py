@@ -240,7 +240,10 @@ def test_of_two_tunings_the_one_of_the_same_training_counts(results, monkeypatch
 
     records = [tuning_record(25, 1e-3, 0.8), tuning_record(25, 2e-3, 0.7)]
     monkeypatch.setattr(learning_rates, "_tuning_records", lambda: records)
-    assert plan(["adapter=lora", "training.steps=50"]).learning_rate.value == 1e-3
+    other = plan(["adapter=lora", "training.steps=50"]).learning_rate
+    assert (other.value, other.source) == (1e-3, "tuned_otherwise")
+    assert plan(["adapter=lora", "adapter.alpha=7"]).learning_rate.source == "tuned_otherwise"
+    assert plan(["adapter=lora", "seed=5"]).learning_rate.source == "tuned"
     records += [tuning_record(50, 1e-3, 0.7), tuning_record(50, 2e-3, 0.8)]
     for steps, rate in ((25, 1e-3), (50, 2e-3)):
         chosen = plan(["adapter=lora", f"training.steps={steps}"]).learning_rate
