@@ -5,8 +5,8 @@ from __future__ import annotations
 import contextlib
 import json
 import os
-import tempfile
 import traceback
+import uuid
 from collections.abc import Iterator, Mapping
 from pathlib import Path
 from typing import Any
@@ -23,9 +23,8 @@ def atomic_file(path: Path) -> Iterator[Path]:
         OSError: The file cannot be written, e.g. on a full disk; what was at `path` before is still there.
     """
     path.parent.mkdir(parents=True, exist_ok=True)
-    handle, name = tempfile.mkstemp(prefix=f".{path.name}.", suffix=".part", dir=path.parent)
-    os.close(handle)
-    part = Path(name)
+    part = path.with_name(f".{path.name}.{uuid.uuid4().hex}.part")
+    part.touch(exist_ok=False)  # not tempfile, whose files only their owner may read
     try:
         yield part
         with part.open("rb") as written:

@@ -48,6 +48,16 @@ def test_a_write_cut_short_by_the_system_leaves_nothing(tmp_path):
     assert list(tmp_path.iterdir()) == []
 
 
+def test_a_record_is_readable_by_whom_the_umask_allows(tmp_path):
+    before = os.umask(0o027)
+    try:
+        with atomic_file(tmp_path / "record.json") as part:
+            part.write_text("{}")
+    finally:
+        os.umask(before)
+    assert (tmp_path / "record.json").stat().st_mode & 0o777 == 0o640
+
+
 def test_numbers_that_are_not_finite_are_refused(tmp_path):
     with pytest.raises(ValueError):
         Ledger(tmp_path).write(record("a", value=float("nan")))
