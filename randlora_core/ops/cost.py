@@ -101,7 +101,13 @@ def choose(problem: Problem, path: str = "auto") -> Plan:
 
 
 def _choose(problem: Problem, path: str) -> Plan:
-    return min(plans(problem, path), key=lambda plan: estimate(problem, plan))
+    best, *others = plans(problem, path)
+    least = estimate(problem, best)
+    for plan in others:  # not min() with a key: torch.compile of PyTorch 2.11 cannot follow it
+        work = estimate(problem, plan)
+        if work < least:
+            best, least = plan, work
+    return best
 
 
 _remembered_choice = functools.lru_cache(maxsize=4096)(_choose)
