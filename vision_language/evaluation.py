@@ -64,7 +64,6 @@ def predict(
     device: torch.device,
     *,
     precision: str = "fp32",
-    on_batch: Callable[[int], None] | None = None,
 ) -> tuple[Tensor, Tensor]:
     """The most likely class of every image.
 
@@ -74,7 +73,6 @@ def predict(
         tokens: Texts of the classes (templates, classes, context).
         device: Where to compute.
         precision: bf16 or fp32.
-        on_batch: Called with the number of images done.
 
     Returns:
         Predicted and true classes, int64, (images,), on the CPU.
@@ -82,14 +80,11 @@ def predict(
     was_training = objective.training
     objective.to(device).eval()
     classify = make_classifier(objective, tokens, device, precision)
-    predicted, labels, done = [], [], 0
+    predicted, labels = [], []
     for batch, truth in images:
         with compute(device, precision):
             predicted.append(classify(batch.to(device, non_blocking=True)).argmax(dim=-1))
         labels.append(truth)
-        done += len(truth)
-        if on_batch is not None:
-            on_batch(done)
     objective.train(was_training)
     return torch.cat(predicted).cpu(), torch.cat(labels)
 

@@ -241,3 +241,13 @@ def test_a_comparison_file_is_read_strictly(tmp_path, monkeypatch):
     assert plan.methods[1] == MethodEntry(("label=LoRA-4",), None, 1e-3)
     assert plan.run_overrides()[0] == ("a=1", "b=2", "label=Zero-shot", "dataset=digits", "seed=1")
     assert len(plan.run_overrides()) == 10
+
+
+def test_a_dataset_has_settings_of_its_own_and_the_command_line_the_last_word():
+    plan = load_comparison("default", overrides=("training.steps=7",))
+    for dataset, own in (("digits", ["25", "7"]), ("characters", ["25", "60", "7"])):
+        runs = [texts for texts in plan.run_overrides() if f"dataset={dataset}" in texts]
+        runs += [s.overrides for s in tune.tuning_settings(plan) if f"dataset={dataset}" in s.overrides]
+        assert runs
+        for texts in runs:
+            assert [text.split("=")[1] for text in texts if text.startswith("training.steps=")] == own
