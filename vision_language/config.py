@@ -21,6 +21,7 @@ from randlora_core.experiment.config import (
     require,
     to_dict,
 )
+from randlora_core.experiment.hardware import pick_device, pick_precision
 
 UNADAPTED = ("zero_shot", "linear_probe", "full")
 """Methods of the experiment that are no adapters: nothing trained, a linear head, all weights."""
@@ -89,14 +90,16 @@ class VisionLanguageConfig:
 
 
 def build_config(overrides: Sequence[str]) -> VisionLanguageConfig:
-    """Composes `configs/vision_language.yaml` with overrides and checks every value.
+    """Composes `configs/vision_language.yaml` with overrides, checks every value and settles the precision.
 
     Raises:
-        ValueError: An unknown or ill-typed setting, method or method's field; one line.
+        ValueError: An unknown or ill-typed setting, method or method's field, or a GPU that is not there; one line.
     """
     values = compose("vision_language", overrides)
     config = from_dict(VisionLanguageConfig, {**values, "dataset": {"name": values["dataset"]}})
-    return dataclasses.replace(config, adapter=_check_adapter(config.adapter))
+    precision = pick_precision(config.training.precision, pick_device(config.device))
+    training = dataclasses.replace(config.training, precision=precision)
+    return dataclasses.replace(config, adapter=_check_adapter(config.adapter), training=training)
 
 
 def _check_adapter(adapter: AdapterChoice) -> AdapterChoice:

@@ -72,9 +72,12 @@ def _tuned(config: VisionLanguageConfig) -> LearningRate | None:
 
 
 def _tuned_for(recorded: Mapping[str, Any]) -> dict[str, Any]:
-    """The part of a recorded configuration that a learning rate belongs to: the method and how it is trained."""
+    """The part of a recorded configuration that a learning rate belongs to: the method and how it is trained.
+
+    The number format is not in it: what was tuned in fp32 serves machines that train in bf16.
+    """
     adapter = {key: value for key, value in recorded["adapter"].items() if key != "seed"}
-    return {"adapter": adapter, "training": {**recorded["training"], "learning_rate": None}}
+    return {"adapter": adapter, "training": {**recorded["training"], "learning_rate": None, "precision": None}}
 
 
 @functools.cache

@@ -23,6 +23,7 @@ from randlora_core.datasets.load import load_data
 from randlora_core.experiment.batches import ImageBatches, evaluation_loader, training_transform
 from randlora_core.experiment.command import run_command
 from randlora_core.experiment.config import BackboneChoice
+from randlora_core.experiment.hardware import pick_device
 from randlora_core.experiment.identity import PROTOCOL, canonical, run_id
 from randlora_core.experiment.ledger import SCHEMA, Ledger, describe_error
 from randlora_core.experiment.measuring import Measurement, measured
@@ -91,7 +92,6 @@ def plan(overrides: Sequence[str]) -> Plan:
         ValueError: A setting, dataset, backbone or method that does not exist or does not fit; one line.
     """
     config = build_config(overrides)
-    pick_device(config.device)
     root = config.paths.data
     data = load_data(config.dataset.name, root=root, shots=config.shots, fraction=config.fraction, seed=config.seed)
     weights_hash = _weights_hash(config.backbone.name, tuple(sorted(config.backbone.options.items())))
@@ -306,17 +306,6 @@ def _curves(fitted: FitResult) -> dict[str, list[list[float]]]:
         "loss": [[step, loss] for step, loss in enumerate(fitted.losses, start=1)],
         "validation": [[step, score] for step, score in fitted.validation],
     }
-
-
-def pick_device(name: str) -> torch.device:
-    """The device that a configuration names.
-
-    Raises:
-        ValueError: cuda without a usable GPU.
-    """
-    if name == "cuda" and not torch.cuda.is_available():
-        raise ValueError("device='cuda', but torch sees no GPU; accepted here: auto, cpu")
-    return torch.device("cuda" if name != "cpu" and torch.cuda.is_available() else "cpu")
 
 
 def main() -> None:

@@ -37,7 +37,7 @@ TEST_ONLY_FONTS = ("STIXGeneralBolIta.ttf", "cmtt10.ttf", "cmb10.ttf", "DejaVuSa
 FONTS = TRAIN_FONTS + TEST_ONLY_FONTS
 """All font files, as named in matplotlib's font folder."""
 
-IMAGES_PER_CLASS = {"train": 50, "test": 16}
+IMAGES_PER_CLASS = {"train": 40, "test": 8}
 """Images of each class; validation takes its part of "train"."""
 
 IMAGE_SIZE = 56

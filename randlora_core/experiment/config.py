@@ -151,20 +151,21 @@ class TrainingConfig:
         learning_rate: Peak of the schedule; null takes the tuned one, else the preset's.
         weight_decay: AdamW's, on every trained parameter.
         clip: Largest norm of the gradient; null for no limit.
-        precision: Number format of the products; parameters and optimiser state are fp32.
+        precision: Number format of the products, auto for bf16 where the hardware multiplies it and fp32 elsewhere;
+            parameters and optimiser state are fp32.
         objective: What an image is contrasted with: the distinct classes of its micro-batch, or all classes.
         crop: Smallest area of the random crops, as a share of the image; 1 for no cropping.
         flip: Mirror half of the images; null does so where the dataset allows it.
     """
 
-    steps: int | None = 25
+    steps: int | None = 20
     epochs: int | None = None
-    batch_size: int = 64
+    batch_size: int = 32
     accumulate: int = 1
     learning_rate: float | None = None
     weight_decay: float = 0.1
     clip: float | None = 1.0
-    precision: Literal["bf16", "fp32"] = "bf16"
+    precision: Literal["auto", "bf16", "fp32"] = "auto"
     objective: Literal["in_batch", "class_wise"] = "in_batch"
     crop: float = 1.0
     flip: bool | None = None

@@ -49,7 +49,7 @@ def test_a_folder_name_is_a_dataset():
         ("adapter.rank_pattern={c_fc: 4}", ("'adapter.rank_pattern' holds entries", "+adapter.rank_pattern={")),
         ("training.learning_rate=inf", ("training.learning_rate=inf", "a finite number or null")),
         ("shots=many", ("shots='many'", "an integer or null")),
-        ("training.precision=fp8", ("training.precision='fp8'", "bf16, fp32")),
+        ("training.precision=fp8", ("training.precision='fp8'", "auto, bf16, fp32")),
         ("device=tpu", ("device='tpu'", "auto, cpu, cuda")),
         ("adapter.rank=0", ("rank", "0")),
         ("seed=-1", ("seed=-1",)),

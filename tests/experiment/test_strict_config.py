@@ -57,7 +57,7 @@ def test_anything_else_is_one_line_that_names_key_value_and_what_is_accepted(cha
     ("change", "named"),
     [
         ({"steps": None}, "training.epochs=None"),
-        ({"epochs": 3}, "training.steps=25"),
+        ({"epochs": 3}, "training.steps=20"),
         ({"steps": 0}, "positive"),
         ({"batch_size": 0}, "training.batch_size=0"),
         ({"accumulate": 5}, "training.accumulate=5"),

@@ -238,14 +238,16 @@ def tuning_record(steps, rate, score):
 def test_of_two_tunings_the_one_of_the_same_training_counts(results, monkeypatch):
     from vision_language import learning_rates
 
-    records = [tuning_record(25, 1e-3, 0.8), tuning_record(25, 2e-3, 0.7)]
+    records = [tuning_record(20, 1e-3, 0.8), tuning_record(20, 2e-3, 0.7)]
     monkeypatch.setattr(learning_rates, "_tuning_records", lambda: records)
     other = plan(["adapter=lora", "training.steps=50"]).learning_rate
     assert (other.value, other.source) == (1e-3, "tuned_otherwise")
     assert plan(["adapter=lora", "adapter.alpha=7"]).learning_rate.source == "tuned_otherwise"
     assert plan(["adapter=lora", "seed=5"]).learning_rate.source == "tuned"
+    for precision in ("bf16", "fp32"):  # tuned in one of them, by whatever processor this is
+        assert plan(["adapter=lora", f"training.precision={precision}"]).learning_rate.source == "tuned"
     records += [tuning_record(50, 1e-3, 0.7), tuning_record(50, 2e-3, 0.8)]
-    for steps, rate in ((25, 1e-3), (50, 2e-3)):
+    for steps, rate in ((20, 1e-3), (50, 2e-3)):
         chosen = plan(["adapter=lora", f"training.steps={steps}"]).learning_rate
         assert (chosen.value, chosen.source, len(chosen.grid)) == (rate, "tuned", 2)
 

@@ -1,0 +1,39 @@
+"""What a run computes on and in which number format, where its configuration leaves that open."""
+
+from __future__ import annotations
+
+import torch
+
+
+def pick_device(name: str) -> torch.device:
+    """The device that a configuration names: auto, cpu or cuda.
+
+    Raises:
+        ValueError: cuda without a usable GPU.
+    """
+    if name == "cuda" and not torch.cuda.is_available():
+        raise ValueError("device='cuda', but torch sees no GPU; accepted here: auto, cpu")
+    return torch.device("cuda" if name != "cpu" and torch.cuda.is_available() else "cpu")
+
+
+def pick_precision(name: str, device: torch.device) -> str:
+    """The number format of the products: bf16 or fp32 as named, and for auto bf16 where the hardware multiplies it.
+
+    A processor without instructions for bf16 emulates it, at a tenth of fp32's speed and less.
+    """
+    if name != "auto":
+        return name
+    return "bf16" if _multiplies_bf16(device) else "fp32"
+
+
+def _multiplies_bf16(device: torch.device) -> bool:
+    if device.type == "cuda":
+        return torch.cuda.is_bf16_supported(including_emulation=False)
+    return any(_flags().get(name, False) for name in ("avx512_bf16", "amx_bf16", "bf16"))
+
+
+def _flags() -> dict[str, object]:
+    """The processor's features, as torch names them; PyTorch before 2.12 tells of one only."""
+    if hasattr(torch.cpu, "get_capabilities"):
+        return dict(torch.cpu.get_capabilities())
+    return {"avx512_bf16": torch.cpu._is_avx512_bf16_supported()}
