@@ -130,6 +130,9 @@ def load_comparison(
     if like := values.pop("like", None):
         values = OmegaConf.to_container(OmegaConf.load(COMPARISON_FOLDER / f"{like}.yaml"), resolve=True) | values
     plan = from_dict(ComparisonPlan, values, where=path.name)
+    for dataset in plan.by_dataset:
+        if dataset not in plan.datasets:
+            raise ValueError(f"{path.name}: by_dataset.{dataset}: accepted: {', '.join(plan.datasets)}")
     return replace(
         plan,
         extra=tuple(overrides),

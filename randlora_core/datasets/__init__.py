@@ -3,12 +3,11 @@
 from .catalog import CATALOG, PaperDataset, find_paper_dataset
 from .images import ImageData, ImageSource, ImageSplit
 from .load import BUILT_IN, available, load_data
-from .transforms import AugmentedSplit, EvaluationSplit, eval_transform, train_transform
+from .transforms import EvaluationSplit, eval_transform, train_transform
 
 __all__ = [
     "BUILT_IN",
     "CATALOG",
-    "AugmentedSplit",
     "EvaluationSplit",
     "ImageData",
     "ImageSource",

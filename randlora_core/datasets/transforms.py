@@ -98,39 +98,6 @@ class EvaluationSplit(Dataset):
         return self.transform(self.split.image(index)), int(self.labels[index])
 
 
-class AugmentedSplit(Dataset):
-    """A split as tensors, augmented afresh in every epoch.
-
-    The augmentation of item i in epoch e follows from (seed, e, i) alone: not from the order of access, the number of
-    workers or a restart.
-
-    Args:
-        split: The images.
-        transform: A function from `train_transform`.
-        seed: Seed of the augmentation.
-    """
-
-    def __init__(self, split: ImageSplit, transform: Callable[[Image.Image, Stream], torch.Tensor], seed: int) -> None:
-        self.split = split
-        self.transform = transform
-        self.seed = seed
-        self.labels = split.labels
-        # In shared memory, so that workers which outlive an epoch see the next one.
-        self._epoch = torch.zeros((), dtype=torch.int64).share_memory_()
-
-    def set_epoch(self, epoch: int) -> None:
-        """Chooses the epoch, counted from 0; call it before iterating over a loader."""
-        self._epoch.fill_(epoch)
-
-    def __len__(self) -> int:
-        return len(self.split)
-
-    def __getitem__(self, index: int) -> tuple[torch.Tensor, int]:
-        """Returns the augmented image, float32 (3, size, size), and its class index."""
-        stream = Stream("augmentation", self.seed, int(self._epoch), index)
-        return self.transform(self.split.image(index), stream), int(self.labels[index])
-
-
 def _resample(image_size: int, interpolation: str) -> Image.Resampling:
     if image_size < 1:
         raise ValueError(f"image_size={image_size!r}: accepted are positive integers")

@@ -140,8 +140,16 @@ def report_markdown(report: Report) -> str:
 
 def _setting_note(records: Sequence[Record]) -> str:
     backbones = sorted({backbone_of(record["config"]) for record in records})
-    lengths = sorted({_length(record) for record in records})
-    return f"Backbone {', '.join(backbones)}; training: {'; '.join(lengths)}; whole test splits unless said otherwise."
+    datasets: dict[str, list[str]] = {}
+    for record in records:
+        named = datasets.setdefault(_length(record), [])
+        if (name := dataset_of(record["config"])) not in named:
+            named.append(name)
+    if len(datasets) == 1:
+        training = next(iter(datasets))
+    else:
+        training = "; ".join(f"{', '.join(names)} {length}" for length, names in datasets.items())
+    return f"Backbone {', '.join(backbones)}; training: {training}; whole test splits unless said otherwise."
 
 
 def _length(record: Record) -> str:
@@ -153,7 +161,7 @@ def _length(record: Record) -> str:
         data = f"{config['shots']} shots"
     elif config.get("fraction"):
         data = f"{100 * config['fraction']:g} % of the training images"
-    return f"{length} of {training['batch_size']}, {data}"
+    return f"{length} of {training['batch_size']} in {training['precision']}, {data}"
 
 
 def _rate_notes(comparison: Comparison) -> Iterable[str]:
@@ -190,7 +198,7 @@ def _hardware(record: Record) -> str:
     hardware = record["provenance"]["hardware"]
     parts = [hardware["gpu"]] if hardware.get("gpu") else []
     threads = hardware.get("threads", hardware.get("cores"))
-    return ", ".join([*parts, f"{hardware['cpu']}, {threads} threads"])
+    return ", ".join([*parts, hardware["cpu"], "1 thread" if threads == 1 else f"{threads} threads"])
 
 
 def _commit(record: Record) -> str:

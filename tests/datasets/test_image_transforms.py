@@ -1,13 +1,9 @@
-import copy
-import pickle
-
 import numpy as np
 import pytest
 import torch
 from PIL import Image
-from torch.utils.data import DataLoader
 
-from randlora_core.datasets import AugmentedSplit, EvaluationSplit, eval_transform, load_data, train_transform
+from randlora_core.datasets import EvaluationSplit, eval_transform, load_data, train_transform
 from randlora_core.datasets.streams import Stream
 
 MEAN, STD = (0.5, 0.4, 0.3), (0.2, 0.25, 0.3)
@@ -22,10 +18,6 @@ def gradient(width: int, height: int) -> Image.Image:
 @pytest.fixture(scope="module")
 def digits():
     return load_data("digits", shots=3).train
-
-
-def augmented(split, seed=0, **options):
-    return AugmentedSplit(split, train_transform(16, MEAN, STD, **options), seed)
 
 
 def test_evaluation_crops_the_centre_and_normalises():
@@ -68,48 +60,11 @@ def test_only_flips_that_are_allowed():
         assert {bool(result[0, 0, -1] > result[0, 0, 0]) for result in results} == expected
 
 
-def test_augmentation_follows_from_seed_epoch_and_index(digits):
-    first, second = augmented(digits), augmented(digits)
-    second.set_epoch(4)
-    _ = second[3]
-    second.set_epoch(0)
-    for index in reversed(range(len(digits))):
-        assert torch.equal(first[index][0], second[index][0])
-        assert first[index][1] == int(digits.labels[index])
-    second.set_epoch(1)
-    assert not torch.equal(first[5][0], second[5][0])
-    assert not torch.equal(first[5][0], augmented(digits, seed=1)[5][0])
-
-
 def test_augmentation_leaves_the_global_generators_alone(digits):
     state, numpy_state = torch.get_rng_state(), np.random.get_state()[1].copy()
-    _ = augmented(digits)[0]
+    train_transform(16, MEAN, STD)(digits.image(0), Stream("augmentation", 0))
     assert torch.equal(state, torch.get_rng_state())
     assert np.array_equal(numpy_state, np.random.get_state()[1])
-
-
-def test_items_of_equal_images_are_augmented_differently(digits):
-    twice = copy.copy(digits)
-    object.__setattr__(twice, "indices", np.repeat(digits.indices[:1], 2))
-    split = augmented(twice)
-    assert not torch.equal(split[0][0], split[1][0])
-
-
-@pytest.mark.slow
-def test_persistent_workers_see_the_epoch(digits):
-    split = augmented(digits)
-    loader = DataLoader(split, batch_size=8, num_workers=2, persistent_workers=True, multiprocessing_context="fork")
-    for epoch in (0, 1):
-        split.set_epoch(epoch)
-        found = torch.cat([images for images, _ in loader])
-        expected = torch.stack([split[index][0] for index in range(len(split))])
-        assert torch.equal(found, expected)
-
-
-def test_splits_can_be_pickled(digits):
-    split = augmented(digits)
-    split.set_epoch(2)
-    assert torch.equal(pickle.loads(pickle.dumps(split))[1][0], split[1][0])
 
 
 def test_evaluation_split_has_the_images_in_order(digits):

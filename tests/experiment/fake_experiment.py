@@ -55,7 +55,7 @@ def make_config(label, dataset, seed, rate):
         "shots": None,
         "fraction": None,
         "seed": seed,
-        "training": {"steps": 4, "epochs": None, "batch_size": 8, "learning_rate": rate},
+        "training": {"steps": 4, "epochs": None, "batch_size": 8, "precision": "fp32", "learning_rate": rate},
     }
 
 

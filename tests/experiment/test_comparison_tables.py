@@ -133,7 +133,14 @@ def test_the_notes_say_what_a_reader_must_know(comparison):
     text = " ".join(make_report(comparison).notes)
     assert "not tuned" in text and "RandLoRA-10 on digits" in text and "from 7 values" in text
     assert "VmHWM" in text and "some CPU, 2 threads" in text and "a" * 12 in text and "uncommitted" not in text
-    assert "tiny" in text and "4 steps of 8, all training images" in text
+    assert "tiny" in text and "training: 4 steps of 8 in fp32, all training images;" in text
+
+
+def test_the_notes_say_which_dataset_was_trained_how_long():
+    records = [make_record("LoRA-4", dataset, 1) for dataset in ("digits", "letters", "signs")]
+    records[1]["config"]["training"] |= {"steps": 9, "precision": "bf16"}
+    (note,) = (note for note in make_report(compare_records("two", records)).notes if note.startswith("Backbone"))
+    assert "digits, signs 4 steps of 8 in fp32, all training images; letters 9 steps of 8 in bf16, all" in note
 
 
 def test_subsets_short_classes_and_mixed_machines_are_noted():
@@ -148,7 +155,12 @@ def test_subsets_short_classes_and_mixed_machines_are_noted():
     text = " ".join(make_report(compare_records("few", [record, other])).notes)
     assert "flowers is a subset" in text
     assert "flowers: 2 classes have fewer than 16 training images and gave all (fewest 9)" in text
-    assert "not comparable" in text and "G, B, 1 threads" in text and "unknown with uncommitted changes" in text
+    assert (
+        "not comparable" in text
+        and "G, B, 1 thread" in text
+        and "1 threads" not in text
+        and "unknown with uncommitted changes" in text
+    )
 
 
 def test_the_report_is_printed_and_written(comparison, tmp_path):

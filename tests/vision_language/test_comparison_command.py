@@ -236,6 +236,9 @@ def test_a_comparison_file_is_read_strictly(tmp_path, monkeypatch):
     (tmp_path / "bad.yaml").write_text(SMALL.replace("[RandLoRA-10, LoRA-4]", "[RandLoRA-10]"))
     with pytest.raises(ValueError, match="pairs"):
         load_comparison("bad")
+    (tmp_path / "bad.yaml").write_text(SMALL + "by_dataset: {digit: [training.steps=3]}\n")
+    with pytest.raises(ValueError, match=r"by_dataset\.digit: accepted: digits"):
+        load_comparison("bad")
     (tmp_path / "bad.yaml").write_text(SMALL)
     plan = load_comparison("bad", overrides=("b=2",))
     assert plan.methods[1] == MethodEntry(("label=LoRA-4",), None, 1e-3)
