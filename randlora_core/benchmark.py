@@ -25,6 +25,7 @@ from randlora_core.benchmarking.cases import Case
 from randlora_core.benchmarking.measure import Step, measure
 from randlora_core.benchmarking.methods import METHODS, make_subject
 from randlora_core.benchmarking.report import Result, hardware, plot, print_result, rows, write_csv
+from randlora_core.experiment.hardware import multiplies_bf16
 
 QUICK_METHODS = ("frozen", "full", "lora", "randlora", "peft_lora", "peft_randlora")
 QUICK_SECONDS = 20.0
@@ -98,7 +99,10 @@ def _run_cases(options: argparse.Namespace, device: torch.device) -> None:
 
 def _run_grid(options: argparse.Namespace, device: torch.device) -> None:
     found = []
-    for point in grid.points():
+    halves = (False, True) if multiplies_bf16(device) else (False,)
+    if len(halves) == 1:
+        print("float32 only: this hardware has no instructions for products of bfloat16 numbers")
+    for point in grid.points(halves):
         row = grid.measure_point(point, options.rounds, device)
         found.append(row)
         mark = "" if grid.agrees(row, device.type) else f"   the model says {grid.prediction(point, device.type)}"

@@ -9,7 +9,7 @@ import torch
 from randlora_core import benchmark
 from randlora_core.benchmarking import cases, grid, table10
 from randlora_core.benchmarking.goals import verdicts
-from randlora_core.benchmarking.measure import Step, Timing, measure, peak_memory, tensor_bytes
+from randlora_core.benchmarking.measure import Step, Timing, measure, measure_memory, peak_memory, tensor_bytes
 from randlora_core.benchmarking.methods import METHODS, Subject, equal_rank, make_subject
 from randlora_core.benchmarking.report import Result, rows
 
@@ -89,6 +89,12 @@ def test_peak_memory_counts_what_a_step_holds():
     assert 4 * size <= peak <= 6 * size  # x, its gradient, and two saved results; temporaries of the backward pass
 
 
+def test_memory_alone_equals_that_of_a_measured_method():
+    methods = ("full", "randlora")
+    timings = measure(SMALL, methods, rounds=3, seconds=0.0, device=CPU)
+    assert measure_memory(SMALL, methods, device=CPU) == {t.method: (t.peak_bytes, t.counter) for t in timings}
+
+
 def test_bytes_of_shared_storage_count_once():
     x = torch.zeros(10, 10)
     assert tensor_bytes([x, x[1:], x.T]) == 400
@@ -123,11 +129,14 @@ def test_quick_prints_ratios_goals_and_files(tmp_path, monkeypatch, capsys):
 
 def test_grid_rows_are_judged_by_the_faster_path(tmp_path, monkeypatch):
     monkeypatch.setattr(
-        grid, "points", lambda: iter([grid.Point(16, 24, 64, True, True), grid.Point(16, 16, 8, False, False)])
+        grid,
+        "points",
+        lambda halves=(): iter([grid.Point(16, 24, 64, True, True), grid.Point(16, 16, 8, False, False)]),
     )
     benchmark.main(["--grid", "--rounds", "3", "--device", "cpu", "--out", str(tmp_path)])
     found = grid.read_grid(tmp_path / "grid_cpu.csv")
     assert len(found) == 2
+    assert grid.is_complete(found) and not grid.is_complete(found[:1]) and not grid.is_complete([])
     point = grid.Point(768, 768, 10**6, half=False, train=True)
     assert grid.prediction(point, "cpu") == "weight"
     spread = {f"{path}_ms_q{q}": 1.0 for path in grid.PATHS for q in (1, 3)}
@@ -138,14 +147,15 @@ def test_grid_rows_are_judged_by_the_faster_path(tmp_path, monkeypatch):
 
 
 def test_table10_carries_memory_on_to_the_depth(monkeypatch):
-    def fake(case, methods, **options):
-        blocks = 2 if case.name.endswith("x 2") else 1
-        return [
-            timing(m, 2.0 if m == "randlora" else 1.0, peak=100 + 10 * blocks * (2 if m == "full" else 1))
-            for m in methods
-        ]
+    def times(case, methods, **options):
+        return [timing(m, 2.0 if m == "randlora" else 1.0) for m in methods]
 
-    monkeypatch.setattr(table10, "measure", fake)
+    def peaks(case, methods, **options):
+        blocks = 2 if case.name.endswith("x 2") else 1
+        return {m: (100 + 10 * blocks * (2 if m == "full" else 1), "bytes") for m in methods}
+
+    monkeypatch.setattr(table10, "measure", times)
+    monkeypatch.setattr(table10, "measure_memory", peaks)
     stack = table10.STACKS[0]
     found = {row["method"]: row for row in table10.measure_stack(stack, rounds=1, seconds=0, tokens=100, device=CPU)}
     assert found["full"]["peak_bytes_extrapolated"] == 100 + 20 * 12

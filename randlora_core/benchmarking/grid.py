@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import csv
 import time
-from collections.abc import Iterator
+from collections.abc import Iterator, Sequence
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
@@ -57,12 +57,12 @@ class Point:
         )
 
 
-def points() -> Iterator[Point]:
-    """The grid."""
+def points(halves: Sequence[bool] = (False, True)) -> Iterator[Point]:
+    """The grid in float32 (False), bfloat16 (True), or both."""
     for out, in_ in SIDES:
         for ratio in TOKENS_PER_SIDE:
             tokens = int(ratio * min(out, in_))
-            yield from (Point(out, in_, tokens, half, train) for half in (False, True) for train in (True, False))
+            yield from (Point(out, in_, tokens, half, train) for half in halves for train in (True, False))
 
 
 def measure_point(point: Point, rounds: int, device: torch.device) -> dict[str, Any]:
@@ -116,6 +116,12 @@ def agrees(row: dict[str, Any], device_type: str) -> bool:
 def _point(row: dict[str, Any]) -> Point:
     sizes = (int(row[name]) for name in ("out_features", "in_features", "tokens"))
     return Point(*sizes, half=str(row["half"]) == "True", train=str(row["train"]) == "True")
+
+
+def is_complete(rows: Sequence[dict[str, Any]]) -> bool:
+    """Whether the rows are the whole grid, in the formats that they hold."""
+    found = [_point(row) for row in rows]
+    return bool(found) and found == list(points(sorted({point.half for point in found})))
 
 
 def read_grid(path: Path) -> list[dict[str, str]]:

@@ -66,7 +66,7 @@ class Step:
         with _autocast(self.case, self.inputs.device):
             output = self.module(self.inputs)
         if self.upstream is None:
-            self.upstream = torch.randn_like(output) / output.numel()
+            self.upstream = torch.randn_like(output).div_(output.numel())
         if output.requires_grad:
             output.backward(self.upstream)
 
@@ -75,6 +75,13 @@ class Step:
         self.inputs.grad = None
         for parameter in self.trained:
             parameter.grad = None
+
+    def prepare_optimiser(self) -> None:
+        """Make the optimiser's state, as a first step does."""
+        for parameter in self.trained:
+            parameter.grad = torch.zeros_like(parameter)
+        self.optimise()
+        self.clear()
 
     def optimise(self) -> None:
         """A step of the optimiser, if anything trains."""
@@ -117,6 +124,17 @@ def measure(
     return list(timings.values())
 
 
+def measure_memory(case: Case, methods: Sequence[str], *, device: torch.device) -> dict[str, tuple[int, str]]:
+    """Peak memory of one step of each method, of which only one at a time is held in memory: see `peak_memory`."""
+    inputs = case.inputs(device)
+    peaks = {}
+    for method in methods:
+        step = Step(case, make_subject(method, case, device), inputs)
+        step.prepare_optimiser()
+        peaks[method] = peak_memory(step, device)
+    return peaks
+
+
 def _one_round(step: Step, device: torch.device) -> tuple[float, float]:
     step_seconds = _seconds(step.forward_backward, device)
     optimiser_seconds = _seconds(step.optimise, device)
@@ -141,9 +159,10 @@ def peak_memory(step: Step, device: torch.device) -> tuple[int, str]:
     """Peak bytes of a step with its optimiser, and the counter's name.
 
     On CUDA max_memory_allocated less what was allocated before, on CPU the peak of live bytes from the profiler's
-    allocations; in both cases plus the bytes of the module, its input and the optimiser's state.
+    allocations; in both cases plus the bytes of the module, its input, its output's gradient and the optimiser's state.
     """
-    held = tensor_bytes([*_module_tensors(step.module), step.inputs, *_state_tensors(step.optimiser)])
+    upstream = [] if step.upstream is None else [step.upstream]
+    held = tensor_bytes([*_module_tensors(step.module), step.inputs, *upstream, *_state_tensors(step.optimiser)])
     if device.type == "cuda":
         torch.cuda.synchronize(device)
         torch.cuda.reset_peak_memory_stats(device)

@@ -9,7 +9,7 @@ from typing import Any
 import torch
 
 from randlora_core.benchmarking.cases import Case, language_case, vision_case
-from randlora_core.benchmarking.measure import Timing, measure
+from randlora_core.benchmarking.measure import Timing, measure, measure_memory
 
 METHODS = ("full", "lora", "dora", "randlora", "peft_randlora")
 
@@ -85,13 +85,9 @@ def measure_stack(
     timed = _by_method(
         measure(stack.tokens(tokens), METHODS, rounds=rounds, seconds=seconds, device=device, memory=False)
     )
-    one, two = (
-        _by_method(measure(stack.blocks(blocks), METHODS, rounds=1, seconds=0.0, device=device)) for blocks in (1, 2)
-    )
-    peaks = {
-        name: one[name].peak_bytes + (stack.depth - 1) * (two[name].peak_bytes - one[name].peak_bytes) for name in one
-    }
-    return list(_percentages(stack, timed, peaks, one[stack.baseline].counter, tokens))
+    one, two = (measure_memory(stack.blocks(blocks), METHODS, device=device) for blocks in (1, 2))
+    peaks = {name: one[name][0] + (stack.depth - 1) * (two[name][0] - one[name][0]) for name in one}
+    return list(_percentages(stack, timed, peaks, one[stack.baseline][1], tokens))
 
 
 def _percentages(

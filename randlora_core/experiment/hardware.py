@@ -23,10 +23,11 @@ def pick_precision(name: str, device: torch.device) -> str:
     """
     if name != "auto":
         return name
-    return "bf16" if _multiplies_bf16(device) else "fp32"
+    return "bf16" if multiplies_bf16(device) else "fp32"
 
 
-def _multiplies_bf16(device: torch.device) -> bool:
+def multiplies_bf16(device: torch.device) -> bool:
+    """Whether the device has instructions for products of bf16 numbers."""
     if device.type == "cuda":
         return torch.cuda.is_bf16_supported(including_emulation=False)
     return any(_flags().get(name, False) for name in ("avx512_bf16", "amx_bf16", "bf16"))
