@@ -52,7 +52,7 @@ class VisionLanguageConfig:
         tracking: Where curves go.
         device: auto takes an accelerator where there is one.
         threads: torch's CPU threads; null leaves torch's choice.
-        workers: Processes that prepare images during training.
+        workers: Processes that prepare images; null for none on a CPU and up to 8 beside a GPU.
     """
 
     adapter: AdapterChoice
@@ -68,14 +68,15 @@ class VisionLanguageConfig:
     tracking: TrackingConfig = field(default_factory=TrackingConfig)
     device: str = "auto"
     threads: int | None = None
-    workers: int = 0
+    workers: int | None = None
 
     def __post_init__(self) -> None:
         one_subset = self.shots is None or self.fraction is None
         require(one_subset, "fraction", self.fraction, f"accepted together with shots={self.shots}")
         require(self.device in ("auto", "cpu", "cuda"), "device", self.device, "one of auto, cpu, cuda")
         require(self.threads is None or self.threads > 0, "threads", self.threads, "a positive integer or null")
-        require(self.workers >= 0, "workers", self.workers, "an integer of at least 0")
+        enough = self.workers is None or self.workers >= 0
+        require(enough, "workers", self.workers, "an integer of at least 0 or null")
         require(self.seed >= 0, "seed", self.seed, "an integer of at least 0")
 
     @property

@@ -23,7 +23,7 @@ from randlora_core.datasets.load import load_data
 from randlora_core.experiment.batches import ImageBatches, evaluation_loader, training_transform
 from randlora_core.experiment.command import run_command
 from randlora_core.experiment.config import BackboneChoice
-from randlora_core.experiment.hardware import pick_device
+from randlora_core.experiment.hardware import pick_device, pick_workers
 from randlora_core.experiment.identity import PROTOCOL, canonical, run_id
 from randlora_core.experiment.ledger import SCHEMA, Ledger, describe_error
 from randlora_core.experiment.measuring import Measurement, measured
@@ -191,6 +191,7 @@ class _Run:
         self.planned, self.config, self.data = planned, config, planned.data
         self.tracker, self.on_progress = tracker, on_progress
         self.device = pick_device(config.device)
+        self.workers = pick_workers(config.workers, self.device)
         self.backbone = load_backbone(config.backbone)
         self.objective = make_objective(self.backbone, config.adapter, len(self.data.class_names), config.seed)
         self.tokens = class_tokens(self.backbone, self.data.class_names, self.data.templates)
@@ -231,7 +232,7 @@ class _Run:
             precision=training.precision,
             seed=self.config.seed,
             evaluate_every=self.config.evaluate.every,
-            workers=self.config.workers,
+            workers=self.workers,
         )
         resume = Resume(_state_path(self.planned), self.planned.run_id, self.config.save.state_seconds)
         watch = _Watch(training.batch_size, self.steps, self._report)
@@ -261,7 +262,13 @@ class _Run:
 
     def _predict(self, split: ImageSplit) -> tuple[Tensor, Tensor]:
         evaluate = self.config.evaluate
-        loader = evaluation_loader(split, self.backbone, batch_size=evaluate.batch_size, workers=self.config.workers)
+        loader = evaluation_loader(
+            split,
+            self.backbone,
+            batch_size=evaluate.batch_size,
+            workers=self.workers,
+            pin_memory=self.device.type == "cuda",
+        )
         return predict(self.objective, loader, self.tokens, self.device, precision=self.config.training.precision)
 
     def _report(self, **event: Any) -> None:

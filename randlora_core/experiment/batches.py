@@ -100,7 +100,10 @@ class _WholeImage:
         return tensor.flip(-1) if self.flip and stream.integer(2) else tensor
 
 
-def evaluation_loader(split: ImageSplit, backbone: Backbone, *, batch_size: int, workers: int = 0) -> DataLoader:
+def evaluation_loader(
+    split: ImageSplit, backbone: Backbone, *, batch_size: int, workers: int = 0, pin_memory: bool = False
+) -> DataLoader:
     """A split in its order, as (images, labels), the centred square of each image at the backbone's size."""
     transform = eval_transform(backbone.image_size, backbone.mean, backbone.std, interpolation=backbone.interpolation)
-    return DataLoader(EvaluationSplit(split, transform), batch_size=batch_size, num_workers=workers)
+    images = EvaluationSplit(split, transform)
+    return DataLoader(images, batch_size=batch_size, num_workers=workers, pin_memory=pin_memory)

@@ -2,6 +2,8 @@
 
 from __future__ import annotations
 
+import os
+
 import torch
 
 
@@ -24,6 +26,16 @@ def pick_precision(name: str, device: torch.device) -> str:
     if name != "auto":
         return name
     return "bf16" if multiplies_bf16(device) else "fp32"
+
+
+def pick_workers(number: int | None, device: torch.device) -> int:
+    """Processes that prepare images: as given, and for None one per core up to 8 beside an accelerator, else none.
+
+    On a CPU they would take the cores that train.
+    """
+    if number is not None:
+        return number
+    return 0 if device.type == "cpu" else min(8, os.cpu_count() or 1)
 
 
 def multiplies_bf16(device: torch.device) -> bool:

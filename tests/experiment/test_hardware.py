@@ -36,3 +36,12 @@ def test_auto_asks_the_gpu(monkeypatch, supported):
 def test_this_processor_tells_its_features():
     flags = hardware._flags()
     assert flags["avx512_bf16"] == torch.cpu._is_avx512_bf16_supported()
+
+
+def test_images_are_prepared_beside_a_gpu_and_not_beside_a_cpu(monkeypatch):
+    for cores, expected in ((4, 4), (64, 8), (None, 1)):
+        monkeypatch.setattr(hardware.os, "cpu_count", lambda cores=cores: cores)
+        assert hardware.pick_workers(None, torch.device("cuda")) == expected
+    assert hardware.pick_workers(None, CPU) == 0 and hardware.pick_workers(3, CPU) == 3
+    with pytest.raises(ValueError, match="workers=-1"):
+        build_config(["workers=-1"])
