@@ -25,7 +25,7 @@ from randlora_core.experiment.forkserver import start_server
 from randlora_core.experiment.ledger import read_records
 from randlora_core.experiment.progress import format_seconds, sweep_progress
 from randlora_core.experiment.records import Record, collect_records, dataset_of, label_of, seed_of
-from randlora_core.experiment.report import Report, make_report, print_report, write_report
+from randlora_core.experiment.report import Report, make_console, make_report, print_report, write_report
 from randlora_core.experiment.sweep import Outcome, PlannedRun, plan_sweep, run_sweep
 from vision_language.comparisons import PRELOAD, RECORDS_FOLDER, ComparisonPlan, identify, load_comparison, run, select
 
@@ -222,9 +222,7 @@ def build_report(name: str, plan: ComparisonPlan, records: Sequence[Record], *, 
 
 
 def _show(report: Report) -> None:
-    from rich.console import Console
-
-    print_report(report, Console())
+    print_report(report, make_console())
 
 
 def _megabytes(count: int | None) -> str:

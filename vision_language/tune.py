@@ -18,7 +18,7 @@ from pathlib import Path
 from randlora_core.experiment.forkserver import start_server
 from randlora_core.experiment.ledger import read_records
 from randlora_core.experiment.records import Config, Record, backbone_of, collect_records, dataset_of, label_of
-from randlora_core.experiment.report import print_table
+from randlora_core.experiment.report import make_console, print_table
 from randlora_core.experiment.sweep import Outcome, plan_sweep
 from randlora_core.experiment.tables import TextTable
 from randlora_core.experiment.tuning import next_values, tuned_learning_rate
@@ -160,10 +160,8 @@ def main(arguments: Sequence[str] | None = None) -> int:
 
 
 def _conclude(path: Path, outcomes: Sequence[Outcome]) -> int:
-    from rich.console import Console
-
     records = [outcome.record for outcome in outcomes if outcome.record is not None]
-    print_table(choice_table(records), Console())
+    print_table(choice_table(records), make_console())
     print(f"{merge_records(path, records)} records in {path}")
     return 1 if print_failures(outcomes) else 0
 

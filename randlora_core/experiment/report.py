@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import sys
 from collections.abc import Iterable, Sequence
 from dataclasses import dataclass
 from pathlib import Path
@@ -96,6 +97,13 @@ def print_report(report: Report, console: Console) -> None:
         console.print(f"\n{CONTEST_TITLE}:", markup=False, highlight=False, soft_wrap=True)
     for result in report.contests:
         console.print(f"  {describe_contest(result)}", markup=False, highlight=False, soft_wrap=True)
+
+
+def make_console() -> Console:
+    """The standard output; a file or a pipe, which has no width of its own, takes rows of 120 characters."""
+    from rich.console import Console
+
+    return Console(width=None if sys.stdout.isatty() else 120)
 
 
 def print_table(table: TextTable, console: Console) -> None:

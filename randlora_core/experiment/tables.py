@@ -100,7 +100,7 @@ def to_rich(table: TextTable) -> RichTable:
 
     drawn = Table(box=SIMPLE_HEAD, padding=(0, 1, 0, 0), pad_edge=False)
     for index, column in enumerate(table.columns):
-        drawn.add_column(column, justify="left" if index == 0 else "right", no_wrap=True)
+        drawn.add_column(column, justify="left" if index == 0 else "right", overflow="fold")
     for row in table.rows:
         drawn.add_row(*row)
     return drawn

@@ -10,9 +10,17 @@ from rich.console import Console
 from randlora_core.experiment.comparison import compare_records, contest
 from randlora_core.experiment.figures import plot_accuracy_against_parameters
 from randlora_core.experiment.predictions import encode_predictions
-from randlora_core.experiment.report import describe_contest, make_report, print_report, report_markdown, write_report
+from randlora_core.experiment.report import (
+    describe_contest,
+    make_console,
+    make_report,
+    print_report,
+    print_table,
+    report_markdown,
+    write_report,
+)
 from randlora_core.experiment.statistics import summarize
-from randlora_core.experiment.tables import accuracy_table, dataset_table, to_csv, to_markdown
+from randlora_core.experiment.tables import TextTable, accuracy_table, dataset_table, to_csv, to_markdown
 
 METHODS = ["Zero-shot", "LoRA-4", "RandLoRA-10", "VeRA-256"]
 
@@ -175,6 +183,16 @@ def test_the_report_is_printed_and_written(comparison, tmp_path):
     assert paths[0].read_text() == report_markdown(report)
     assert paths[2].read_bytes().startswith(b"\x89PNG")
     assert len(list((tmp_path / "default").iterdir())) == 3
+
+
+def test_a_narrow_terminal_loses_no_letter(comparison):
+    console = Console(file=io.StringIO(), width=40)
+    table = TextTable("wide", ("Method of fine-tuning", "Accuracy in percent"), (("RandLoRA-10", "75.125 +- 1.5"),))
+    print_table(table, console)
+    shown = "".join(console.file.getvalue().split())
+    assert "…" not in shown and make_console().width == 120
+    for text in ("tuning", "percent", "RandLoRA-10", "75.125"):
+        assert text in shown
 
 
 def test_an_empty_comparison_is_reported_as_such(tmp_path):
