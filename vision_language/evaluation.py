@@ -11,6 +11,7 @@ from torch.utils.data import DataLoader
 
 from randlora_core.experiment.training import compute
 from randlora_core.models import Backbone
+from randlora_core.models.text_tower import encode_text, shorten
 from vision_language.objective import ContrastiveObjective, ProbeObjective, similarities
 
 TEXTS_PER_PASS = 512
@@ -20,10 +21,11 @@ def class_tokens(backbone: Backbone, class_names: Sequence[str], templates: Sequ
     """Tokens of every class in every template.
 
     Returns:
-        (templates, classes, context).
+        (templates, classes, context), the context as short as the longest text allows.
     """
     texts = [template.format(name) for template in templates for name in class_names]
-    return backbone.tokenize(texts).view(len(templates), len(class_names), -1)
+    tokens = shorten(backbone.model, backbone.tokenize(texts))
+    return tokens.view(len(templates), len(class_names), -1)
 
 
 @torch.no_grad()
@@ -40,7 +42,7 @@ def class_embeddings(model: nn.Module, tokens: Tensor, device: torch.device, pre
         (classes, features), float32, on the device.
     """
     with compute(device, precision):
-        passes = [model.encode_text(part.to(device)) for part in tokens.flatten(0, 1).split(TEXTS_PER_PASS)]
+        passes = [encode_text(model, part.to(device)) for part in tokens.flatten(0, 1).split(TEXTS_PER_PASS)]
     features = F.normalize(torch.cat(passes).float(), dim=-1)
     return F.normalize(features.view(*tokens.shape[:2], -1).mean(dim=0), dim=-1)
 

@@ -8,6 +8,7 @@ from torch.nn import functional as F
 from torch.utils.data import Dataset
 
 from randlora_core.experiment.batches import ImageBatches
+from randlora_core.models.text_tower import encode_text
 
 
 def similarities(images: Tensor, texts: Tensor, logit_scale: Tensor) -> Tensor:
@@ -46,10 +47,10 @@ class ContrastiveObjective(nn.Module):
 
         Args:
             images: (B, 3, S, S).
-            tokens: Texts (C, context).
+            tokens: Texts (C, context), or as short as `shorten` makes them.
             targets: Index of each image's text, (B,).
         """
-        image_features, text_features = self.model.encode_image(images), self.model.encode_text(tokens)
+        image_features, text_features = self.model.encode_image(images), encode_text(self.model, tokens)
         return F.cross_entropy(similarities(image_features, text_features, self.model.logit_scale), targets)
 
 

@@ -6,8 +6,11 @@ with a stroke behind every second one, blurred and noisy. Half of the test image
 shows.
 """
 
+import contextlib
 import hashlib
 import math
+import os
+import tempfile
 from functools import cache
 from pathlib import Path
 
@@ -66,7 +69,7 @@ def _class_name(character: str) -> str:
 
 
 class CharacterSource:
-    """The images of one split, drawn when first asked for and kept.
+    """The images of one split, drawn when first asked for and kept in the user's cache folder for later processes.
 
     Args:
         split: "train" or "test".
@@ -79,14 +82,14 @@ class CharacterSource:
         self.split = split
         self.per_class = IMAGES_PER_CLASS[split]
         self.labels = np.repeat(np.arange(len(CHARACTERS)), self.per_class)
-        self._drawn: dict[int, Image.Image] = {}
         self._folder = _font_folder()
+        self._pixels: np.ndarray | None = None
 
     def image(self, index: int) -> Image.Image:
         """Returns image `index` in RGB, 56 x 56 pixels."""
-        if index not in self._drawn:
-            self._drawn[index] = self._draw(index)
-        return self._drawn[index].copy()
+        if self._pixels is None:
+            self._pixels = self._kept()
+        return Image.fromarray(self._pixels[index])
 
     def where(self, index: int) -> str:
         """Says which image of the recipe this is."""
@@ -106,12 +109,47 @@ class CharacterSource:
         stream = Stream("character font", self.split, label, number)
         return stream.choice(TEST_ONLY_FONTS if self.split == "test" and number % 2 else TRAIN_FONTS)
 
+    def _kept(self) -> np.ndarray:
+        """All images as (images, height, width, 3) bytes: from the cache, where nothing that decides them changed."""
+        digest = hashlib.sha256(Path(__file__).read_bytes())
+        self.update(digest)
+        path = cache_folder() / f"characters-{self.split}-{digest.hexdigest()[:16]}.npy"
+        shape = (len(self.labels), IMAGE_SIZE, IMAGE_SIZE, 3)
+        with contextlib.suppress(OSError, ValueError, EOFError):
+            found = np.load(path, mmap_mode="r", allow_pickle=False)
+            if found.shape == shape and found.dtype == np.uint8:
+                return found
+        pixels = np.stack([np.asarray(self._draw(index)) for index in range(len(self.labels))])
+        with contextlib.suppress(OSError):  # a cache that cannot be written costs seconds, not the run
+            _write(path, pixels)
+        return pixels
+
     def _draw(self, index: int) -> Image.Image:
         label, number = divmod(index, self.per_class)
         stream = Stream("character image", self.split, label, number)
         size = round(IMAGE_SIZE * stream.uniform(0.70, 0.86))
         glyph = _glyph(CHARACTERS[label], str(self._folder / self.font(index)), size)
         return _photograph(_distorted(glyph, stream), stream)
+
+
+def cache_folder() -> Path:
+    """Where drawn images are kept: $RANDLORA_CACHE, else `randlora` in $XDG_CACHE_HOME, by default ~/.cache."""
+    if chosen := os.environ.get("RANDLORA_CACHE"):
+        return Path(chosen)
+    return Path(os.environ.get("XDG_CACHE_HOME") or Path.home() / ".cache") / "randlora"
+
+
+def _write(path: Path, pixels: np.ndarray) -> None:
+    """Writes the array beside its place and moves it there, so that no other process sees a part of it."""
+    path.parent.mkdir(parents=True, exist_ok=True)
+    with tempfile.NamedTemporaryFile(dir=path.parent, prefix=path.stem, delete=False) as file:
+        try:
+            np.save(file, pixels)
+            file.close()
+            os.replace(file.name, path)
+        except OSError:
+            os.unlink(file.name)
+            raise
 
 
 @cache

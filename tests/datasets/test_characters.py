@@ -1,9 +1,10 @@
+import errno
 import hashlib
 
 import numpy as np
 import pytest
 
-from randlora_core.datasets import load_data
+from randlora_core.datasets import characters, load_data
 from randlora_core.datasets.characters import CHARACTERS, FONTS, TEST_ONLY_FONTS, TRAIN_FONTS, CharacterSource
 
 
@@ -22,12 +23,55 @@ def test_the_set_has_62_classes_with_distinct_names():
 
 
 def test_images_follow_from_their_number_and_not_from_the_order_of_access():
-    forwards, backwards = CharacterSource("train"), CharacterSource("train")
-    chosen = [0, 49, 50, 1234, len(forwards.labels) - 1]
-    expected = [pixels(forwards, index) for index in chosen]
-    found = [pixels(backwards, index) for index in reversed(chosen)][::-1]
-    for one, other in zip(expected, found, strict=True):
-        np.testing.assert_array_equal(one, other)
+    source = CharacterSource("train")
+    for index in (len(source.labels) - 1, 1234, 50, 49, 0):
+        np.testing.assert_array_equal(pixels(source, index), np.asarray(CharacterSource("train")._draw(index)))
+
+
+def refuse(*arguments):
+    raise AssertionError("drawn again")
+
+
+@pytest.fixture
+def cache(tmp_path, monkeypatch):
+    monkeypatch.setenv("RANDLORA_CACHE", str(tmp_path / "cache"))
+    return tmp_path / "cache"
+
+
+def test_images_are_drawn_once_for_all_processes(cache, monkeypatch):
+    first = pixels(CharacterSource("test"), 77).copy()
+    assert len(list(cache.iterdir())) == 1
+    monkeypatch.setattr(CharacterSource, "_draw", refuse)
+    np.testing.assert_array_equal(pixels(CharacterSource("test"), 77), first)
+    monkeypatch.setattr(characters, "VERSION", characters.VERSION + 1)
+    with pytest.raises(AssertionError, match="drawn again"):
+        CharacterSource("test").image(77)
+
+
+@pytest.mark.parametrize("harm", ["truncated", "emptied", "another shape"])
+def test_a_harmed_cache_is_drawn_again(cache, harm):
+    first = pixels(CharacterSource("test"), 77).copy()
+    (file,) = cache.iterdir()
+    content = file.read_bytes()
+    if harm == "another shape":
+        np.save(file, np.zeros((3, 56, 56, 3), np.uint8))
+    else:
+        file.write_bytes(content[: len(content) // 2] if harm == "truncated" else b"")
+    np.testing.assert_array_equal(pixels(CharacterSource("test"), 77), first)
+    assert [path.read_bytes() == content for path in cache.iterdir()] == [True]
+
+
+def test_a_cache_that_cannot_be_written_costs_the_drawing_only(cache, monkeypatch):
+    def full(*arguments):
+        raise OSError(errno.ENOSPC, "No space left on device")
+
+    monkeypatch.setattr(np, "save", full)
+    source = CharacterSource("test")
+    np.testing.assert_array_equal(pixels(source, 5), np.asarray(source._draw(5)))
+    assert list(cache.iterdir()) == []
+    cache.rmdir()
+    cache.write_text("a file in the folder's place")
+    np.testing.assert_array_equal(pixels(CharacterSource("test"), 5), pixels(source, 5))
 
 
 def test_an_image_that_was_changed_by_its_user_stays_as_it_was():
@@ -76,14 +120,12 @@ def test_the_fingerprint_needs_no_drawing_and_depends_on_the_split():
         source, digest = CharacterSource(split), hashlib.sha256()
         source.update(digest)
         digests.append(digest.hexdigest())
-        assert not source._drawn
+        assert source._pixels is None
     assert digests[0] != digests[1]
 
 
 def test_a_missing_font_is_named(monkeypatch, tmp_path):
     import matplotlib
-
-    from randlora_core.datasets import characters
 
     monkeypatch.setattr(matplotlib, "get_data_path", lambda: str(tmp_path))
     characters._font_folder.cache_clear()

@@ -103,7 +103,9 @@ def test_class_embeddings_average_normalised_templates():
 
 def test_tokens_are_ordered_by_template_then_class():
     texts = []
-    backbone = SimpleNamespace(tokenize=lambda given: texts.extend(given) or torch.arange(len(given))[:, None])
+    backbone = SimpleNamespace(
+        model=None, tokenize=lambda given: texts.extend(given) or torch.arange(len(given))[:, None]
+    )
     tokens = class_tokens(backbone, ["cat", "dog"], ["a {}.", "one {}", "{}"])
     assert tokens.shape == (3, 2, 1)
     assert texts[int(tokens[1, 0])] == "one cat" and texts[int(tokens[2, 1])] == "dog"

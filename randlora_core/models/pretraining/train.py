@@ -25,6 +25,7 @@ from randlora_core.models.mini_clip import build_towers, load_tokenizer, read_co
 from randlora_core.models.pretraining.augment import Augmentation, augment
 from randlora_core.models.pretraining.batches import Batch, Batches, Mixture
 from randlora_core.models.pretraining.data import read_class_names, read_split
+from randlora_core.models.text_tower import encode_text, shorten
 from randlora_core.models.tokenizer import Tokenizer
 
 
@@ -80,16 +81,9 @@ class Pretraining(nn.Module):
     def encode_text(self, tokens: Tensor) -> Tensor:
         """What open_clip's `encode_text` gives, the shorter and the longer half apart to save padding."""
         order = tokens.argmax(-1).argsort(stable=True)
-        features = torch.cat([self._encode_trimmed(tokens[rows]) for rows in order.chunk(2)])
+        halves = (shorten(self.clip, tokens[rows]) for rows in order.chunk(2))
+        features = torch.cat([encode_text(self.clip, half) for half in halves])
         return features[order.argsort()]
-
-    def _encode_trimmed(self, tokens: Tensor) -> Tensor:
-        """Text features on no more positions than the longest text needs."""
-        clip, length = self.clip, int(tokens.argmax(-1).max()) + 1
-        tokens = tokens[:, :length]
-        states = clip.token_embedding(tokens) + clip.positional_embedding[:length]
-        states = clip.ln_final(clip.transformer(states, attn_mask=clip.attn_mask[:length, :length]))
-        return states[torch.arange(len(tokens)), tokens.argmax(-1)] @ clip.text_projection
 
 
 def compute_losses(model: Pretraining, tokenizer: Tokenizer, batch: Batch, pixels: Tensor, recipe: Recipe) -> Tensor:
