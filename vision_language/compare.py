@@ -22,6 +22,7 @@ from randlora_core.experiment.command import TRACEBACK_VARIABLE, one_line
 from randlora_core.experiment.comparison import compare_records
 from randlora_core.experiment.estimates import RunEstimates
 from randlora_core.experiment.forkserver import start_server
+from randlora_core.experiment.hardware import usable_cores
 from randlora_core.experiment.ledger import read_records
 from randlora_core.experiment.progress import format_seconds, sweep_progress
 from randlora_core.experiment.records import Record, collect_records, dataset_of, label_of, seed_of
@@ -66,7 +67,7 @@ def default_jobs() -> int:
     """Runs at a time: small models use separate cores better than one after the other uses all; a GPU is not shared."""
     import torch
 
-    return 1 if torch.cuda.is_available() else min(4, len(os.sched_getaffinity(0)))
+    return 1 if torch.cuda.is_available() else min(4, usable_cores())
 
 
 def parse_command(parser: argparse.ArgumentParser, arguments: Sequence[str]) -> Command:

@@ -3,7 +3,8 @@
 from __future__ import annotations
 
 import functools
-from collections.abc import Mapping
+import json
+from collections.abc import Iterable, Mapping, Sequence
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any, Literal
@@ -52,10 +53,12 @@ def choose_learning_rate(config: VisionLanguageConfig) -> LearningRate:
 
 
 def _tuned(config: VisionLanguageConfig) -> LearningRate | None:
-    """The tuned learning rate: that of the same method and training, else that of others on the same data."""
+    """The tuned learning rate: that of the same method and training, else that of others on the same data.
+
+    Among equally good tunings the one in the run's number format comes first, then the newest.
+    """
     from randlora_core.experiment.tuning import tuned_learning_rate
 
-    records = _tuning_records()
     setting = {
         "label": config.adapter.label,
         "dataset": config.dataset.name,
@@ -63,12 +66,29 @@ def _tuned(config: VisionLanguageConfig) -> LearningRate | None:
         "shots": config.shots,
         "fraction": config.fraction,
     }
-    wanted = _tuned_for(canonical(record_config(config, None)))
-    same = [record for record in records if _tuned_for(record["config"]) == wanted]
-    found, source = tuned_learning_rate(same, **setting), "tuned"
-    if found is None:
-        found, source = tuned_learning_rate(records, **setting), "tuned_otherwise"
-    return None if found is None else LearningRate(found.value, source, tuple(found.grid))
+    wanted, precision = _tuned_for(canonical(record_config(config, None))), config.training.precision
+
+    def nearness(tuning: Sequence[Mapping[str, Any]]) -> tuple[bool, bool, str]:
+        own = tuning[0]["config"]
+        newest = max(record.get("created", "") for record in tuning)
+        return _tuned_for(own) == wanted, own["training"]["precision"] == precision, newest
+
+    for tuning in sorted(_tunings(_tuning_records()), key=nearness, reverse=True):
+        if (found := tuned_learning_rate(tuning, **setting)) is not None:
+            source = "tuned" if nearness(tuning)[0] else "tuned_otherwise"
+            return LearningRate(found.value, source, tuple(found.grid))
+    return None
+
+
+def _tunings(records: Iterable[dict[str, Any]]) -> Iterable[list[dict[str, Any]]]:
+    """The records by what they tuned: method, training, number format and data."""
+    found: dict[str, list[dict[str, Any]]] = {}
+    for record in records:
+        config = record["config"]
+        facts = [config[key] for key in ("dataset", "backbone", "shots", "fraction")]
+        key = json.dumps([_tuned_for(config), config["training"]["precision"], facts], sort_keys=True)
+        found.setdefault(key, []).append(record)
+    return found.values()
 
 
 def _tuned_for(recorded: Mapping[str, Any]) -> dict[str, Any]:

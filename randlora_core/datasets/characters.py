@@ -10,13 +10,13 @@ import contextlib
 import hashlib
 import math
 import os
-import tempfile
 from functools import cache
 from pathlib import Path
 
 import numpy as np
 from PIL import Image, ImageDraw, ImageFilter, ImageFont, features
 
+from . import streams
 from .streams import Stream
 
 CHARACTERS = "0123456789ABCDEFGHIJKLMNOPQRSTUVWXYZabcdefghijklmnopqrstuvwxyz"
@@ -111,17 +111,18 @@ class CharacterSource:
 
     def _kept(self) -> np.ndarray:
         """All images as (images, height, width, 3) bytes: from the cache, where nothing that decides them changed."""
-        digest = hashlib.sha256(Path(__file__).read_bytes())
+        digest = hashlib.sha256(Path(__file__).read_bytes() + Path(streams.__file__).read_bytes())
+        digest.update(np.__version__.encode())
         self.update(digest)
-        path = cache_folder() / f"characters-{self.split}-{digest.hexdigest()[:16]}.npy"
+        name = f"characters-{self.split}-{digest.hexdigest()[:16]}.npy"
         shape = (len(self.labels), IMAGE_SIZE, IMAGE_SIZE, 3)
-        with contextlib.suppress(OSError, ValueError, EOFError):
-            found = np.load(path, mmap_mode="r", allow_pickle=False)
+        with contextlib.suppress(OSError, ValueError, EOFError, RuntimeError):
+            found = np.load(cache_folder() / name, mmap_mode="r", allow_pickle=False)
             if found.shape == shape and found.dtype == np.uint8:
                 return found
         pixels = np.stack([np.asarray(self._draw(index)) for index in range(len(self.labels))])
-        with contextlib.suppress(OSError):  # a cache that cannot be written costs seconds, not the run
-            _write(path, pixels)
+        with contextlib.suppress(OSError, RuntimeError):  # a cache that cannot be written costs seconds, not the run
+            _write(cache_folder() / name, pixels)
         return pixels
 
     def _draw(self, index: int) -> Image.Image:
@@ -133,7 +134,11 @@ class CharacterSource:
 
 
 def cache_folder() -> Path:
-    """Where drawn images are kept: $RANDLORA_CACHE, else `randlora` in $XDG_CACHE_HOME, by default ~/.cache."""
+    """Where drawn images are kept: $RANDLORA_CACHE, else `randlora` in $XDG_CACHE_HOME, by default ~/.cache.
+
+    Raises:
+        RuntimeError: The user has no home.
+    """
     if chosen := os.environ.get("RANDLORA_CACHE"):
         return Path(chosen)
     return Path(os.environ.get("XDG_CACHE_HOME") or Path.home() / ".cache") / "randlora"
@@ -142,14 +147,14 @@ def cache_folder() -> Path:
 def _write(path: Path, pixels: np.ndarray) -> None:
     """Writes the array beside its place and moves it there, so that no other process sees a part of it."""
     path.parent.mkdir(parents=True, exist_ok=True)
-    with tempfile.NamedTemporaryFile(dir=path.parent, prefix=path.stem, delete=False) as file:
-        try:
+    part = path.with_name(f"{path.name}.{os.getpid()}.part")
+    try:
+        with part.open("wb") as file:
             np.save(file, pixels)
-            file.close()
-            os.replace(file.name, path)
-        except OSError:
-            os.unlink(file.name)
-            raise
+        os.replace(part, path)
+    except BaseException:
+        part.unlink(missing_ok=True)
+        raise
 
 
 @cache

@@ -259,6 +259,8 @@ def _read_table(path: Path) -> _Table:
         raise ValueError(f"{path} cannot be read as Parquet: {' '.join(str(error).split())}") from error
     images = table[image]
     if pyarrow.types.is_struct(images.type):
+        if images.type.get_field_index("bytes") < 0:
+            raise ValueError(f"{path}: column {image!r} holds {images.type}; accepted is a struct with bytes")
         images = pyarrow.compute.struct_field(images, "bytes")
     if not (pyarrow.types.is_binary(images.type) or pyarrow.types.is_large_binary(images.type)):
         raise ValueError(f"{path}: column {image!r} holds {images.type}; accepted are encoded image bytes")
@@ -274,8 +276,11 @@ def _column(path: Path, names: Sequence[str], accepted: Sequence[str]) -> str:
 
 def _metadata_names(metadata: dict[bytes, bytes] | None, column: str) -> tuple[str, ...] | None:
     """Returns the ClassLabel names that `datasets` writes into the file's metadata."""
-    stored: Any = json.loads((metadata or {}).get(b"huggingface", b"{}"))
-    names = stored.get("info", {}).get("features", {}).get(column, {}).get("names")
+    try:
+        stored: Any = json.loads((metadata or {}).get(b"huggingface", b"{}"))
+        names = stored.get("info", {}).get("features", {}).get(column, {}).get("names")
+    except (ValueError, AttributeError):  # not what `datasets` writes: the labels themselves say the classes
+        return None
     return tuple(names) if names else None
 
 

@@ -9,7 +9,8 @@ from collections.abc import Mapping
 from typing import Any
 
 PROTOCOL = 1
-"""Raised by any change of the code that changes what a configuration trains or measures: old records count no more."""
+"""Raised by any change of the code that changes what a configuration trains or measures, beyond the rounding of its
+arithmetic: old records count no more."""
 
 NOT_IDENTITY = ("paths", "device", "threads", "workers", "save", "tracking")
 """Sections of a configuration that do not decide a run's numbers."""

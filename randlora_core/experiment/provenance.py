@@ -11,6 +11,8 @@ from typing import Any
 
 import torch
 
+from randlora_core.experiment.hardware import usable_cores
+
 PACKAGES = (
     "torch",
     "torchvision",
@@ -48,7 +50,7 @@ def hardware() -> dict[str, Any]:
     cuda = torch.cuda.is_available()
     return {
         "cpu": _cpu_name(),
-        "cores": len(os.sched_getaffinity(0)) if hasattr(os, "sched_getaffinity") else os.cpu_count(),
+        "cores": usable_cores(),
         "threads": torch.get_num_threads(),
         "memory_bytes": os.sysconf("SC_PAGE_SIZE") * os.sysconf("SC_PHYS_PAGES"),
         "gpu": torch.cuda.get_device_name() if cuda else None,

@@ -74,6 +74,17 @@ def test_a_cache_that_cannot_be_written_costs_the_drawing_only(cache, monkeypatc
     np.testing.assert_array_equal(pixels(CharacterSource("test"), 5), pixels(source, 5))
 
 
+def test_without_a_home_there_is_no_cache(monkeypatch):
+    def homeless():
+        raise RuntimeError("Could not determine home directory.")
+
+    for name in ("RANDLORA_CACHE", "XDG_CACHE_HOME"):
+        monkeypatch.delenv(name, raising=False)
+    monkeypatch.setattr(characters.Path, "home", homeless)
+    source = CharacterSource("test")
+    np.testing.assert_array_equal(pixels(source, 5), np.asarray(source._draw(5)))
+
+
 def test_an_image_that_was_changed_by_its_user_stays_as_it_was():
     source = CharacterSource("test")
     before = pixels(source, 3).copy()

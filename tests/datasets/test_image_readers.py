@@ -1,11 +1,13 @@
 import shutil
 
 import numpy as np
+import pyarrow
+import pyarrow.parquet
 import pytest
 import torch
 from sample_images import encoded, picture
 
-from randlora_core.datasets import available, load_data
+from randlora_core.datasets import available, load_data, readers
 
 
 def test_parquet_images_labels_and_names(parquet_root):
@@ -243,3 +245,26 @@ def test_a_broken_file_is_named_when_it_is_decoded(tmp_path, write_class_folders
 def test_shots_and_fraction_exclude_each_other():
     assert "shots=2 and fraction=0.5" in message_of("digits", shots=2, fraction=0.5)
     assert "largest class" in message_of("digits", shots=1000)
+
+
+def rewritten(parquet_root, change):
+    """The test shard of `animals` after `change` on its table."""
+    path = parquet_root / "animals" / "test-00000-of-00001.parquet"
+    pyarrow.parquet.write_table(change(pyarrow.parquet.read_table(path)), path)
+    return path
+
+
+def test_a_struct_without_bytes_is_named(parquet_root):
+    def without_bytes(table):
+        paths = pyarrow.StructArray.from_arrays([pyarrow.array(["a.png"] * len(table))], ["path"])
+        return table.set_column(0, "image", paths)
+
+    path = rewritten(parquet_root, without_bytes)
+    with pytest.raises(ValueError, match=rf"{path.name}: column 'image' holds struct<path.*accepted is a struct"):
+        load_data("animals", root=parquet_root)
+
+
+@pytest.mark.parametrize("metadata", [b"not JSON", b"[]", b'{"info": {"features": null}}'])
+def test_foreign_metadata_is_read_as_none(parquet_root, metadata):
+    path = rewritten(parquet_root, lambda table: table.replace_schema_metadata({b"huggingface": metadata}))
+    assert readers._read_table(path).names is None

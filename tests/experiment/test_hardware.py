@@ -39,8 +39,8 @@ def test_this_processor_tells_its_features():
 
 
 def test_images_are_prepared_beside_a_gpu_and_not_beside_a_cpu(monkeypatch):
-    for cores, expected in ((4, 4), (64, 8), (None, 1)):
-        monkeypatch.setattr(hardware.os, "cpu_count", lambda cores=cores: cores)
+    for cores, expected in ((4, 4), (64, 8), (1, 1)):
+        monkeypatch.setattr(hardware.os, "sched_getaffinity", lambda pid, cores=cores: set(range(cores)))
         assert hardware.pick_workers(None, torch.device("cuda")) == expected
     assert hardware.pick_workers(None, CPU) == 0 and hardware.pick_workers(3, CPU) == 3
     with pytest.raises(ValueError, match="workers=-1"):

@@ -252,6 +252,33 @@ def test_of_two_tunings_the_one_of_the_same_training_counts(results, monkeypatch
         assert (chosen.value, chosen.source, len(chosen.grid)) == (rate, "tuned", 2)
 
 
+def test_several_tunings_of_one_method_do_not_mix(results, monkeypatch):
+    from vision_language import learning_rates
+
+    tried = [
+        ("20", "fp32", {1e-3: 0.8, 2e-3: 0.7}),
+        ("20", "bf16", {1e-3: 0.7, 2e-3: 0.8}),
+        ("50", "fp32", {5e-3: 0.9}),
+    ]
+    records = []
+    for day, (steps, precision, scores) in enumerate(tried, start=1):
+        for rate, score in scores.items():
+            overrides = ["adapter=lora", f"training.steps={steps}", f"training.precision={precision}"]
+            config = record_config(build_config(overrides), rate)
+            record = {"config": config, "status": "finished", "created": f"2026-01-0{day}"}
+            records.append({**record, "result": {"validation_accuracy": score}})
+    monkeypatch.setattr(learning_rates, "_tuning_records", lambda: records)
+
+    def chosen(steps, precision):
+        rate = plan(["adapter=lora", f"training.steps={steps}", f"training.precision={precision}"]).learning_rate
+        return rate.value, rate.source
+
+    assert chosen(20, "fp32") == (1e-3, "tuned") and chosen(20, "bf16") == (2e-3, "tuned")
+    assert chosen(50, "bf16") == (5e-3, "tuned")
+    assert chosen(33, "fp32") == (5e-3, "tuned_otherwise")  # the newest in this format
+    assert chosen(33, "bf16") == (2e-3, "tuned_otherwise")
+
+
 def test_the_evaluation_is_told_before_it_begins(results, monkeypatch):
     events = []
 
