@@ -109,7 +109,11 @@ every_variant = pytest.mark.parametrize("variant", VARIANTS)
 def test_the_output_is_the_base_models_at_the_start(kind, variant):
     model, reference = adapted(kind, variant), plain(kind)
     x = inputs(model)
-    assert torch.equal(model(x), reference(x))
+    if kind.startswith("conv1d"):
+        # Its weight lies the other way round in memory: a processor's kernel for that may differ in the last bits.
+        torch.testing.assert_close(model(x), reference(x), rtol=2e-6, atol=2e-6)
+    else:
+        assert torch.equal(model(x), reference(x))
     assert type(model) is Network
     perturb(model)
     assert not torch.allclose(model(x), reference(x), atol=1e-3)
