@@ -27,7 +27,9 @@ from torch import Tensor
 def scaled_a(lambda_: Tensor, gamma: Tensor, basis_a: Tensor, scale: float = 1.0) -> Tensor:
     """M (k, d) of the module's legend, in the dtype of the trained vectors and differentiable in them."""
     a = basis_a.to(lambda_.dtype)
-    return ((scale * lambda_)[:, :, None] * a[:, None, :] * gamma[None]).flatten(0, 1)
+    m = (scale * lambda_)[:, :, None] * a[:, None, :]
+    m = m * gamma if torch.is_grad_enabled() else m.mul_(gamma)
+    return m.flatten(0, 1)
 
 
 def flat_b(basis_b: Tensor, dtype: torch.dtype) -> Tensor:
@@ -80,12 +82,12 @@ def vector_gradients(
     """The gradients of lambda (r, n) and gamma (n, d) from that of M (k, d), float32 at least.
 
     With P = grad_M * A, both are products of P over one axis: P gamma over d, and lambda P over r. They are batched
-    over the n bases, which reads P twice and stores it once.
+    over the n bases, which reads P twice; it is stored once, as (n, r, d), since batches of another layout are copied.
     """
     dtype = torch.promote_types(lambda_.dtype, torch.float32)
     lambda_, gamma = lambda_.to(dtype), gamma.to(dtype)
-    p = grad_m.to(dtype).view(*lambda_.shape, -1) * (scale * basis_a.to(dtype))[:, None, :]
-    p = p.transpose(0, 1)
+    by_basis = grad_m.view(*lambda_.shape, -1).transpose(0, 1)
+    p = torch.mul(by_basis, scale * basis_a.to(dtype), out=gamma.new_empty(by_basis.shape))
     grad_lambda = torch.bmm(p, gamma[:, :, None])[:, :, 0].T
-    grad_gamma = torch.bmm(lambda_.T[:, None, :], p)[:, 0]
+    grad_gamma = torch.bmm(lambda_.T.contiguous()[:, None, :], p)[:, 0]
     return grad_lambda, grad_gamma

@@ -7,7 +7,8 @@
     two products    y = x W0^T + x delta^T, accumulated before the one rounding
 
 All save x, lambda and gamma for the backward pass and rebuild the rest. The gradient of the vectors comes from
-grad_M, (dY B)^T x (or (x B)^T dY where out < in) by activations, and B^T (dY^T x) by the weight.
+grad_M, (dY B)^T x (or (x B)^T dY where out < in) by activations, and B^T (dY^T x) by the weight. Only with few tokens
+x B may be saved as well ("kept" in `randlora_core.ops.cost`).
 
 Number formats: W0 + delta rounded to 16 bits can lose a small delta entirely, so the sum is formed only where the
 product runs in float32 or float64. Otherwise there are two products, the update's first: x W0^T is accumulated onto
@@ -27,7 +28,7 @@ from torch.autograd.function import once_differentiable
 from torch.nn import functional as F
 
 from randlora_core.ops import cost
-from randlora_core.ops.cost import ACTIVATION, PATHS, SUMMED, Plan, Problem
+from randlora_core.ops.cost import ACTIVATION, KEPT, PATHS, SUMMED, Plan, Problem
 from randlora_core.ops.factors import flat_b, product, scaled_a, summed_weight, vector_gradients
 
 _default_path = "auto"
@@ -184,7 +185,8 @@ def _apply(
     )
     plan = cost.choose(problem, _default_path if path is None else _known(path))
     layout = Layout(plan, dtype, scale, transposed)
-    return RandLoRAFunction.apply(x, lambda_, gamma, basis_a, basis_b, weight, bias, layout)
+    # Cast out here, x is let go by the function's backward pass before its gradient is cast back.
+    return RandLoRAFunction.apply(x.to(dtype), lambda_, gamma, basis_a, basis_b, weight, bias, layout)
 
 
 @dataclass(frozen=True)
@@ -205,7 +207,7 @@ class Layout:
 
 
 class RandLoRAFunction(torch.autograd.Function):
-    """The products of the module's legend. Saves its tensor arguments, x in the dtype of the products."""
+    """The products of the module's legend, for x in the dtype of the products. Saves its tensor arguments."""
 
     @staticmethod
     def forward(
@@ -220,21 +222,20 @@ class RandLoRAFunction(torch.autograd.Function):
         layout: Layout,
     ) -> Tensor:
         """Output (..., out) in the dtype of the products; without the frozen layer's part if `weight` is None."""
-        ctx.layout, ctx.input_dtype = layout, x.dtype
-        x = x.to(layout.dtype)
-        ctx.save_for_backward(x, lambda_, gamma, basis_a, basis_b, weight)
+        ctx.layout = layout
         ctx.bias_dtype = None if bias is None else bias.dtype
         with torch.autocast(x.device.type, enabled=False):
             rows = x.reshape(-1, x.shape[-1])
             vectors = (lambda_, gamma, basis_a, basis_b)
-            y = _tokens_times_weight(rows, vectors, weight, bias, layout)
+            y, through_b = _tokens_times_weight(rows, vectors, weight, bias, layout)
+        ctx.save_for_backward(x, lambda_, gamma, basis_a, basis_b, weight, through_b)
         return y.view(*x.shape[:-1], y.shape[-1])
 
     @staticmethod
     @once_differentiable
     def backward(ctx, grad_output: Tensor) -> tuple[Tensor | None, ...]:
         """Gradients of x, lambda, gamma and the bias."""
-        x, lambda_, gamma, basis_a, basis_b, weight = ctx.saved_tensors
+        x, lambda_, gamma, basis_a, basis_b, weight, x_through_b = ctx.saved_tensors
         layout = ctx.layout
         needs_x, needs_lambda, needs_gamma = ctx.needs_input_grad[:3]
         grad_x = grad_lambda = grad_gamma = grad_bias = None
@@ -242,11 +243,12 @@ class RandLoRAFunction(torch.autograd.Function):
             rows = grad_output.to(layout.dtype).reshape(-1, grad_output.shape[-1])
             # One cast of B for both parts; float16 products take it as it is stored.
             basis_b = basis_b.flatten(1) if layout.dtype == torch.float16 else flat_b(basis_b, layout.dtype)
-            through_b = None
+            through_b = x_through_b
             if needs_x:
                 vectors = (lambda_, gamma, basis_a, basis_b)
-                grad_x, through_b = _tokens_times_transpose(rows, vectors, weight, layout)
-                grad_x = grad_x.view(x.shape).to(ctx.input_dtype)
+                grad_x, grad_through_b = _tokens_times_transpose(rows, vectors, weight, layout)
+                grad_x = grad_x.view(x.shape)
+                through_b = x_through_b if layout.transposed else grad_through_b
             if needs_lambda or needs_gamma:
                 grad_m = _gradient_of_m(x.reshape(-1, x.shape[-1]), rows, basis_b, through_b, layout)
                 grad_lambda, grad_gamma = vector_gradients(grad_m, lambda_, gamma, basis_a, layout.scale)
@@ -296,19 +298,22 @@ def _summed_weight(weight: Tensor, vectors: Vectors, layout: Layout) -> Tensor:
 
 def _tokens_times_weight(
     x: Tensor, vectors: Vectors, weight: Tensor | None, bias: Tensor | None, layout: Layout
-) -> Tensor:
-    """Output (T, out) for x (T, in)."""
+) -> tuple[Tensor, Tensor | None]:
+    """Output (T, out) for x (T, in); and x B (T, k) where the plan keeps it."""
     dtype, way = layout.dtype, layout.plan.output
     if bias is not None:
         bias = bias.to(dtype)
     if way == SUMMED:
-        return F.linear(x, _summed_weight(weight, vectors, layout), bias)
-    frozen = None if weight is None else weight.to(dtype).T
+        return F.linear(x, _summed_weight(weight, vectors, layout), bias), None
+    frozen, inner = None if weight is None else weight.T, None
     if way == ACTIVATION:
         m, b = _scaled_a(vectors, layout).to(dtype), flat_b(vectors[3], dtype)
         first, second = (b, m) if layout.transposed else (m.T, b.T)
-        return _sum_of_products(x, frozen, x @ first, second, bias)
-    return _sum_of_products(x, frozen, x, _update(vectors, layout).T, bias)
+        inner = x @ first
+        y = _product_plus_bias(inner, second, bias)
+    else:
+        y = _product_plus_bias(x, _update(vectors, layout).T, bias)
+    return _add_frozen(y, x, frozen, bias), inner if layout.plan.vector_grad == KEPT else None
 
 
 def _tokens_times_transpose(
@@ -318,14 +323,12 @@ def _tokens_times_transpose(
     dtype, way = layout.dtype, layout.plan.input_grad
     if way == SUMMED:
         return grad @ _summed_weight(weight, vectors, layout), None
-    if weight is not None:
-        weight = weight.to(dtype)
     if way == ACTIVATION:
         m, b = _scaled_a(vectors, layout).to(dtype), flat_b(vectors[3], dtype)
         first, second = (m.T, b.T) if layout.transposed else (b, m)
         inner = grad @ first
-        return _sum_of_products(grad, weight, inner, second), None if layout.transposed else inner
-    return _sum_of_products(grad, weight, grad, _update(vectors, layout)), None
+        return _add_frozen(inner @ second, grad, weight), None if layout.transposed else inner
+    return _add_frozen(grad @ _update(vectors, layout), grad, weight), None
 
 
 def _gradient_of_m(x: Tensor, grad: Tensor, basis_b: Tensor, through_b: Tensor | None, layout: Layout) -> Tensor:
@@ -337,15 +340,23 @@ def _gradient_of_m(x: Tensor, grad: Tensor, basis_b: Tensor, through_b: Tensor |
     return (wide @ b if through_b is None else through_b).T @ narrow
 
 
-def _sum_of_products(x: Tensor, first: Tensor | None, z: Tensor, second: Tensor, bias: Tensor | None = None) -> Tensor:
-    """The sum x @ first + z @ second + bias for x (T, a) and z (T, b); without the first product if it is None.
+# A layer's output is the update's product, in its first step, and the frozen layer's, accumulated onto it: rounded by
+# itself the update keeps its own precision. The other way round, small updates of large outputs would vanish. For the
+# same reason a bias joins a 16-bit output last. Each factor is made where it is used, and let go before the next one.
 
-    The update's product comes first: rounded by itself it keeps its own precision, and the frozen layer's product is
-    then accumulated onto it before the next rounding. The other way round, small updates of large outputs would vanish.
-    """
-    if first is None:
-        return z @ second
-    if x.dtype in (torch.bfloat16, torch.float16) or bias is None:
-        result = (z @ second).addmm_(x, first)
-        return result if bias is None else result.add_(bias)
-    return torch.addmm(bias, z, second).addmm_(x, first)
+
+def _product_plus_bias(z: Tensor, matrix: Tensor, bias: Tensor | None) -> Tensor:
+    """The product z @ matrix, with the bias where that is exact enough."""
+    return z @ matrix if bias is None or _is_half(z) else torch.addmm(bias, z, matrix)
+
+
+def _add_frozen(result: Tensor, x: Tensor, matrix: Tensor | None, bias: Tensor | None = None) -> Tensor:
+    """`result` plus x @ matrix, in place, and the bias where `_product_plus_bias` left it out."""
+    if matrix is None:
+        return result
+    result.addmm_(x, matrix.to(x.dtype))
+    return result.add_(bias) if bias is not None and _is_half(x) else result
+
+
+def _is_half(x: Tensor) -> bool:
+    return x.dtype in (torch.bfloat16, torch.float16)

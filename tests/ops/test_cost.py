@@ -71,6 +71,15 @@ def test_a_lower_rank_than_full_prefers_activations_for_longer():
     assert cost.choose(problem(tokens=tokens, inner=32)).output == "activation"
 
 
+def test_the_product_with_b_is_kept_with_few_tokens_and_a_smaller_output_only():
+    few = {"tokens": 384, "out_features": 768, "in_features": 3072}
+    assert cost.choose(problem(**few)) == Plan("activation", "activation", "kept")
+    for changes in ({"out_features": 3072, "in_features": 768}, {"tokens": 1536}, {"vector_grad": False}):
+        kept = [plan for plan in cost.plans(problem(**(few | changes))) if plan.vector_grad == cost.KEPT]
+        assert kept == []
+    assert cost.choose(problem(**few), "activation") == Plan("activation", "activation", "activation")
+
+
 def test_float16_goes_by_activations_only_if_told_to():
     few = problem(tokens=4, dtype=torch.float16, may_sum=False)
     assert cost.choose(few).output == "two_products"

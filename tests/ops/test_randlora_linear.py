@@ -9,6 +9,7 @@ from torch import Tensor, nn
 from torch.nn import functional as F
 
 from randlora_core import RandLoRAConfig, inject_adapter, ops
+from randlora_core.ops import cost
 from randlora_core.ops.cost import PATHS
 
 SHAPES = [(10, 6), (6, 10), (8, 8), (7, 5)]  # (out, in); rank 3 divides 6 only
@@ -131,6 +132,42 @@ def test_saves_the_input_and_the_vectors_only(shape, path):
     assert set(saved) <= {tensor.untyped_storage().data_ptr() for tensor in known}
 
 
+def keeps_product_with_b(problem: cost.Problem, path: str = "auto") -> cost.Plan:
+    return cost.Plan("activation", "activation", "kept")
+
+
+@pytest.mark.parametrize("trained", [("x", "lambda_", "gamma"), ("lambda_", "gamma"), ("lambda_",)])
+def test_few_tokens_may_keep_their_product_with_b(trained, monkeypatch):
+    """Where out < in, x B is then saved and not made again: the gradients are the paper's all the same."""
+    shape = (6, 10)
+    given = operands(shape)
+    tensors = {"x": torch.randn(4, shape[1], dtype=torch.float64), **given}
+    for name in ("x", "lambda_", "gamma"):
+        tensors[name] = tensors[name].detach().requires_grad_(name in trained)
+    x, vectors = tensors["x"], {name: tensors[name] for name in given}
+    weight, leaves = torch.randn(shape, dtype=torch.float64), [tensors[name] for name in trained]
+    expected = torch.autograd.grad(F.linear(x, weight + oracle_delta(shape, **vectors)).square().sum(), leaves)
+
+    monkeypatch.setattr(cost, "choose", keeps_product_with_b)
+    saved = []
+    with torch.autograd.graph.saved_tensors_hooks(lambda tensor: saved.append(tensor) or tensor, lambda tensor: tensor):
+        output = call(x, vectors, weight, None, "auto")
+    through_b = x.detach() @ given["basis_b"].flatten(1)
+    assert sum(t.shape == through_b.shape and torch.allclose(t, through_b) for t in saved) == 1
+    for grad, expected_grad in zip(torch.autograd.grad(output.square().sum(), leaves), expected, strict=True):
+        assert expected_grad.abs().max() > 1e-3
+        torch.testing.assert_close(grad, expected_grad)
+
+
+def test_the_input_is_let_go_before_its_gradient_is_cast_back():
+    given = operands((6, 10), dtype=torch.float32)
+    x = torch.randn(4, 10, requires_grad=True)
+    with torch.autocast("cpu", torch.bfloat16):
+        y = call(x, given, torch.randn(6, 10), None, "auto")
+    cast = y.grad_fn.next_functions[0][0]
+    assert cast.name() == "ToCopyBackward0"
+
+
 def small_update(shape: tuple[int, int], path_dtype: torch.dtype = torch.bfloat16) -> tuple[dict, Tensor, Tensor]:
     """Operands whose update has 2^-10 of the norm of a weight that is exact in 16 bits; the weight, and the update."""
     given = operands(shape, rank=4, dtype=torch.float32)
@@ -216,13 +253,13 @@ def test_products_in_tf32_or_bfloat16_mode_do_not_take_the_summed_weight():
 
 def test_force_path_reaches_every_layer_and_ends(monkeypatch):
     seen = []
-    choose = ops.cost.choose
+    choose = cost.choose
 
     def record(problem, path="auto"):
         seen.append(path)
         return choose(problem, path)
 
-    monkeypatch.setattr(ops.cost, "choose", record)
+    monkeypatch.setattr(cost, "choose", record)
     given, weight, x = operands((6, 10)), torch.randn(6, 10, dtype=torch.float64), torch.randn(3, 10).double()
     with ops.force_path("activation"):
         call(x, given, weight, None, path=None)
@@ -290,7 +327,9 @@ def test_gradient_checkpointing(path, reentrant):
         model.zero_grad()
         checkpoint(model, x, use_reentrant=reentrant).square().sum().backward()
     actual = {name: p.grad for name, p in model.named_parameters() if p.requires_grad}
-    assert_same(actual, expected, rtol=0, atol=0)
+    # A reentrant checkpoint computes the output without gradients first, for which "auto" may take another path.
+    exact = path != "auto" or not reentrant
+    assert_same(actual, expected, **({"rtol": 0, "atol": 0} if exact else {"rtol": 1e-4, "atol": 1e-5}))
 
 
 @pytest.mark.parametrize("path", PATHS)
