@@ -6,11 +6,11 @@ T tokens, k = n*r, about d; products in multiply-adds):
     part              by activations                       by the weight
     output            T k (D + d)                          D d k, and T D d unless W0 + update is summed first
     input gradient    T k (D + d)                          D d k, and T D d unless W0 + update is summed first
-    vector gradient   T k (D + d), of which T D k are      T D d + D d k
-                      there already from the input
-                      gradient by activations, or, where
-                      out < in, from the output, if its
-                      intermediate x B is kept
+    vector gradient   T k (D + d), of which T k D are      T D d + D d k
+                      there already if the gradient on
+                      the larger side went by activations
+                      (out >= in: the input's; out < in:
+                      the output, whose x B is kept)
 
 W0 + update may be summed first only where the product itself runs in that precision (`randlora_core.ops.linear`).
 Beside products the estimate counts elements written, weighted by what one costs in multiply-adds on the device.
@@ -28,11 +28,7 @@ PATHS = ("auto", "activation", "weight", "two_products")
 """What can be asked for: "auto" takes the cheapest plan; "activation" all parts by activations; "weight" all by the
 weight, summed where that is allowed and by two products otherwise; "two_products" by the weight and never summed."""
 
-ACTIVATION, SUMMED, TWO_PRODUCTS, KEPT = "activation", "summed", "two_products", "kept"
-
-KEEPING_TOKENS_PER_SIDE = 2
-"""x B may be kept for the backward pass below this many tokens per smaller side d: there the weights and not the
-activations decide how much memory a model takes."""
+ACTIVATION, SUMMED, TWO_PRODUCTS, WEIGHT = "activation", "summed", "two_products", "weight"
 
 ELEMENT_COST: dict[tuple[str, bool], float] = {
     ("cpu", False): 40.0,
@@ -99,7 +95,7 @@ class Plan:
     Args:
         output: "activation", "summed" or "two_products".
         input_grad: The same choice for the input's gradient.
-        vector_grad: "activation", "weight", or "kept": by activations, with x B (T, k) kept from the forward pass.
+        vector_grad: "activation" or "weight".
     """
 
     output: str
@@ -132,19 +128,11 @@ def plans(problem: Problem, path: str = "auto") -> list[Plan]:
     if path == "auto" and problem.dtype == torch.float16:
         path = "weight"
     if path == "activation":
-        return [Plan(ACTIVATION, ACTIVATION, "activation")]
+        return [Plan(ACTIVATION, ACTIVATION, ACTIVATION)]
     if path in ("weight", "two_products"):
-        return [Plan(by_weight, by_weight, "weight")]
+        return [Plan(by_weight, by_weight, WEIGHT)]
     ways = (ACTIVATION, by_weight)
-    found = [Plan(*parts) for parts in itertools.product(ways, ways, ("activation", "weight"))]
-    if _may_keep(problem):
-        found += [Plan(ACTIVATION, way, KEPT) for way in ways]
-    return found
-
-
-def _may_keep(problem: Problem) -> bool:
-    few = problem.tokens < KEEPING_TOKENS_PER_SIDE * problem.out_features
-    return problem.vector_grad and problem.transposed and few
+    return [Plan(*parts) for parts in itertools.product(ways, ways, (ACTIVATION, WEIGHT))]
 
 
 def estimate(problem: Problem, plan: Plan) -> float:
@@ -155,8 +143,8 @@ def estimate(problem: Problem, plan: Plan) -> float:
         backward += _forming(problem, plan.input_grad)
         backward += _product(problem, plan.input_grad, problem.in_features)
     if problem.vector_grad:
-        by_product = problem.input_grad and plan.input_grad == ACTIVATION and not problem.transposed
-        backward += _vector_gradient(problem, plan.vector_grad, by_product or plan.vector_grad == KEPT)
+        way = plan.output if problem.transposed else plan.input_grad if problem.input_grad else None
+        backward += _vector_gradient(problem, plan.vector_grad, has_product_with_b=way == ACTIVATION)
     return forward + backward
 
 
@@ -192,12 +180,12 @@ def _product(problem: Problem, way: str, columns: int) -> float:
     return tokens * problem.inner * (larger + smaller) + element * tokens * (columns + problem.inner)
 
 
-def _vector_gradient(problem: Problem, way: str, has_product_with_b: bool) -> float:
+def _vector_gradient(problem: Problem, way: str, *, has_product_with_b: bool) -> float:
     larger, smaller = _sides(problem)
     tokens, inner = problem.tokens, problem.inner
     element, forming = _rates(problem)
     reduction = element * 3 * inner * smaller
-    if way == "weight":
+    if way == WEIGHT:
         return reduction + tokens * larger * smaller + forming * larger * smaller * inner + element * larger * smaller
     by_b = tokens * inner * larger + element * tokens * inner
     return reduction + tokens * inner * smaller + (0.0 if has_product_with_b else by_b)

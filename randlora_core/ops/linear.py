@@ -7,8 +7,8 @@
     two products    y = x W0^T + x delta^T, accumulated before the one rounding
 
 All save x, lambda and gamma for the backward pass and rebuild the rest. The gradient of the vectors comes from
-grad_M, (dY B)^T x (or (x B)^T dY where out < in) by activations, and B^T (dY^T x) by the weight. Only with few tokens
-x B may be saved as well ("kept" in `randlora_core.ops.cost`).
+grad_M, (dY B)^T x (or (x B)^T dY where out < in) by activations, and B^T (dY^T x) by the weight. Where the latter x B
+is a by-product of the output, it is saved in the place of x, than which it is smaller.
 
 Number formats: W0 + delta rounded to 16 bits can lose a small delta entirely, so the sum is formed only where the
 product runs in float32 or float64. Otherwise there are two products, the update's first: x W0^T is accumulated onto
@@ -28,7 +28,7 @@ from torch.autograd.function import once_differentiable
 from torch.nn import functional as F
 
 from randlora_core.ops import cost
-from randlora_core.ops.cost import ACTIVATION, KEPT, PATHS, SUMMED, Plan, Problem
+from randlora_core.ops.cost import ACTIVATION, PATHS, SUMMED, Plan, Problem
 from randlora_core.ops.factors import flat_b, product, scaled_a, summed_weight, vector_gradients
 
 _default_path = "auto"
@@ -222,35 +222,38 @@ class RandLoRAFunction(torch.autograd.Function):
         layout: Layout,
     ) -> Tensor:
         """Output (..., out) in the dtype of the products; without the frozen layer's part if `weight` is None."""
-        ctx.layout = layout
+        ctx.layout, ctx.in_features = layout, x.shape[-1]
         ctx.bias_dtype = None if bias is None else bias.dtype
         with torch.autocast(x.device.type, enabled=False):
             rows = x.reshape(-1, x.shape[-1])
             vectors = (lambda_, gamma, basis_a, basis_b)
-            y, through_b = _tokens_times_weight(rows, vectors, weight, bias, layout)
-        ctx.save_for_backward(x, lambda_, gamma, basis_a, basis_b, weight, through_b)
+            y, x_through_b = _tokens_times_weight(rows, vectors, weight, bias, layout)
+        kept = (None, None)
+        if any(ctx.needs_input_grad[1:3]):
+            instead = x_through_b is not None and layout.plan.vector_grad == ACTIVATION
+            kept = (None, x_through_b) if instead else (rows, None)
+        ctx.save_for_backward(*kept, lambda_, gamma, basis_a, basis_b, weight)
         return y.view(*x.shape[:-1], y.shape[-1])
 
     @staticmethod
     @once_differentiable
     def backward(ctx, grad_output: Tensor) -> tuple[Tensor | None, ...]:
         """Gradients of x, lambda, gamma and the bias."""
-        x, lambda_, gamma, basis_a, basis_b, weight, x_through_b = ctx.saved_tensors
+        x, x_through_b, lambda_, gamma, basis_a, basis_b, weight = ctx.saved_tensors
         layout = ctx.layout
         needs_x, needs_lambda, needs_gamma = ctx.needs_input_grad[:3]
-        grad_x = grad_lambda = grad_gamma = grad_bias = None
-        with torch.autocast(x.device.type, enabled=False):
+        grad_x = grad_lambda = grad_gamma = grad_bias = grad_through_b = None
+        with torch.autocast(grad_output.device.type, enabled=False):
             rows = grad_output.to(layout.dtype).reshape(-1, grad_output.shape[-1])
             # One cast of B for both parts; float16 products take it as it is stored.
             basis_b = basis_b.flatten(1) if layout.dtype == torch.float16 else flat_b(basis_b, layout.dtype)
-            through_b = x_through_b
             if needs_x:
                 vectors = (lambda_, gamma, basis_a, basis_b)
                 grad_x, grad_through_b = _tokens_times_transpose(rows, vectors, weight, layout)
-                grad_x = grad_x.view(x.shape)
-                through_b = x_through_b if layout.transposed else grad_through_b
+                grad_x = grad_x.view(*grad_output.shape[:-1], ctx.in_features)
             if needs_lambda or needs_gamma:
-                grad_m = _gradient_of_m(x.reshape(-1, x.shape[-1]), rows, basis_b, through_b, layout)
+                through_b = x_through_b if layout.transposed else grad_through_b
+                grad_m = _gradient_of_m(x, rows, basis_b, through_b, layout)
                 grad_lambda, grad_gamma = vector_gradients(grad_m, lambda_, gamma, basis_a, layout.scale)
                 grad_lambda, grad_gamma = grad_lambda.to(lambda_.dtype), grad_gamma.to(gamma.dtype)
             if ctx.needs_input_grad[6]:
@@ -299,21 +302,20 @@ def _summed_weight(weight: Tensor, vectors: Vectors, layout: Layout) -> Tensor:
 def _tokens_times_weight(
     x: Tensor, vectors: Vectors, weight: Tensor | None, bias: Tensor | None, layout: Layout
 ) -> tuple[Tensor, Tensor | None]:
-    """Output (T, out) for x (T, in); and x B (T, k) where the plan keeps it."""
+    """Output (T, out) for x (T, in); and x B (T, k) where it is a by-product."""
     dtype, way = layout.dtype, layout.plan.output
     if bias is not None:
         bias = bias.to(dtype)
     if way == SUMMED:
         return F.linear(x, _summed_weight(weight, vectors, layout), bias), None
-    frozen, inner = None if weight is None else weight.T, None
+    frozen = None if weight is None else weight.T
     if way == ACTIVATION:
         m, b = _scaled_a(vectors, layout).to(dtype), flat_b(vectors[3], dtype)
         first, second = (b, m) if layout.transposed else (m.T, b.T)
         inner = x @ first
-        y = _product_plus_bias(inner, second, bias)
-    else:
-        y = _product_plus_bias(x, _update(vectors, layout).T, bias)
-    return _add_frozen(y, x, frozen, bias), inner if layout.plan.vector_grad == KEPT else None
+        y = _add_frozen(_product_plus_bias(inner, second, bias), x, frozen, bias)
+        return y, inner if layout.transposed else None
+    return _add_frozen(_product_plus_bias(x, _update(vectors, layout).T, bias), x, frozen, bias), None
 
 
 def _tokens_times_transpose(
@@ -331,13 +333,17 @@ def _tokens_times_transpose(
     return _add_frozen(grad @ _update(vectors, layout), grad, weight), None
 
 
-def _gradient_of_m(x: Tensor, grad: Tensor, basis_b: Tensor, through_b: Tensor | None, layout: Layout) -> Tensor:
-    """Gradient (k, d) of M for x (T, in) and the output's gradient `grad` (T, out)."""
+def _gradient_of_m(x: Tensor | None, grad: Tensor, basis_b: Tensor, through_b: Tensor | None, layout: Layout) -> Tensor:
+    """Gradient (k, d) of M for x (T, in) and the output's gradient `grad` (T, out).
+
+    By activations it is `through_b`, the one of the two on the larger side times B, times the other one; x is not
+    looked at where it is the one behind a `through_b`.
+    """
     b = flat_b(basis_b, layout.dtype)
     wide, narrow = (x, grad) if layout.transposed else (grad, x)  # (T, D), (T, d)
-    if layout.plan.vector_grad == "weight":
-        return b.T @ (wide.T @ narrow)
-    return (wide @ b if through_b is None else through_b).T @ narrow
+    if layout.plan.vector_grad == ACTIVATION:
+        return (wide @ b if through_b is None else through_b).T @ narrow
+    return b.T @ (wide.T @ narrow)
 
 
 # A layer's output is the update's product, in its first step, and the frozen layer's, accumulated onto it: rounded by

@@ -71,13 +71,20 @@ def test_a_lower_rank_than_full_prefers_activations_for_longer():
     assert cost.choose(problem(tokens=tokens, inner=32)).output == "activation"
 
 
-def test_the_product_with_b_is_kept_with_few_tokens_and_a_smaller_output_only():
-    few = {"tokens": 384, "out_features": 768, "in_features": 3072}
-    assert cost.choose(problem(**few)) == Plan("activation", "activation", "kept")
-    for changes in ({"out_features": 3072, "in_features": 768}, {"tokens": 1536}, {"vector_grad": False}):
-        kept = [plan for plan in cost.plans(problem(**(few | changes))) if plan.vector_grad == cost.KEPT]
-        assert kept == []
-    assert cost.choose(problem(**few), "activation") == Plan("activation", "activation", "activation")
+def test_a_kept_product_with_b_is_not_counted_again():
+    """T k D less where the vectors' gradient finds the product of the larger side with B: out < in in the output."""
+    for sizes, part in (((768, 3072), "output"), ((3072, 768), "input_grad")):
+        case = problem(tokens=384, out_features=sizes[0], in_features=sizes[1])
+        whole = {"output": "activation", "input_grad": "activation", "vector_grad": "activation"}
+        costs = {way: cost.estimate(case, Plan(**whole | {"vector_grad": way})) for way in ("activation", "weight")}
+        without = {
+            way: cost.estimate(case, Plan(**whole | {part: "summed", "vector_grad": way}))
+            for way in ("activation", "weight")
+        }
+        product = 384 * 768 * 3072 + cost.ELEMENT_COST["cpu", False] * 384 * 768
+        saved = (without["activation"] - without["weight"]) - (costs["activation"] - costs["weight"])
+        assert saved == pytest.approx(product)
+        assert cost.choose(case).vector_grad == "activation"
 
 
 def test_float16_goes_by_activations_only_if_told_to():
