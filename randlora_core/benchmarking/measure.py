@@ -159,10 +159,11 @@ def peak_memory(step: Step, device: torch.device) -> tuple[int, str]:
     """Peak bytes of a step with its optimiser, and the counter's name.
 
     On CUDA max_memory_allocated less what was allocated before, on CPU the peak of live bytes from the profiler's
-    allocations; in both cases plus the bytes of the module, its input, its output's gradient and the optimiser's state.
+    allocations; in both cases plus the bytes of the module, its input and the optimiser's state. The gradient of the
+    output is made after the forward pass, as within a network.
     """
-    upstream = [] if step.upstream is None else [step.upstream]
-    held = tensor_bytes([*_module_tensors(step.module), step.inputs, *upstream, *_state_tensors(step.optimiser)])
+    step.upstream = None
+    held = tensor_bytes([*_module_tensors(step.module), step.inputs, *_state_tensors(step.optimiser)])
     if device.type == "cuda":
         torch.cuda.synchronize(device)
         torch.cuda.reset_peak_memory_stats(device)

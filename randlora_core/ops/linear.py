@@ -250,12 +250,17 @@ class RandLoRAFunction(torch.autograd.Function):
             if needs_x:
                 vectors = (lambda_, gamma, basis_a, basis_b)
                 grad_x, grad_through_b = _tokens_times_transpose(rows, vectors, weight, layout)
-                grad_x = grad_x.view(*grad_output.shape[:-1], ctx.in_features)
             if needs_lambda or needs_gamma:
                 through_b = x_through_b if layout.transposed else grad_through_b
                 grad_m = _gradient_of_m(x, rows, basis_b, through_b, layout)
                 grad_lambda, grad_gamma = vector_gradients(grad_m, lambda_, gamma, basis_a, layout.scale)
                 grad_lambda, grad_gamma = grad_lambda.to(lambda_.dtype), grad_gamma.to(gamma.dtype)
+                through_b = grad_m = None
+            if needs_x:
+                grad_through_b = None  # what is done with is let go before the frozen layer's product takes its room
+                if layout.plan.input_grad != SUMMED:
+                    grad_x = _add_frozen(grad_x, rows, weight)
+                grad_x = grad_x.view(*grad_output.shape[:-1], ctx.in_features)
             if ctx.needs_input_grad[6]:
                 grad_bias = rows.sum(0, dtype=torch.promote_types(rows.dtype, torch.float32)).to(ctx.bias_dtype)
         return (
@@ -321,7 +326,10 @@ def _tokens_times_weight(
 def _tokens_times_transpose(
     grad: Tensor, vectors: Vectors, weight: Tensor | None, layout: Layout
 ) -> tuple[Tensor, Tensor | None]:
-    """Gradient (T, in) of the input for `grad` (T, out); and grad B (T, k) where it is a by-product."""
+    """The update's part of the input's gradient, (T, in), for `grad` (T, out); and grad B (T, k) if a by-product.
+
+    Where W0 + update is summed, the gradient is whole.
+    """
     dtype, way = layout.dtype, layout.plan.input_grad
     if way == SUMMED:
         return grad @ _summed_weight(weight, vectors, layout), None
@@ -329,8 +337,8 @@ def _tokens_times_transpose(
         m, b = _scaled_a(vectors, layout).to(dtype), flat_b(vectors[3], dtype)
         first, second = (m.T, b.T) if layout.transposed else (b, m)
         inner = grad @ first
-        return _add_frozen(inner @ second, grad, weight), None if layout.transposed else inner
-    return _add_frozen(grad @ _update(vectors, layout), grad, weight), None
+        return inner @ second, None if layout.transposed else inner
+    return grad @ _update(vectors, layout), None
 
 
 def _gradient_of_m(x: Tensor | None, grad: Tensor, basis_b: Tensor, through_b: Tensor | None, layout: Layout) -> Tensor:
