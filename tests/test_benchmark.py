@@ -41,6 +41,30 @@ def test_equal_rank_gives_lora_about_randloras_parameters():
     assert abs(counts["lora"] - counts["randlora"]) <= per_rank / 2
 
 
+def test_methods_share_the_frozen_weights_and_full_fine_tuning_does_not():
+    base = SMALL.build(CPU)
+    shared = {tensor.data_ptr() for tensor in base.parameters()}
+    for method in METHODS:
+        subject = make_subject(method, SMALL, CPU, base)
+        frozen = [p.data_ptr() for p in subject.module.parameters() if not p.requires_grad]
+        own = method == "full"
+        assert (shared <= set(frozen)) != own
+        assert shared.isdisjoint(p.data_ptr() for p in subject.trained)
+    assert not any(p.requires_grad for p in base.parameters())
+
+
+def test_the_other_methods_are_held_against_pefts():
+    one = (1.0, 1.0, 1.0)
+    timings = {"randlora": timing("randlora", *one), "lora": timing("lora", 1.2, 1.0, 1.05)}
+    timings |= {"peft_lora": timing("peft_lora", *one), "dora": timing("dora", *one), "peft_vera": timing("v", *one)}
+    (verdict,) = verdicts(SMALL, timings)
+    assert (verdict.goal, verdict.value) == ("LoRA's step time / PEFT's LoRA", 1.05)
+    assert verdict.limit == pytest.approx(1.1)  # quartiles 1.025 and 1.125
+    assert verdict.met
+    timings["lora"] = timing("lora", 1.2, 1.2, 1.2)
+    assert not verdicts(SMALL, timings)[0].met
+
+
 def test_ratios_are_of_the_same_round():
     ours, other = timing("randlora", 1.0, 20.0, 3.0), timing("full", 2.0, 20.0, 1.0)
     assert ours.ratio_to(other) == pytest.approx((0.75, 1.0, 2.0))

@@ -35,7 +35,8 @@ def verdicts(case: Case, timings: Mapping[str, Timing]) -> list[Verdict]:
     (a) RandLoRA's step relative to PEFT's: at most 0.60 from T = 8 d, 0.70 from T = 4 d, and nowhere slower than it by
     more than the interquartile range of the rounds. (b) In float32, relative to full fine-tuning: 1.05 from T = 16 d
     and 1.10 from T = 4 d for a block; for a lone layer its arithmetic, 1 + d / T, plus 5 %. (c) Peak memory relative
-    to LoRA's with equal parameters, from T = 4 d: the paper's batches; below, the sizes of the weights decide.
+    to LoRA's with equal parameters, from T = 4 d: the paper's batches; below, the sizes of the weights decide. LoRA,
+    DoRA and VeRA: no slower than PEFT's by more than the interquartile range.
     """
     found = []
     ours = timings["randlora"]
@@ -47,6 +48,10 @@ def verdicts(case: Case, timings: Mapping[str, Timing]) -> list[Verdict]:
     if "lora" in timings and ours.peak_bytes and case.tokens_per_side >= 4:
         ratio = ours.peak_bytes / timings["lora"].peak_bytes
         found.append(Verdict("(c) peak memory / LoRA with equal parameters", ratio, case.memory_limit))
+    for method, name in (("lora", "LoRA"), ("dora", "DoRA"), ("vera", "VeRA")):
+        if method in timings and f"peft_{method}" in timings:
+            first, ratio, third = timings[method].ratio_to(timings[f"peft_{method}"])
+            found.append(Verdict(f"{name}'s step time / PEFT's {name}", ratio, 1.0 + (third - first)))
     return found
 
 

@@ -105,7 +105,8 @@ def measure(
         memory: Whether to measure peak memory, in one more step each.
     """
     inputs = case.inputs(device)
-    steps = [Step(case, make_subject(method, case, device), inputs) for method in methods]
+    base = case.build(device)
+    steps = [Step(case, make_subject(method, case, device, base), inputs) for method in methods]
     timings = {step.method: Timing(step.method, sum(p.numel() for p in step.trained)) for step in steps}
     for step in steps:
         _one_round(step, device)

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import copy
 import functools
 from collections.abc import Callable
 from dataclasses import dataclass
@@ -98,18 +99,31 @@ def equal_rank(case: Case) -> int:
     return max(1, round(trained("randlora", case.rank) / trained("lora", 1)))
 
 
-def make_subject(method: str, case: Case, device: torch.device) -> Subject:
-    """A method on a fresh copy of the case's module, its parameters moved off their initial zeros.
+def make_subject(method: str, case: Case, device: torch.device, base: nn.Module | None = None) -> Subject:
+    """A method on the case's module, its parameters moved off their initial zeros.
+
+    Args:
+        method: Name in `METHODS`.
+        case: What to put it on.
+        device: Where.
+        base: A module that the case built, whose tensors the subject shares, so that many methods on a large model fit
+            into memory; full fine-tuning and None take a module of their own.
 
     Raises:
         ValueError: If the method is unknown.
     """
     if method not in METHODS:
         raise ValueError(f"unknown method {method!r}; known: {', '.join(METHODS)}")
-    module = METHODS[method](case, case.build(device)).to(device).train()
+    own = base is None or method == "full"
+    module = METHODS[method](case, case.build(device) if own else sharing_copy(base)).to(device).train()
     if method not in ("frozen", "full"):
         with torch.no_grad():
             for parameter in module.parameters():
                 if parameter.requires_grad:
                     parameter.add_(torch.randn_like(parameter), alpha=1e-3)
     return Subject(method, module)
+
+
+def sharing_copy(module: nn.Module) -> nn.Module:
+    """A copy of a module with the same parameters and buffers in it."""
+    return copy.deepcopy(module, {id(tensor): tensor for tensor in (*module.parameters(), *module.buffers())})
