@@ -1,11 +1,12 @@
 """Step time and peak memory of every method: `python -m randlora_core.benchmark`.
 
     --quick       three shapes, under 3 minutes on two cores: ratios against PEFT, LoRA and full fine-tuning, the goals
-    (nothing)     layers and blocks of the paper's models over T / d; --half: under bfloat16 autocast
+    (nothing)     layers and blocks of the paper's models over T / d
     --models M    whole models with random weights, for example --models mini_clip clip_vit_b32
     --table10     percent of full fine-tuning (Llama-3: of LoRA) beside the paper's Table 10
-    --grid        times of RandLoRA's paths that the cost model is held against
+    --grid        times of RandLoRA's paths that the cost model is held against, in both number formats
     --profile     the operations of one step of a ViT-B block, by time
+    --half        under bfloat16 autocast instead of in float32
 
 A step is forward and backward; the optimiser is a column of its own, and part of the step whose memory is measured.
 Methods are stepped in turn within one process, and a ratio is the median over rounds of two steps of the same round, so
@@ -38,12 +39,14 @@ def main(arguments: Sequence[str] | None = None) -> None:
     Args:
         arguments: The command line; None stands for that of the process.
     """
-    options = _parser().parse_args(arguments)
+    parser = _parser()
+    options = parser.parse_args(arguments)
+    _refuse_without_effect(parser, options)
     device = torch.device(options.device)
     if options.grid:
         _run_grid(options, device)
     elif options.profile:
-        _run_profile(device)
+        _run_profile(options, device)
     elif options.table10:
         _run_table10(options, device)
     else:
@@ -60,30 +63,60 @@ def _parser() -> argparse.ArgumentParser:
     what.add_argument("--profile", action="store_true", help="operations of one step by time")
     parser.add_argument("--half", action="store_true", help="under bfloat16 autocast")
     parser.add_argument("--methods", nargs="+", choices=tuple(METHODS), metavar="METHOD", help=", ".join(METHODS))
-    parser.add_argument("--batch", type=int, default=16, help="rows of a batch for --models")
-    parser.add_argument("--tokens", type=int, default=8192, help="tokens for the step times of --table10")
-    parser.add_argument("--rounds", type=int, default=11, help="rounds at most")
+    parser.add_argument("--batch", type=_positive, help="rows of a batch for --models; 16 if not given")
+    parser.add_argument("--tokens", type=_positive, help="tokens for the step times of --table10; 8192 if not given")
+    parser.add_argument("--rounds", type=_positive, default=11, help="rounds at most")
     parser.add_argument("--seconds", type=float, default=30.0, help="no new round after this time on a case")
     parser.add_argument("--device", default="cuda" if torch.cuda.is_available() else "cpu")
     parser.add_argument("--out", type=Path, default=Path("results/benchmark"), help="folder for tables and plots")
     return parser
 
 
+def _positive(text: str) -> int:
+    if not text.isdecimal() or int(text) == 0:
+        raise argparse.ArgumentTypeError(f"{text!r} is no whole number above 0")
+    return int(text)
+
+
+def _refuse_without_effect(parser: argparse.ArgumentParser, options: argparse.Namespace) -> None:
+    """Exit with code 2 where an option would be ignored, or a name or the device is not there."""
+    if options.batch and not options.models:
+        parser.error("--batch has no effect without --models")
+    if options.tokens and not options.table10:
+        parser.error("--tokens has no effect without --table10")
+    if options.half and options.grid:
+        parser.error("--half has no effect on --grid, which measures both number formats")
+    if options.methods and (options.grid or options.table10 or options.profile):
+        parser.error("--methods has no effect on --grid, --table10 and --profile")
+    if options.methods and "randlora" not in options.methods:
+        parser.error("--methods needs randlora among them, which the others are compared with")
+    for name in options.models or ():
+        if name not in cases.model_names():
+            parser.error(f"unknown model {name!r}; known: {', '.join(cases.model_names())}")
+    try:
+        torch.empty(1, device=options.device)
+    except (RuntimeError, AssertionError) as error:
+        parser.error(f"device {options.device!r} cannot be used: {str(error).splitlines()[0]}")
+
+
 def _chosen(options: argparse.Namespace) -> tuple[str, Sequence[Case], Sequence[str]]:
     """Name of the run, its cases, and its methods."""
-    form = "_bfloat16" if options.half else ""
     if options.quick:
         options.seconds = min(options.seconds, QUICK_SECONDS)
-        return "quick", cases.QUICK, QUICK_METHODS
+        return "quick", cases.quick_cases(options.half), QUICK_METHODS
     if options.models:
-        chosen = [cases.model_case(name, options.batch, half=options.half) for name in options.models]
-        return f"models{form}", chosen, tuple(METHODS)
-    return f"shapes{form}", cases.standard_cases(options.half), tuple(METHODS)
+        chosen = [cases.model_case(name, options.batch or 16, half=options.half) for name in options.models]
+        return "models", chosen, tuple(METHODS)
+    return "shapes", cases.standard_cases(options.half), tuple(METHODS)
+
+
+def _file_name(name: str, options: argparse.Namespace) -> str:
+    return f"{name}_bfloat16" if options.half else name
 
 
 def _run_cases(options: argparse.Namespace, device: torch.device) -> None:
-    name, chosen, methods = _chosen(options)
-    methods = options.methods or methods
+    kind, chosen, methods = _chosen(options)
+    name, methods = _file_name(kind, options), options.methods or methods
     results = []
     print(hardware(device))
     for case in chosen:
@@ -113,15 +146,20 @@ def _run_grid(options: argparse.Namespace, device: torch.device) -> None:
     print(f"the cost model picks the faster path on {share:.1%} of {len(found)} points; written: {path}")
 
 
-def _run_profile(device: torch.device) -> None:
-    case = cases.QUICK[0]
-    step = Step(case, make_subject("randlora", case, device), case.inputs(device))
-    step.forward_backward()
-    with torch.profiler.profile() as profile:
+def _run_profile(options: argparse.Namespace, device: torch.device) -> None:
+    case = cases.quick_cases(options.half)[0]
+    print(f"{case.name}, T = {case.tokens}, {case.format}, {hardware(device)}")
+    for method in ("randlora", "full"):
+        step = Step(case, make_subject(method, case, device), case.inputs(device))
         step.forward_backward()
-    total = f"self_{device.type}_time_total"
-    print(f"{case.name}, T = {case.tokens}, {hardware(device)}")
-    print(profile.key_averages(group_by_input_shape=True).table(sort_by=total, row_limit=20, max_name_column_width=40))
+        step.clear()
+        with torch.profiler.profile() as profile:
+            step.forward_backward()
+        total = f"self_{device.type}_time_total"
+        print(f"\n{method}")
+        print(
+            profile.key_averages(group_by_input_shape=True).table(sort_by=total, row_limit=20, max_name_column_width=40)
+        )
 
 
 def _run_table10(options: argparse.Namespace, device: torch.device) -> None:
@@ -129,10 +167,9 @@ def _run_table10(options: argparse.Namespace, device: torch.device) -> None:
     from rich.table import Table
 
     found = []
+    limits = {"rounds": options.rounds, "seconds": options.seconds, "tokens": options.tokens or 8192}
     for stack in table10.STACKS:
-        found += table10.measure_stack(
-            stack, rounds=options.rounds, seconds=options.seconds, tokens=options.tokens, device=device
-        )
+        found += table10.measure_stack(stack, **limits, device=device, half=options.half)
     table = Table(title="Time and memory in percent, beside the paper's Table 10", title_justify="left")
     for heading in ("model", "method", "of", "time", "paper", "memory", "paper"):
         table.add_column(heading, justify="left" if heading in ("model", "method", "of") else "right")
@@ -142,8 +179,9 @@ def _run_table10(options: argparse.Namespace, device: torch.device) -> None:
         table.add_row(row["model"], row["method"], row["baseline"], *values)
     Console().print(table)
     print(f"Memory: {found[0]['counter']}, from one and two blocks at the paper's batch, carried on to the depth.")
-    write_csv(options.out / "table10.csv", found, hardware(device))
-    print(f"written: {options.out / 'table10.csv'}")
+    path = options.out / f"{_file_name('table10', options)}.csv"
+    write_csv(path, found, hardware(device))
+    print(f"written: {path}")
 
 
 if __name__ == "__main__":

@@ -139,7 +139,7 @@ def test_measure_makes_at_least_three_aligned_rounds():
 
 @pytest.mark.filterwarnings("ignore::UserWarning")
 def test_quick_prints_ratios_goals_and_files(tmp_path, monkeypatch, capsys):
-    monkeypatch.setattr(cases, "QUICK", (SMALL, cases.layer_case(24, 32, 240, rank=8)))
+    monkeypatch.setattr(cases, "quick_cases", lambda half: (SMALL, cases.layer_case(24, 32, 240, rank=8)))
     benchmark.main(["--quick", "--rounds", "3", "--seconds", "0", "--out", str(tmp_path)])
     printed = capsys.readouterr().out
     for text in ("small block", "layer 32 -> 24", "peft_randlora", "(a) step time", "(b) step time", "(c) peak memory"):
@@ -149,6 +149,39 @@ def test_quick_prints_ratios_goals_and_files(tmp_path, monkeypatch, capsys):
     assert len(table) == 2 * len(benchmark.QUICK_METHODS)
     assert all(row["hardware"] and row["counter"] for row in table)
     assert (tmp_path / "quick.png").stat().st_size > 1000
+
+
+@pytest.mark.parametrize("half", [False, True])
+def test_profile_shows_the_operations_of_both_steps(half, monkeypatch, capsys):
+    monkeypatch.setattr(cases, "quick_cases", lambda half: (dataclasses.replace(SMALL, half=half),))
+    benchmark.main(["--profile", *(["--half"] if half else [])])
+    printed = capsys.readouterr().out
+    assert f"small block, T = 40, {'bfloat16 autocast' if half else 'float32'}" in printed
+    ours, full = printed.split("\nfull\n")
+    assert "RandLoRAFunction" in ours and "RandLoRAFunction" not in full
+    assert "aten::" in full
+
+
+@pytest.mark.parametrize(
+    ("arguments", "message"),
+    [
+        (["--quick", "--batch", "4"], "--batch has no effect without --models"),
+        (["--tokens", "64"], "--tokens has no effect without --table10"),
+        (["--grid", "--half"], "--half has no effect on --grid"),
+        (["--table10", "--methods", "randlora"], "--methods has no effect on"),
+        (["--quick", "--methods", "lora"], "--methods needs randlora"),
+        (["--models", "clip_vit_z1"], "unknown model 'clip_vit_z1'; known: mini_clip"),
+        (["--quick", "--device", "nowhere"], "device 'nowhere' cannot be used"),
+        (["--table10", "--tokens", "0"], "'0' is no whole number above 0"),
+        (["--rounds", "-2"], "'-2' is no whole number above 0"),
+    ],
+)
+def test_bad_options_get_one_line_and_exit_code_2(arguments, message, capsys, tmp_path):
+    with pytest.raises(SystemExit) as stopped:
+        benchmark.main([*arguments, "--out", str(tmp_path)])
+    assert stopped.value.code == 2
+    assert message in capsys.readouterr().err.splitlines()[-1]
+    assert list(tmp_path.iterdir()) == []
 
 
 def test_grid_rows_are_judged_by_the_faster_path(tmp_path, monkeypatch):
@@ -181,7 +214,9 @@ def test_table10_carries_memory_on_to_the_depth(monkeypatch):
     monkeypatch.setattr(table10, "measure", times)
     monkeypatch.setattr(table10, "measure_memory", peaks)
     stack = table10.STACKS[0]
-    found = {row["method"]: row for row in table10.measure_stack(stack, rounds=1, seconds=0, tokens=100, device=CPU)}
+    settings = {"rounds": 1, "seconds": 0, "tokens": 128, "device": CPU, "half": True}
+    found = {row["method"]: row for row in table10.measure_stack(stack, **settings)}
+    assert (found["lora"]["format"], found["lora"]["timed_tokens"]) == ("bfloat16 autocast", 100)
     assert found["full"]["peak_bytes_extrapolated"] == 100 + 20 * 12
     assert found["randlora"]["memory_percent"] == pytest.approx(100 * 220 / 340, abs=0.1)
     assert (found["randlora"]["time_percent"], found["randlora"]["paper_time_percent"]) == (200.0, 113)

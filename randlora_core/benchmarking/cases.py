@@ -45,6 +45,11 @@ class Case:
         """T / d."""
         return self.tokens / self.smaller
 
+    @property
+    def format(self) -> str:
+        """Number format of the step, in words."""
+        return "bfloat16 autocast" if self.half else "float32"
+
 
 class VisionBlock(nn.Module):
     """A pre-norm transformer block of a ViT: attention with one input projection, and a 4-fold MLP.
@@ -172,6 +177,13 @@ def language_case(
     )
 
 
+def model_names() -> tuple[str, ...]:
+    """The names that `model_case` knows."""
+    from randlora_core.benchmarking.whole_models import KNOWN
+
+    return tuple(KNOWN)
+
+
 def model_case(name: str, batch: int, *, half: bool = False) -> Case:
     """A whole model with random weights, a key of `randlora_core.models.architectures.ARCHITECTURES` or "mini_clip".
 
@@ -185,12 +197,13 @@ def model_case(name: str, batch: int, *, half: bool = False) -> Case:
     return whole_model(name, batch, half=half)
 
 
-QUICK = (
-    vision_case("ViT-B", 768, 64, 50, rank=6),
-    layer_case(768, 3072, 6400, rank=6),
-    layer_case(768, 768, 400, rank=6),
-)
-"""Three shapes for a look: T / d of 4.2, 8.3 and 0.5."""
+def quick_cases(half: bool = False) -> tuple[Case, ...]:
+    """Three shapes for a look: T / d of 4.2, 8.3 and 0.5."""
+    return (
+        vision_case("ViT-B", 768, 64, 50, rank=6, half=half),
+        layer_case(768, 3072, 6400, rank=6, half=half),
+        layer_case(768, 768, 400, rank=6, half=half),
+    )
 
 
 def standard_cases(half: bool) -> tuple[Case, ...]:

@@ -53,7 +53,7 @@ def rows(result: Result) -> list[dict[str, Any]]:
         row: dict[str, Any] = {
             "case": case.name,
             "kind": case.kind,
-            "format": "bfloat16 autocast" if case.half else "float32",
+            "format": case.format,
             "tokens": case.tokens,
             "tokens_per_side": round(case.tokens_per_side, 2),
             "method": timing.method,
@@ -79,8 +79,7 @@ def print_result(result: Result) -> None:
     from rich.table import Table
 
     case = result.case
-    form = "bfloat16 autocast" if case.half else "float32"
-    title = f"{case.name}: T = {case.tokens} = {case.tokens_per_side:.1f} d, {form}"
+    title = f"{case.name}: T = {case.tokens} = {case.tokens_per_side:.1f} d, {case.format}"
     table = Table(title=title, title_justify="left")
     table.add_column("method")
     present = [baseline for baseline in BASELINES if baseline in result.timings]

@@ -10,6 +10,7 @@ import torch
 
 from randlora_core.benchmarking.cases import Case, language_case, vision_case
 from randlora_core.benchmarking.measure import Timing, measure, measure_memory
+from randlora_core.benchmarking.whole_models import KNOWN
 
 METHODS = ("full", "lora", "dora", "randlora", "peft_randlora")
 
@@ -31,68 +32,83 @@ class Stack:
         model: Name in `PUBLISHED`.
         depth: Blocks in the model.
         baseline: What is 100 percent.
-        blocks: Gives the case of so many blocks at the paper's batch size.
-        tokens: Gives the case of one block with about so many tokens, for step times.
+        batch: The paper's batch size.
+        length: Tokens of a row.
+        block: Gives the case of (rows of a batch, number of blocks, whether under bfloat16 autocast).
     """
 
     model: str
     depth: int
     baseline: str
-    blocks: Callable[[int], Case]
-    tokens: Callable[[int], Case]
+    batch: int
+    length: int
+    block: Callable[[int, int, bool], Case]
+
+    def for_memory(self, blocks: int, half: bool) -> Case:
+        """So many blocks at the paper's batch size."""
+        return self.block(self.batch, blocks, half)
+
+    def for_time(self, tokens: int, half: bool) -> Case:
+        """One block with about so many tokens, at most the paper's."""
+        return self.block(max(1, min(self.batch, tokens // self.length)), 1, half)
 
 
-def _vision(model: str, depth: int, width: int, batch: int, length: int, rank: int) -> Stack:
-    return Stack(
-        model,
-        depth,
-        "full",
-        blocks=lambda blocks: vision_case(model, width, batch, length, rank, depth=blocks),
-        tokens=lambda tokens: vision_case(model, width, max(1, min(batch, tokens // length)), length, rank),
-    )
+def _vision(model: str, name: str, depth: int, width: int, batch: int) -> Stack:
+    known = KNOWN[name]
+
+    def block(rows: int, blocks: int, half: bool) -> Case:
+        return vision_case(model, width, rows, known.length, known.rank, depth=blocks, half=half)
+
+    return Stack(model, depth, "full", batch, known.length, block)
 
 
-LLAMA_SIZES = (4096, 14336, 1024)
+def _llama() -> Stack:
+    known = KNOWN["llama3_8b"]
+
+    def block(rows: int, blocks: int, half: bool) -> Case:
+        sizes = (4096, 14336, 1024)
+        return language_case(
+            "Llama-3-8B", sizes, rows, known.length, known.rank, depth=blocks, half=half, memory_limit=1.05
+        )
+
+    return Stack("Llama-3-8B", 32, "lora", 4, known.length, block)
+
 
 STACKS = (
-    _vision("CLIP ViT-B/32", 12, 768, 128, 50, rank=6),
-    _vision("CLIP ViT-L/14", 24, 1024, 64, 257, rank=10),
-    _vision("CLIP ViT-H/14", 32, 1280, 32, 257, rank=10),
-    Stack(
-        "Llama-3-8B",
-        32,
-        "lora",
-        blocks=lambda blocks: language_case(
-            "Llama-3-8B", LLAMA_SIZES, 4, 256, rank=15, depth=blocks, memory_limit=1.05
-        ),
-        tokens=lambda tokens: language_case(
-            "Llama-3-8B", LLAMA_SIZES, max(1, min(4, tokens // 256)), 256, rank=15, memory_limit=1.05
-        ),
-    ),
+    _vision("CLIP ViT-B/32", "clip_vit_b32", 12, 768, 128),
+    _vision("CLIP ViT-L/14", "clip_vit_l14", 24, 1024, 64),
+    _vision("CLIP ViT-H/14", "clip_vit_h14", 32, 1280, 32),
+    _llama(),
 )
-"""Batch sizes of the paper's runs: 128, 64 and 32 images, 4 rows of 256 tokens; RandLoRA's rank is not printed in the
-table and is that of its accuracy tables."""
+"""Batch sizes of the paper's runs: 128, 64 and 32 images, 4 rows of 256 tokens. RandLoRA's rank is not printed in the
+table; it is that of the paper's Table 8, and for Llama-3 the one with the parameters of LoRA-32."""
 
 
 def measure_stack(
-    stack: Stack, *, rounds: int, seconds: float, tokens: int, device: torch.device
+    stack: Stack, *, rounds: int, seconds: float, tokens: int, device: torch.device, half: bool = False
 ) -> list[dict[str, Any]]:
     """Rows of a model: percent of the baseline here and in the paper.
 
     Memory at the paper's batch is that of one and of two blocks, carried on to the model's depth: peak(1) +
     (depth - 1) (peak(2) - peak(1)); embeddings and heads are left out. Time is of one block with `tokens` tokens.
     """
-    timed = _by_method(
-        measure(stack.tokens(tokens), METHODS, rounds=rounds, seconds=seconds, device=device, memory=False)
-    )
-    one, two = (measure_memory(stack.blocks(blocks), METHODS, device=device) for blocks in (1, 2))
+    case = stack.for_time(tokens, half)
+    timed = {
+        timing.method: timing
+        for timing in measure(case, METHODS, rounds=rounds, seconds=seconds, device=device, memory=False)
+    }
+    one, two = (measure_memory(stack.for_memory(blocks, half), METHODS, device=device) for blocks in (1, 2))
     peaks = {name: one[name][0] + (stack.depth - 1) * (two[name][0] - one[name][0]) for name in one}
-    return list(_percentages(stack, timed, peaks, one[stack.baseline][1], tokens))
+    common = {
+        "format": case.format,
+        "counter": one[stack.baseline][1],
+        "timed_tokens": case.tokens,
+        "batch_tokens": stack.batch * stack.length,
+    }
+    return [row | common for row in _percentages(stack, timed, peaks)]
 
 
-def _percentages(
-    stack: Stack, timed: dict[str, Timing], peaks: dict[str, int], counter: str, tokens: int
-) -> Iterator[dict[str, Any]]:
+def _percentages(stack: Stack, timed: dict[str, Timing], peaks: dict[str, int]) -> Iterator[dict[str, Any]]:
     for name in METHODS:
         first, median, third = (100 * value for value in timed[name].ratio_to(timed[stack.baseline]))
         paper_time, paper_memory = PUBLISHED[stack.model].get(name, (None, None))
@@ -107,11 +123,4 @@ def _percentages(
             "memory_percent": round(100 * peaks[name] / peaks[stack.baseline], 1),
             "paper_memory_percent": paper_memory,
             "peak_bytes_extrapolated": peaks[name],
-            "counter": counter,
-            "timed_tokens": stack.tokens(tokens).tokens,
-            "batch_tokens": stack.blocks(1).tokens,
         }
-
-
-def _by_method(timings: list[Timing]) -> dict[str, Timing]:
-    return {timing.method: timing for timing in timings}

@@ -16,7 +16,7 @@ LANGUAGE_LENGTH = 256
 
 @dataclass(frozen=True)
 class Known:
-    """What a case needs to know of a model: the paper's rank, tokens of one input row, and the smaller side d."""
+    """What a case needs to know of a model: a rank of the paper's, tokens of one input row, and the smaller side d."""
 
     rank: int
     length: int
@@ -26,12 +26,12 @@ class Known:
 KNOWN: dict[str, Known] = {
     "mini_clip": Known(6, 36, 192),
     "clip_vit_b32": Known(6, 50, 768),
-    "clip_vit_l14": Known(10, 257, 1024),
+    "clip_vit_l14": Known(8, 257, 1024),
     "clip_vit_h14": Known(10, 257, 1280),
     "dinov2_vit_b14": Known(6, 257, 768),
     "qwen2_0_5b": Known(5, LANGUAGE_LENGTH, 896),
     "phi3_mini": Known(20, LANGUAGE_LENGTH, 3072),
-    "llama3_8b": Known(15, LANGUAGE_LENGTH, 4096),
+    "llama3_8b": Known(30, LANGUAGE_LENGTH, 4096),
 }
 
 
