@@ -11,9 +11,16 @@ from randlora_core.benchmarking import cases, grid, table10
 from randlora_core.benchmarking.goals import verdicts
 from randlora_core.benchmarking.measure import Step, Timing, measure, measure_memory, peak_memory, tensor_bytes
 from randlora_core.benchmarking.methods import METHODS, Subject, equal_rank, make_subject
-from randlora_core.benchmarking.report import Result, rows
+from randlora_core.benchmarking.report import Result, read_cases, rows, write_csv
 
 CPU = torch.device("cpu")
+MADE_TIMINGS = (
+    ("randlora", (0.65, 0.66, 0.67), 101),
+    ("peft_randlora", (1.0, 1.1, 1.0), 150),
+    ("full", (0.6, 0.6, 0.6), 120),
+    ("lora", (0.5, 0.4, 0.5), 100),
+    ("peft_lora", (0.5, 0.5, 0.5), 100),
+)
 SMALL = cases.vision_case("small", 64, 2, 20, rank=8)
 
 
@@ -57,12 +64,12 @@ def test_the_other_methods_are_held_against_pefts():
     one = (1.0, 1.0, 1.0)
     timings = {"randlora": timing("randlora", *one), "lora": timing("lora", 1.2, 1.0, 1.05)}
     timings |= {"peft_lora": timing("peft_lora", *one), "dora": timing("dora", *one), "peft_vera": timing("v", *one)}
-    (verdict,) = verdicts(SMALL, timings)
+    (verdict,) = Result(SMALL, timings).verdicts
     assert (verdict.goal, verdict.value) == ("LoRA's step time / PEFT's LoRA", 1.05)
     assert verdict.limit == pytest.approx(1.1)  # quartiles 1.025 and 1.125
     assert verdict.met
     timings["lora"] = timing("lora", 1.2, 1.2, 1.2)
-    assert not verdicts(SMALL, timings)[0].met
+    assert not Result(SMALL, timings).verdicts[0].met
 
 
 def test_ratios_are_of_the_same_round():
@@ -89,7 +96,7 @@ def test_goals_that_apply(tokens, half, kind, limits):
         "full": timing("full", 0.5, 0.5),
         "lora": timing("lora", 0.4, 0.4, peak=100),
     }
-    found = verdicts(case, timings)
+    found = Result(case, timings).verdicts
     assert {verdict.goal[:3]: verdict.limit for verdict in found} == pytest.approx(limits)
     for verdict in found:
         expected = {"(a)": verdict.limit >= 0.65, "(b)": False, "(c)": True}[verdict.goal[:3]]
@@ -128,7 +135,17 @@ def test_rows_hold_ratios_and_the_counter():
     result = Result(SMALL, {m: t for m in ("randlora", "full") for t in [timing(m, 2.0, 2.0, peak=5)]})
     row = rows(result)[0]
     assert (row["method"], row["to_full"], row["step_ms"], row["peak_bytes"]) == ("randlora", 1.0, 2000.0, 5)
-    assert "to_lora" not in row
+    assert "to_lora" not in row and "to_peft" not in row
+
+
+def test_goals_from_the_file_are_those_printed(tmp_path):
+    case = dataclasses.replace(SMALL, tokens=400, smaller=100)
+    timings = {m: timing(m, *times, peak=peak) for m, times, peak in MADE_TIMINGS}
+    result = Result(case, timings)
+    write_csv(tmp_path / "made.csv", rows(result), "a machine")
+    (read,) = read_cases(tmp_path / "made.csv")
+    assert verdicts(read) == result.verdicts
+    assert len(result.verdicts) == 4
 
 
 def test_measure_makes_at_least_three_aligned_rounds():

@@ -4,9 +4,13 @@ from __future__ import annotations
 
 from collections.abc import Mapping
 from dataclasses import dataclass
+from typing import Any
 
-from randlora_core.benchmarking.cases import Case
-from randlora_core.benchmarking.measure import Timing
+Row = Mapping[str, Any]
+"""What `randlora_core.benchmarking.report` keeps of a method on a case: numbers, or their text from a CSV file."""
+
+OWN_METHODS = {"randlora": "RandLoRA", "lora": "LoRA", "dora": "DoRA", "vera": "VeRA"}
+"""Methods here that PEFT has, too -> their names in words."""
 
 
 @dataclass(frozen=True)
@@ -29,7 +33,7 @@ class Verdict:
         return self.value <= self.limit
 
 
-def verdicts(case: Case, timings: Mapping[str, Timing]) -> list[Verdict]:
+def verdicts(rows: Mapping[str, Row]) -> list[Verdict]:
     """The goals that apply to a case and can be told from the methods measured on it.
 
     (a) RandLoRA's step relative to PEFT's: at most 0.60 from T = 8 d, 0.70 from T = 4 d, and nowhere slower than it by
@@ -37,38 +41,39 @@ def verdicts(case: Case, timings: Mapping[str, Timing]) -> list[Verdict]:
     and 1.10 from T = 4 d for a block; for a lone layer its arithmetic, 1 + d / T, plus 5 %. (c) Peak memory relative
     to LoRA's with equal parameters, from T = 4 d: the paper's batches; below, the sizes of the weights decide. LoRA,
     DoRA and VeRA: no slower than PEFT's by more than the interquartile range.
+
+    Args:
+        rows: Method -> its row.
     """
-    found = []
-    ours = timings["randlora"]
-    if "peft_randlora" in timings:
-        found.append(_against_peft(case, ours, timings["peft_randlora"]))
-    if "full" in timings and not case.half and (limit := _full_limit(case)) is not None:
-        ratio = ours.ratio_to(timings["full"])[1]
-        found.append(Verdict("(b) step time / full fine-tuning", ratio, limit))
-    if "lora" in timings and ours.peak_bytes and case.tokens_per_side >= 4:
-        ratio = ours.peak_bytes / timings["lora"].peak_bytes
-        found.append(Verdict("(c) peak memory / LoRA with equal parameters", ratio, case.memory_limit))
-    for method, name in (("lora", "LoRA"), ("dora", "DoRA"), ("vera", "VeRA")):
-        if method in timings and f"peft_{method}" in timings:
-            first, ratio, third = timings[method].ratio_to(timings[f"peft_{method}"])
-            found.append(Verdict(f"{name}'s step time / PEFT's {name}", ratio, 1.0 + (third - first)))
+    ours, found = rows["randlora"], []
+    tokens_per_side = float(ours["tokens_per_side"])
+    if _has(ours, "to_peft"):
+        limit = 0.60 if tokens_per_side >= 8 else 0.70 if tokens_per_side >= 4 else 1.0 + _spread(ours)
+        found.append(Verdict("(a) step time / PEFT's RandLoRA", float(ours["to_peft"]), limit))
+    limit = _full_limit(ours["kind"], tokens_per_side)
+    if _has(ours, "to_full") and ours["format"] == "float32" and limit is not None:
+        found.append(Verdict("(b) step time / full fine-tuning", float(ours["to_full"]), limit))
+    if "lora" in rows and int(ours["peak_bytes"]) and tokens_per_side >= 4:
+        ratio = int(ours["peak_bytes"]) / int(rows["lora"]["peak_bytes"])
+        found.append(Verdict("(c) peak memory / LoRA with equal parameters", ratio, float(ours["memory_limit"])))
+    for method, name in OWN_METHODS.items():
+        if method != "randlora" and method in rows and _has(rows[method], "to_peft"):
+            row = rows[method]
+            found.append(Verdict(f"{name}'s step time / PEFT's {name}", float(row["to_peft"]), 1.0 + _spread(row)))
     return found
 
 
-def _against_peft(case: Case, ours: Timing, pefts: Timing) -> Verdict:
-    first, ratio, third = ours.ratio_to(pefts)
-    if case.tokens_per_side >= 8:
-        limit = 0.60
-    elif case.tokens_per_side >= 4:
-        limit = 0.70
-    else:
-        limit = 1.0 + (third - first)
-    return Verdict("(a) step time / PEFT's RandLoRA", ratio, limit)
+def _has(row: Row, column: str) -> bool:
+    return row.get(column) not in (None, "")
 
 
-def _full_limit(case: Case) -> float | None:
-    if case.tokens_per_side < 4:
+def _spread(row: Row) -> float:
+    return float(row["to_peft_q3"]) - float(row["to_peft_q1"])
+
+
+def _full_limit(kind: str, tokens_per_side: float) -> float | None:
+    if tokens_per_side < 4:
         return None
-    if case.kind == "layer":
-        return (1.0 + 1.0 / case.tokens_per_side) * 1.05
-    return 1.05 if case.tokens_per_side >= 16 else 1.10
+    if kind == "layer":
+        return (1.0 + 1.0 / tokens_per_side) * 1.05
+    return 1.05 if tokens_per_side >= 16 else 1.10

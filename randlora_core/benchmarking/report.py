@@ -13,7 +13,7 @@ from typing import Any
 import torch
 
 from randlora_core.benchmarking.cases import Case
-from randlora_core.benchmarking.goals import Verdict, verdicts
+from randlora_core.benchmarking.goals import OWN_METHODS, Verdict, verdicts
 from randlora_core.benchmarking.measure import Timing
 
 BASELINES = ("peft_randlora", "lora", "full")
@@ -29,7 +29,7 @@ class Result:
     @property
     def verdicts(self) -> list[Verdict]:
         """The goals that apply."""
-        return verdicts(self.case, self.timings)
+        return verdicts({row["method"]: row for row in rows(self)})
 
 
 def hardware(device: torch.device) -> str:
@@ -46,7 +46,10 @@ def hardware(device: torch.device) -> str:
 
 
 def rows(result: Result) -> list[dict[str, Any]]:
-    """One flat row a method: times in milliseconds, ratios of rounds with their quartiles, bytes."""
+    """One flat row a method: times in milliseconds, ratios of rounds with their quartiles, bytes.
+
+    `to_peft` is relative to PEFT's same method, the other ratios to `BASELINES`.
+    """
     case, found = result.case, []
     for timing in result.timings.values():
         first, median, third = timing.quartiles()
@@ -68,7 +71,10 @@ def rows(result: Result) -> list[dict[str, Any]]:
             if baseline in result.timings:
                 q1, q2, q3 = timing.ratio_to(result.timings[baseline])
                 row |= {f"to_{baseline}": q2, f"to_{baseline}_q1": q1, f"to_{baseline}_q3": q3}
-        row |= {"peak_bytes": timing.peak_bytes, "counter": timing.counter}
+        if timing.method in OWN_METHODS and f"peft_{timing.method}" in result.timings:
+            q1, q2, q3 = timing.ratio_to(result.timings[f"peft_{timing.method}"])
+            row |= {"to_peft": q2, "to_peft_q1": q1, "to_peft_q3": q3}
+        row |= {"peak_bytes": timing.peak_bytes, "memory_limit": case.memory_limit, "counter": timing.counter}
         found.append({key: round(value, 4) if isinstance(value, float) else value for key, value in row.items()})
     return found
 
@@ -110,6 +116,15 @@ def write_csv(path: Path, table: Sequence[Mapping[str, Any]], machine: str) -> N
         writer = csv.DictWriter(file, [*fields, "hardware"], lineterminator="\n", restval="")
         writer.writeheader()
         writer.writerows({**row, "hardware": machine} for row in table)
+
+
+def read_cases(path: Path) -> list[dict[str, dict[str, str]]]:
+    """The cases of a file of `rows`, each as method -> row, in the file's order."""
+    found: dict[tuple[str, str], dict[str, dict[str, str]]] = {}
+    with path.open(newline="", encoding="utf-8") as file:
+        for row in csv.DictReader(file):
+            found.setdefault((row["case"], row["tokens"]), {})[row["method"]] = row
+    return list(found.values())
 
 
 def plot(path: Path, results: Sequence[Result], machine: str) -> None:
