@@ -6,18 +6,17 @@
 A table stands between `<!-- table NAME -->` and `<!-- end of table NAME -->`, NAME a file of configs/comparison.
 """
 
-import re
 import sys
 from collections.abc import Sequence
 from pathlib import Path
 
+from randlora_core.experiment.pages import filled, write_or_check
 from randlora_core.experiment.report import describe_contest
 from randlora_core.experiment.tables import to_markdown
 from vision_language.compare import committed_report
 from vision_language.comparisons import load_comparison
 
 README = Path(__file__).resolve().parents[1] / "README.md"
-BLOCK = re.compile(r"(<!-- table (\w+) -->\n).*?(<!-- end of table \2 -->)", re.DOTALL)
 
 
 def table_block(name: str) -> str:
@@ -36,28 +35,12 @@ def updated(text: str) -> str:
         ValueError: A block names no comparison, or there is no block at all.
         FileNotFoundError: A block's records are not committed.
     """
-    if not BLOCK.search(text):
-        raise ValueError("no table block found; accepted: <!-- table NAME --> ... <!-- end of table NAME -->")
-    return BLOCK.sub(lambda match: match[1] + table_block(match[2]) + match[3], text)
+    return filled(text, "table", table_block)
 
 
 def main(arguments: Sequence[str] | None = None) -> int:
     """The command line; returns the exit code."""
-    arguments = sys.argv[1:] if arguments is None else list(arguments)
-    if unknown := [argument for argument in arguments if argument != "--check"]:
-        print(f"error: unknown argument {unknown[0]!r}; accepted: --check", file=sys.stderr)
-        return 2
-    text = README.read_text(encoding="utf-8")
-    fresh = updated(text)
-    if "--check" in arguments:
-        if fresh != text:
-            print(
-                "error: README.md differs from the committed records; run python -m vision_language.readme",
-                file=sys.stderr,
-            )
-        return int(fresh != text)
-    README.write_text(fresh, encoding="utf-8")
-    return 0
+    return write_or_check([README], updated, "python -m vision_language.readme", arguments)
 
 
 if __name__ == "__main__":

@@ -1,0 +1,111 @@
+"""Writes the tables of time and memory in README.md and docs/performance.md from the committed results.
+
+    python -m randlora_core.benchmarking.pages            rewrite the tables
+    python -m randlora_core.benchmarking.pages --check    exit code 1 where a table differs from its file
+
+A table stands between `<!-- measured NAME -->` and `<!-- end of measured NAME -->`, NAME a file of docs/performance.
+"""
+
+from __future__ import annotations
+
+import csv
+import sys
+from collections.abc import Iterable, Mapping, Sequence
+from pathlib import Path
+
+from randlora_core.benchmarking.goals import OWN_METHODS, verdicts
+from randlora_core.benchmarking.report import read_cases
+from randlora_core.experiment.pages import filled, write_or_check
+from randlora_core.experiment.tables import TextTable, to_markdown
+
+ROOT = Path(__file__).resolve().parents[2]
+PAGES = (ROOT / "README.md", ROOT / "docs" / "performance.md")
+RESULTS = ROOT / "docs" / "performance"
+
+CASE_HEADINGS = ("case", "T / d", "RandLoRA / PEFT's", "/ full", "/ LoRA", "memory / LoRA", "LoRA, DoRA, VeRA / PEFT's")
+PERCENT_HEADINGS = ("model", "method", "of", "time %", "quartiles", "paper", "memory %", "paper")
+
+
+def updated(text: str) -> str:
+    """`text` with every table made anew from its file.
+
+    Raises:
+        FileNotFoundError: A block names a file that is not there.
+        ValueError: There is no block at all.
+    """
+    return filled(text, "measured", lambda name: table(RESULTS / f"{name}.csv"))
+
+
+def table(path: Path) -> str:
+    """The Markdown table of one results file, with a line on the hardware and the goals."""
+    if path.stem.startswith("table10"):
+        return _percent_table(path)
+    cases = read_cases(path)
+    lines = _markdown(CASE_HEADINGS, [_case_cells(rows) for rows in cases])
+    judged = [verdict for rows in cases for verdict in verdicts(rows)]
+    met = sum(verdict.met for verdict in judged)
+    ours = cases[0]["randlora"]
+    note = f"{ours['format']}; {ours['hardware']}; memory: {ours['counter']}. Goals met: {met} of {len(judged)}"
+    return f"{lines}\n{note}; a cell with an asterisk misses its goal.\n"
+
+
+def _case_cells(rows: Mapping[str, Mapping[str, str]]) -> list[str]:
+    ours = rows["randlora"]
+    missed = {verdict.goal for verdict in verdicts(rows) if not verdict.met}
+    memory = "-"
+    if "lora" in rows and int(ours["peak_bytes"]):
+        memory = f"{int(ours['peak_bytes']) / int(rows['lora']['peak_bytes']):.2f}" + _mark("(c)", missed)
+    own = (
+        _ratio(rows.get(method, {}), "to_peft") + _mark(f"{name}'s", missed)
+        for method, name in OWN_METHODS.items()
+        if method != "randlora"
+    )
+    return [
+        f"{ours['case']}, {int(ours['tokens']):,} tokens",
+        f"{float(ours['tokens_per_side']):.1f}",
+        _ratio(ours, "to_peft") + _mark("(a)", missed),
+        _ratio(ours, "to_full") + _mark("(b)", missed),
+        _ratio(ours, "to_lora"),
+        memory,
+        ", ".join(own),
+    ]
+
+
+def _ratio(row: Mapping[str, str], column: str) -> str:
+    return f"{float(row[column]):.2f}" if row.get(column) else "-"
+
+
+def _mark(goal: str, missed: set[str]) -> str:
+    return "*" if any(name.startswith(goal) for name in missed) else ""
+
+
+def _percent_table(path: Path) -> str:
+    with path.open(newline="", encoding="utf-8") as file:
+        rows = list(csv.DictReader(file))
+    cells = [
+        [
+            row["model"],
+            row["method"],
+            row["baseline"],
+            f"{float(row['time_percent']):.0f}",
+            f"{float(row['time_percent_q1']):.0f}-{float(row['time_percent_q3']):.0f}",
+            row["paper_time_percent"] or "-",
+            f"{float(row['memory_percent']):.0f}",
+            row["paper_memory_percent"] or "-",
+        ]
+        for row in rows
+    ]
+    return f"{_markdown(PERCENT_HEADINGS, cells)}\n{rows[0]['format']}; {rows[0]['hardware']}; {rows[0]['counter']}.\n"
+
+
+def _markdown(columns: Sequence[str], rows: Iterable[Sequence[str]]) -> str:
+    return to_markdown(TextTable("", tuple(columns), tuple(tuple(row) for row in rows)))
+
+
+def main(arguments: Sequence[str] | None = None) -> int:
+    """The command line; returns the exit code."""
+    return write_or_check(PAGES, updated, "python -m randlora_core.benchmarking.pages", arguments)
+
+
+if __name__ == "__main__":
+    sys.exit(main())
