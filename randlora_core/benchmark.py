@@ -29,7 +29,6 @@ from randlora_core.benchmarking.report import Result, hardware, plot, print_resu
 from randlora_core.experiment.hardware import multiplies_bf16
 
 QUICK_METHODS = ("frozen", "full", "lora", "randlora", "peft_lora", "peft_randlora")
-QUICK_SECONDS = 20.0
 PEFT_METHODS = tuple(name for name in METHODS if "peft" in name)
 
 
@@ -41,7 +40,7 @@ def main(arguments: Sequence[str] | None = None) -> None:
     """
     parser = _parser()
     options = parser.parse_args(arguments)
-    _refuse_without_effect(parser, options)
+    _check(parser, options)
     device = torch.device(options.device)
     if options.grid:
         _run_grid(options, device)
@@ -66,7 +65,7 @@ def _parser() -> argparse.ArgumentParser:
     parser.add_argument("--batch", type=_positive, help="rows of a batch for --models; 16 if not given")
     parser.add_argument("--tokens", type=_positive, help="tokens for the step times of --table10; 8192 if not given")
     parser.add_argument("--rounds", type=_positive, default=11, help="rounds at most")
-    parser.add_argument("--seconds", type=float, default=30.0, help="no new round after this time on a case")
+    parser.add_argument("--seconds", type=float, help="no new round after this time on a case; 30, --quick 20")
     parser.add_argument("--device", default="cuda" if torch.cuda.is_available() else "cpu")
     parser.add_argument("--out", type=Path, default=Path("results/benchmark"), help="folder for tables and plots")
     return parser
@@ -78,12 +77,14 @@ def _positive(text: str) -> int:
     return int(text)
 
 
-def _refuse_without_effect(parser: argparse.ArgumentParser, options: argparse.Namespace) -> None:
+def _check(parser: argparse.ArgumentParser, options: argparse.Namespace) -> None:
     """Exit with code 2 where an option would be ignored, or a name or the device is not there."""
     if options.batch and not options.models:
         parser.error("--batch has no effect without --models")
     if options.tokens and not options.table10:
         parser.error("--tokens has no effect without --table10")
+    if options.seconds is not None and (options.grid or options.profile):
+        parser.error("--seconds has no effect on --grid and --profile")
     if options.half and options.grid:
         parser.error("--half has no effect on --grid, which measures both number formats")
     if options.methods and (options.grid or options.table10 or options.profile):
@@ -93,8 +94,10 @@ def _refuse_without_effect(parser: argparse.ArgumentParser, options: argparse.Na
     for name in options.models or ():
         if name not in cases.model_names():
             parser.error(f"unknown model {name!r}; known: {', '.join(cases.model_names())}")
+    if options.seconds is None:
+        options.seconds = 20.0 if options.quick else 30.0
     try:
-        torch.empty(1, device=options.device)
+        torch.ones(1, device=options.device).item()
     except (RuntimeError, AssertionError) as error:
         parser.error(f"device {options.device!r} cannot be used: {str(error).splitlines()[0]}")
 
@@ -102,7 +105,6 @@ def _refuse_without_effect(parser: argparse.ArgumentParser, options: argparse.Na
 def _chosen(options: argparse.Namespace) -> tuple[str, Sequence[Case], Sequence[str]]:
     """Name of the run, its cases, and its methods."""
     if options.quick:
-        options.seconds = min(options.seconds, QUICK_SECONDS)
         return "quick", cases.quick_cases(options.half), QUICK_METHODS
     if options.models:
         chosen = [cases.model_case(name, options.batch or 16, half=options.half) for name in options.models]
@@ -139,11 +141,14 @@ def _run_grid(options: argparse.Namespace, device: torch.device) -> None:
         row = grid.measure_point(point, options.rounds, device)
         found.append(row)
         mark = "" if grid.agrees(row, device.type) else f"   the model says {grid.prediction(point, device.type)}"
-        print(f"{point}: activation {row['activation_ms']} ms, weight {row['weight_ms']} ms{mark}", flush=True)
+        times = ", ".join(f"{path} {row[f'{path}_ms']} ms" for path in grid.TIMED)
+        print(f"{point}: {times}{mark}", flush=True)
     share = sum(grid.agrees(row, device.type) for row in found) / len(found)
+    fast = sum(grid.auto_is_fastest(row) for row in found) / len(found)
     path = options.out / f"grid_{device.type}.csv"
     write_csv(path, found, hardware(device))
-    print(f"the cost model picks the faster path on {share:.1%} of {len(found)} points; written: {path}")
+    print(f"the cost model picks the faster path on {share:.1%} of {len(found)} points, and its mixture of paths is at")
+    print(f"least as fast as either on {fast:.1%}; written: {path}")
 
 
 def _run_profile(options: argparse.Namespace, device: torch.device) -> None:
@@ -170,7 +175,8 @@ def _run_table10(options: argparse.Namespace, device: torch.device) -> None:
     limits = {"rounds": options.rounds, "seconds": options.seconds, "tokens": options.tokens or 8192}
     for stack in table10.STACKS:
         found += table10.measure_stack(stack, **limits, device=device, half=options.half)
-    table = Table(title="Time and memory in percent, beside the paper's Table 10", title_justify="left")
+    title = f"Time and memory in percent, {found[0]['format']}, beside the paper's Table 10"
+    table = Table(title=title, title_justify="left")
     for heading in ("model", "method", "of", "time", "paper", "memory", "paper"):
         table.add_column(heading, justify="left" if heading in ("model", "method", "of") else "right")
     for row in found:

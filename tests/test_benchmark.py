@@ -10,7 +10,7 @@ from randlora_core import benchmark
 from randlora_core.benchmarking import cases, grid, table10
 from randlora_core.benchmarking.goals import verdicts
 from randlora_core.benchmarking.measure import Step, Timing, measure, measure_memory, peak_memory, tensor_bytes
-from randlora_core.benchmarking.methods import METHODS, Subject, equal_rank, make_subject
+from randlora_core.benchmarking.methods import METHODS, Subject, equal_rank, make_subject, sharing_copy
 from randlora_core.benchmarking.report import Result, read_cases, rows, write_csv
 
 CPU = torch.device("cpu")
@@ -58,6 +58,23 @@ def test_methods_share_the_frozen_weights_and_full_fine_tuning_does_not():
         assert (shared <= set(frozen)) != own
         assert shared.isdisjoint(p.data_ptr() for p in subject.trained)
     assert not any(p.requires_grad for p in base.parameters())
+
+
+def test_a_case_is_built_once_for_all_and_once_for_full_fine_tuning():
+    built = []
+    case = dataclasses.replace(SMALL, build=lambda device: built.append(device.type) or SMALL.build(device))
+    measure(case, ("frozen", "full", "lora", "randlora", "vera"), rounds=1, seconds=0.0, device=CPU, memory=False)
+    assert built.count("cpu") == 2
+
+
+def test_copies_share_buffers_too():
+    module = torch.nn.Sequential(torch.nn.BatchNorm1d(3), torch.nn.Linear(3, 2))
+    copied = sharing_copy(module)
+    assert copied is not module and copied[1] is not module[1]
+    for (name, tensor), (other_name, other) in zip(
+        module.state_dict(keep_vars=True).items(), copied.state_dict(keep_vars=True).items(), strict=True
+    ):
+        assert name == other_name and tensor is other
 
 
 def test_the_other_methods_are_held_against_pefts():
@@ -161,6 +178,10 @@ def test_quick_prints_ratios_goals_and_files(tmp_path, monkeypatch, capsys):
     printed = capsys.readouterr().out
     for text in ("small block", "layer 32 -> 24", "peft_randlora", "(a) step time", "(b) step time", "(c) peak memory"):
         assert text in printed
+    benchmark.main(["--quick", "--half", "--rounds", "3", "--seconds", "0", "--out", str(tmp_path)])
+    assert {path.name for path in tmp_path.iterdir()} == {
+        f"quick{form}.{kind}" for form in ("", "_bfloat16") for kind in ("csv", "png")
+    }
     with (tmp_path / "quick.csv").open() as file:
         table = list(csv.DictReader(file))
     assert len(table) == 2 * len(benchmark.QUICK_METHODS)
@@ -184,11 +205,13 @@ def test_profile_shows_the_operations_of_both_steps(half, monkeypatch, capsys):
     [
         (["--quick", "--batch", "4"], "--batch has no effect without --models"),
         (["--tokens", "64"], "--tokens has no effect without --table10"),
+        (["--grid", "--seconds", "3"], "--seconds has no effect on --grid and --profile"),
         (["--grid", "--half"], "--half has no effect on --grid"),
         (["--table10", "--methods", "randlora"], "--methods has no effect on"),
         (["--quick", "--methods", "lora"], "--methods needs randlora"),
         (["--models", "clip_vit_z1"], "unknown model 'clip_vit_z1'; known: mini_clip"),
         (["--quick", "--device", "nowhere"], "device 'nowhere' cannot be used"),
+        (["--quick", "--device", "meta"], "device 'meta' cannot be used"),
         (["--table10", "--tokens", "0"], "'0' is no whole number above 0"),
         (["--rounds", "-2"], "'-2' is no whole number above 0"),
     ],
@@ -218,6 +241,10 @@ def test_grid_rows_are_judged_by_the_faster_path(tmp_path, monkeypatch):
     assert not grid.agrees(slow, "cpu")
     assert grid.agrees(slow | {"activation_ms": 3.0}, "cpu")
     assert grid.agrees(slow | {"weight_ms_q3": 2.5}, "cpu")  # within the quartiles' distance
+    mixed = slow | {"auto_ms": 1.1, "auto_ms_q1": 1.0, "auto_ms_q3": 1.05}
+    assert not grid.auto_is_fastest(mixed)
+    assert grid.auto_is_fastest(mixed | {"auto_ms": 0.9})
+    assert grid.auto_is_fastest(mixed | {"auto_ms_q3": 1.2})
 
 
 def test_table10_carries_memory_on_to_the_depth(monkeypatch):

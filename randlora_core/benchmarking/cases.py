@@ -17,7 +17,7 @@ class Case:
     Args:
         name: Name in tables.
         kind: "layer", "block" or "model"; the goals on time differ.
-        build: Makes the frozen module on a device; called once for each method, with equal random weights.
+        build: Makes the frozen module on a device, with the same random weights each time.
         inputs: Makes the module's input on a device.
         targets: Suffixes of the adapted linear layers.
         tokens: Rows of the input of an adapted layer, T.

@@ -1,4 +1,4 @@
-"""Times of the two paths on a grid of layers, which the cost model of `randlora_core.ops.cost` is held against."""
+"""Times of the paths on a grid of layers, which the cost model of `randlora_core.ops.cost` is held against."""
 
 from __future__ import annotations
 
@@ -20,6 +20,7 @@ SIDES = ((384, 384), (768, 768), (768, 3072), (3072, 768), (1024, 1024), (256, 1
 TOKENS_PER_SIDE = (0.125, 0.25, 0.5, 1.0, 2.0, 4.0, 8.0)
 RANK = 8
 PATHS = ("activation", "weight")
+TIMED = (*PATHS, "auto")
 
 
 @dataclass(frozen=True)
@@ -66,7 +67,7 @@ def points(halves: Sequence[bool] = (False, True)) -> Iterator[Point]:
 
 
 def measure_point(point: Point, rounds: int, device: torch.device) -> dict[str, Any]:
-    """Quartiles of both paths' times in milliseconds, steps alternated; the base layer's product is part of both."""
+    """Quartiles of the times of `TIMED` in milliseconds, steps alternated; the base layer's product is part of all."""
     torch.manual_seed(0)
     larger, smaller = max(point.out_features, point.in_features), min(point.out_features, point.in_features)
     n = -(-smaller // RANK)
@@ -88,11 +89,11 @@ def measure_point(point: Point, rounds: int, device: torch.device) -> dict[str, 
             torch.cuda.synchronize(device)
         return 1e3 * (time.perf_counter() - begin)
 
-    for path in PATHS:
+    for path in TIMED:
         step(path)
-    times = np.array([[step(path) for path in PATHS] for _ in range(rounds)])
+    times = np.array([[step(path) for path in TIMED] for _ in range(rounds)])
     row: dict[str, Any] = {**vars(point)}
-    for path, column in zip(PATHS, times.T, strict=True):
+    for path, column in zip(TIMED, times.T, strict=True):
         first, median, third = np.percentile(column, (25, 50, 75))
         row |= {f"{path}_ms": round(median, 4), f"{path}_ms_q1": round(first, 4), f"{path}_ms_q3": round(third, 4)}
     return row
@@ -107,10 +108,18 @@ def prediction(point: Point, device_type: str) -> str:
 
 def agrees(row: dict[str, Any], device_type: str) -> bool:
     """Whether the model picks the faster path, or one that is slower by less than the quartiles' distance."""
-    picked = prediction(_point(row), device_type)
-    other = next(path for path in PATHS if path != picked)
-    spread = max(float(row[f"{path}_ms_q3"]) - float(row[f"{path}_ms_q1"]) for path in PATHS)
-    return float(row[f"{picked}_ms"]) <= float(row[f"{other}_ms"]) + spread
+    return _is_fastest(prediction(_point(row), device_type), row)
+
+
+def auto_is_fastest(row: dict[str, Any]) -> bool:
+    """Whether "auto", which may mix the paths, was as fast as the faster one, up to the quartiles' distance."""
+    return _is_fastest("auto", row)
+
+
+def _is_fastest(path: str, row: dict[str, Any]) -> bool:
+    others = [other for other in PATHS if other != path]
+    spread = max(float(row[f"{name}_ms_q3"]) - float(row[f"{name}_ms_q1"]) for name in (path, *others))
+    return float(row[f"{path}_ms"]) <= min(float(row[f"{other}_ms"]) for other in others) + spread
 
 
 def _point(row: dict[str, Any]) -> Point:

@@ -133,6 +133,7 @@ def measure_memory(case: Case, methods: Sequence[str], *, device: torch.device) 
         step = Step(case, make_subject(method, case, device), inputs)
         step.prepare_optimiser()
         peaks[method] = peak_memory(step, device)
+        del step
     return peaks
 
 
@@ -161,7 +162,7 @@ def peak_memory(step: Step, device: torch.device) -> tuple[int, str]:
 
     On CUDA max_memory_allocated less what was allocated before, on CPU the peak of live bytes from the profiler's
     allocations; in both cases plus the bytes of the module, its input and the optimiser's state. The gradient of the
-    output is made after the forward pass, as within a network.
+    output is made after the forward pass, as within a network; it and the output are held until the step's end.
     """
     step.upstream = None
     held = tensor_bytes([*_module_tensors(step.module), step.inputs, *_state_tensors(step.optimiser)])

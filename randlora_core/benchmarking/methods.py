@@ -115,6 +115,7 @@ def make_subject(method: str, case: Case, device: torch.device, base: nn.Module 
     if method not in METHODS:
         raise ValueError(f"unknown method {method!r}; known: {', '.join(METHODS)}")
     own = base is None or method == "full"
+    torch.manual_seed(0)
     module = METHODS[method](case, case.build(device) if own else sharing_copy(base)).to(device).train()
     if method not in ("frozen", "full"):
         with torch.no_grad():

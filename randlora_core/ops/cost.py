@@ -6,11 +6,10 @@ T tokens, k = n*r, about d; products in multiply-adds):
     part              by activations                       by the weight
     output            T k (D + d)                          D d k, and T D d unless W0 + update is summed first
     input gradient    T k (D + d)                          D d k, and T D d unless W0 + update is summed first
-    vector gradient   T k (D + d), of which T k D are      T D d + D d k
-                      there already if the gradient on
-                      the larger side went by activations
-                      (out >= in: the input's; out < in:
-                      the output, whose x B is kept)
+    vector gradient   T k (D + d), of which T k D is       T D d + D d k
+                      there already where dY B was made for
+                      the input gradient (out >= in), or
+                      x B for the output (out < in)
 
 W0 + update may be summed first only where the product itself runs in that precision (`randlora_core.ops.linear`).
 Beside products the estimate counts elements written, weighted by what one costs in multiply-adds on the device.
@@ -27,6 +26,8 @@ import torch
 PATHS = ("auto", "activation", "weight", "two_products")
 """What can be asked for: "auto" takes the cheapest plan; "activation" all parts by activations; "weight" all by the
 weight, summed where that is allowed and by two products otherwise; "two_products" by the weight and never summed."""
+
+HALF = (torch.bfloat16, torch.float16)
 
 ACTIVATION, SUMMED, TWO_PRODUCTS, WEIGHT = "activation", "summed", "two_products", "weight"
 
@@ -80,7 +81,7 @@ class Problem:
     @property
     def half(self) -> bool:
         """Whether the products take 16-bit factors."""
-        return self.dtype in (torch.bfloat16, torch.float16)
+        return self.dtype in HALF
 
     @property
     def transposed(self) -> bool:
@@ -104,7 +105,11 @@ class Plan:
 
 
 def choose(problem: Problem, path: str = "auto") -> Plan:
-    """The cheapest plan that `path` allows."""
+    """The cheapest plan that `path` allows.
+
+    It takes the parts as a whole, so that the output may be computed differently where no gradient is wanted: training
+    and evaluation agree up to rounding.
+    """
     return _choose(problem, path) if torch.compiler.is_compiling() else _remembered_choice(problem, path)
 
 

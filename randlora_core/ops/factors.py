@@ -28,7 +28,7 @@ def scaled_a(lambda_: Tensor, gamma: Tensor, basis_a: Tensor, scale: float = 1.0
     """M (k, d) of the module's legend, in the dtype of the trained vectors and differentiable in them."""
     a = basis_a.to(lambda_.dtype)
     m = (scale * lambda_)[:, :, None] * a[:, None, :]
-    m = m * gamma if torch.is_grad_enabled() else m.mul_(gamma)
+    m = m * gamma if torch.is_grad_enabled() or m.dtype != gamma.dtype else m.mul_(gamma)
     return m.flatten(0, 1)
 
 

@@ -7,8 +7,8 @@
     two products    y = x W0^T + x delta^T, accumulated before the one rounding
 
 All save x, lambda and gamma for the backward pass and rebuild the rest. The gradient of the vectors comes from
-grad_M, (dY B)^T x (or (x B)^T dY where out < in) by activations, and B^T (dY^T x) by the weight. Where the latter x B
-is a by-product of the output, it is saved in the place of x, than which it is smaller.
+grad_M, (dY B)^T x (or (x B)^T dY where out < in) by activations, and B^T (dY^T x) by the weight. Where x B is a
+by-product of the output and smaller than x, it is saved in the place of x.
 
 Number formats: W0 + delta rounded to 16 bits can lose a small delta entirely, so the sum is formed only where the
 product runs in float32 or float64. Otherwise there are two products, the update's first: x W0^T is accumulated onto
@@ -28,7 +28,7 @@ from torch.autograd.function import once_differentiable
 from torch.nn import functional as F
 
 from randlora_core.ops import cost
-from randlora_core.ops.cost import ACTIVATION, PATHS, SUMMED, Plan, Problem
+from randlora_core.ops.cost import ACTIVATION, HALF, PATHS, SUMMED, Plan, Problem
 from randlora_core.ops.factors import flat_b, product, scaled_a, summed_weight, vector_gradients
 
 _default_path = "auto"
@@ -167,13 +167,11 @@ def _apply(
     path: str | None,
 ) -> Tensor:
     dtype = _compute_dtype(x)
-    larger, smaller = basis_b.shape[0], gamma.shape[1]
-    transposed = x.shape[-1] != smaller
     exact = dtype == torch.float64 or (dtype == torch.float32 and not _rounds_float32(x.device.type))
     grad = torch.is_grad_enabled()
     problem = Problem(
         tokens=x.numel() // max(1, x.shape[-1]),
-        out_features=smaller if transposed else larger,
+        out_features=basis_b.shape[0] + gamma.shape[1] - x.shape[-1],
         in_features=x.shape[-1],
         inner=lambda_.numel(),
         dtype=dtype,
@@ -184,7 +182,7 @@ def _apply(
         vector_grad=grad and (lambda_.requires_grad or gamma.requires_grad),
     )
     plan = cost.choose(problem, _default_path if path is None else _known(path))
-    layout = Layout(plan, dtype, scale, transposed)
+    layout = Layout(plan, dtype, scale, problem.transposed)
     # Cast out here, x is let go by the function's backward pass before its gradient is cast back.
     return RandLoRAFunction.apply(x.to(dtype), lambda_, gamma, basis_a, basis_b, weight, bias, layout)
 
@@ -225,13 +223,12 @@ class RandLoRAFunction(torch.autograd.Function):
         ctx.layout, ctx.in_features = layout, x.shape[-1]
         ctx.bias_dtype = None if bias is None else bias.dtype
         with torch.autocast(x.device.type, enabled=False):
-            rows = x.reshape(-1, x.shape[-1])
             vectors = (lambda_, gamma, basis_a, basis_b)
-            y, x_through_b = _tokens_times_weight(rows, vectors, weight, bias, layout)
+            y, x_through_b = _tokens_times_weight(_rows(x), vectors, weight, bias, layout)
         kept = (None, None)
         if any(ctx.needs_input_grad[1:3]):
             instead = x_through_b is not None and layout.plan.vector_grad == ACTIVATION
-            kept = (None, x_through_b) if instead else (rows, None)
+            kept = (None, x_through_b) if instead and x_through_b.numel() < x.numel() else (x, None)
         ctx.save_for_backward(*kept, lambda_, gamma, basis_a, basis_b, weight)
         return y.view(*x.shape[:-1], y.shape[-1])
 
@@ -239,34 +236,37 @@ class RandLoRAFunction(torch.autograd.Function):
     @once_differentiable
     def backward(ctx, grad_output: Tensor) -> tuple[Tensor | None, ...]:
         """Gradients of x, lambda, gamma and the bias."""
-        x, x_through_b, lambda_, gamma, basis_a, basis_b, weight = ctx.saved_tensors
+        x, through_b, lambda_, gamma, basis_a, basis_b, weight = ctx.saved_tensors
         layout = ctx.layout
-        needs_x, needs_lambda, needs_gamma = ctx.needs_input_grad[:3]
-        grad_x = grad_lambda = grad_gamma = grad_bias = grad_through_b = None
+        needs_x, *needs_vectors = ctx.needs_input_grad[:3]
+        grad_x = grad_lambda = grad_gamma = grad_bias = None
         with torch.autocast(grad_output.device.type, enabled=False):
             rows = grad_output.to(layout.dtype).reshape(-1, grad_output.shape[-1])
-            # One cast of B for both parts; float16 products take it as it is stored.
-            basis_b = basis_b.flatten(1) if layout.dtype == torch.float16 else flat_b(basis_b, layout.dtype)
-            if needs_x:
-                vectors = (lambda_, gamma, basis_a, basis_b)
-                grad_x, grad_through_b = _tokens_times_transpose(rows, vectors, weight, layout)
-            if needs_lambda or needs_gamma:
-                through_b = x_through_b if layout.transposed else grad_through_b
+            basis_b = basis_b.flatten(1)
+            if layout.dtype != torch.float16 and (needs_x or (any(needs_vectors) and through_b is None)):
+                basis_b = basis_b.to(layout.dtype)  # once for both parts; float16 products take it as it is stored
+            if needs_x and layout.plan.input_grad == ACTIVATION and not layout.transposed:
+                through_b = rows @ basis_b.to(layout.dtype)
+            if any(needs_vectors):
                 grad_m = _gradient_of_m(x, rows, basis_b, through_b, layout)
                 grad_lambda, grad_gamma = vector_gradients(grad_m, lambda_, gamma, basis_a, layout.scale)
                 grad_lambda, grad_gamma = grad_lambda.to(lambda_.dtype), grad_gamma.to(gamma.dtype)
-                through_b = grad_m = None
+                grad_m = None
             if needs_x:
-                grad_through_b = None  # what is done with is let go before the frozen layer's product takes its room
+                grad_through_b = None if layout.transposed else through_b
+                through_b, vectors = None, (lambda_, gamma, basis_a, basis_b)
+                grad_x = _tokens_times_transpose(rows, grad_through_b, vectors, weight, layout)
                 if layout.plan.input_grad != SUMMED:
+                    # What only the update needed is let go before a copy of W0 is made.
+                    grad_through_b = basis_b = vectors = None
                     grad_x = _add_frozen(grad_x, rows, weight)
                 grad_x = grad_x.view(*grad_output.shape[:-1], ctx.in_features)
             if ctx.needs_input_grad[6]:
                 grad_bias = rows.sum(0, dtype=torch.promote_types(rows.dtype, torch.float32)).to(ctx.bias_dtype)
         return (
             grad_x,
-            grad_lambda if needs_lambda else None,
-            grad_gamma if needs_gamma else None,
+            grad_lambda if needs_vectors[0] else None,
+            grad_gamma if needs_vectors[1] else None,
             None,
             None,
             None,
@@ -318,27 +318,26 @@ def _tokens_times_weight(
         m, b = _scaled_a(vectors, layout).to(dtype), flat_b(vectors[3], dtype)
         first, second = (b, m) if layout.transposed else (m.T, b.T)
         inner = x @ first
-        y = _add_frozen(_product_plus_bias(inner, second, bias), x, frozen, bias)
-        return y, inner if layout.transposed else None
+        y = _product_plus_bias(inner, second, bias)
+        del m, b, first, second
+        return _add_frozen(y, x, frozen, bias), inner if layout.transposed else None
     return _add_frozen(_product_plus_bias(x, _update(vectors, layout).T, bias), x, frozen, bias), None
 
 
 def _tokens_times_transpose(
-    grad: Tensor, vectors: Vectors, weight: Tensor | None, layout: Layout
-) -> tuple[Tensor, Tensor | None]:
-    """The update's part of the input's gradient, (T, in), for `grad` (T, out); and grad B (T, k) if a by-product.
+    grad: Tensor, through_b: Tensor | None, vectors: Vectors, weight: Tensor | None, layout: Layout
+) -> Tensor:
+    """The update's part of the input's gradient, (T, in), for `grad` (T, out), of which grad B (T, k) may be there.
 
     Where W0 + update is summed, the gradient is whole.
     """
     dtype, way = layout.dtype, layout.plan.input_grad
     if way == SUMMED:
-        return grad @ _summed_weight(weight, vectors, layout), None
-    if way == ACTIVATION:
-        m, b = _scaled_a(vectors, layout).to(dtype), flat_b(vectors[3], dtype)
-        first, second = (m.T, b.T) if layout.transposed else (b, m)
-        inner = grad @ first
-        return inner @ second, None if layout.transposed else inner
-    return grad @ _update(vectors, layout), None
+        return grad @ _summed_weight(weight, vectors, layout)
+    if way != ACTIVATION:
+        return grad @ _update(vectors, layout)
+    m = _scaled_a(vectors, layout).to(dtype)
+    return (grad @ m.T) @ flat_b(vectors[3], dtype).T if layout.transposed else through_b @ m
 
 
 def _gradient_of_m(x: Tensor | None, grad: Tensor, basis_b: Tensor, through_b: Tensor | None, layout: Layout) -> Tensor:
@@ -347,30 +346,30 @@ def _gradient_of_m(x: Tensor | None, grad: Tensor, basis_b: Tensor, through_b: T
     By activations it is `through_b`, the one of the two on the larger side times B, times the other one; x is not
     looked at where it is the one behind a `through_b`.
     """
-    b = flat_b(basis_b, layout.dtype)
     wide, narrow = (x, grad) if layout.transposed else (grad, x)  # (T, D), (T, d)
-    if layout.plan.vector_grad == ACTIVATION:
-        return (wide @ b if through_b is None else through_b).T @ narrow
-    return b.T @ (wide.T @ narrow)
+    if layout.plan.vector_grad != ACTIVATION:
+        return flat_b(basis_b, layout.dtype).T @ (_rows(wide).T @ _rows(narrow))
+    if through_b is None:
+        through_b = _rows(wide) @ flat_b(basis_b, layout.dtype)
+    return through_b.T @ _rows(narrow)
+
+
+def _rows(x: Tensor) -> Tensor:
+    return x.reshape(-1, x.shape[-1])
 
 
 # A layer's output is the update's product, in its first step, and the frozen layer's, accumulated onto it: rounded by
 # itself the update keeps its own precision. The other way round, small updates of large outputs would vanish. For the
-# same reason a bias joins a 16-bit output last. Each factor is made where it is used, and let go before the next one.
+# same reason a bias joins a 16-bit output last.
 
 
 def _product_plus_bias(z: Tensor, matrix: Tensor, bias: Tensor | None) -> Tensor:
     """The product z @ matrix, with the bias where that is exact enough."""
-    return z @ matrix if bias is None or _is_half(z) else torch.addmm(bias, z, matrix)
+    return z @ matrix if bias is None or z.dtype in HALF else torch.addmm(bias, z, matrix)
 
 
 def _add_frozen(result: Tensor, x: Tensor, matrix: Tensor | None, bias: Tensor | None = None) -> Tensor:
     """`result` plus x @ matrix, in place, and the bias where `_product_plus_bias` left it out."""
-    if matrix is None:
-        return result
-    result.addmm_(x, matrix.to(x.dtype))
-    return result.add_(bias) if bias is not None and _is_half(x) else result
-
-
-def _is_half(x: Tensor) -> bool:
-    return x.dtype in (torch.bfloat16, torch.float16)
+    if matrix is not None:
+        result.addmm_(x, matrix.to(x.dtype))
+    return result.add_(bias) if bias is not None and x.dtype in HALF else result

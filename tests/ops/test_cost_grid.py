@@ -17,3 +17,4 @@ def test_the_model_picks_the_faster_path(path):
     device_type = path.stem.removeprefix("grid_")
     picked = [grid.agrees(row, device_type) for row in rows]
     assert sum(picked) >= 0.9 * len(picked)
+    assert sum(grid.auto_is_fastest(row) for row in rows) >= 0.9 * len(rows)
