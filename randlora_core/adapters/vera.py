@@ -18,6 +18,7 @@ from dataclasses import KW_ONLY, dataclass
 
 import torch
 from torch import Tensor, nn
+from torch.nn import functional as F
 
 from randlora_core import ops
 from randlora_core.adapters.bases import IMPORTED, Matrix, SharedBases, check_unseeded, distribution
@@ -52,6 +53,11 @@ class VeRAConfig(AdapterConfig):
         check_choice("basis", self.basis, ("uniform", IMPORTED))
         check_unseeded(self)
         check_nonzero("d_initial", self.d_initial)
+
+
+FEW_TOKENS_PER_RANK = 4
+"""Up to so many tokens per rank `vera_lambda_b` scales the outputs, of which autograd keeps a copy; with more tokens it
+scales the rows of B, which is smaller, and its gradient costs a product (docs/performance.md)."""
 
 
 class VeRAUpdate(Update):
@@ -99,7 +105,9 @@ class VeRAUpdate(Update):
         """As in `Update`."""
         a, b = self.basis_slices()
         inner = ops.frozen_linear(self.input_like_parameters(x), a) * self._scaled_d()
-        return ops.frozen_linear(inner, b) * self.vera_lambda_b
+        if inner.numel() <= FEW_TOKENS_PER_RANK * self.config.rank**2:
+            return ops.frozen_linear(inner, b) * self.vera_lambda_b
+        return F.linear(inner, self.vera_lambda_b[:, None] * b)
 
 
 METHOD = Method(VeRAConfig, VeRAUpdate)

@@ -63,8 +63,10 @@ class Step:
 
     def forward_backward(self) -> None:
         """One forward and backward pass, with a fixed gradient of the output."""
+        # Autocast keeps its cast of a leaf for all who ask again; within a network the input is no leaf.
+        inputs = self.inputs.view_as(self.inputs)
         with _autocast(self.case, self.inputs.device):
-            output = self.module(self.inputs)
+            output = self.module(inputs)
         if self.upstream is None:
             self.upstream = torch.randn_like(output).div_(output.numel())
         if output.requires_grad:

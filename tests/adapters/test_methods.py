@@ -111,6 +111,31 @@ def test_vera_equals_pefts(kind, out_features, in_features):
     assert_same_function(peft_model, ours, {name: (own[name], theirs[name]) for name in own})
 
 
+@shapes
+@pytest.mark.parametrize("many", [False, True])
+def test_vera_scales_outputs_of_few_tokens_and_bases_for_many(out_features, in_features, many):
+    """Values and gradients are those of the update's weight either way; a copy of the outputs is kept only of few."""
+    torch.manual_seed(0)
+    model = nn.Sequential(nn.Linear(in_features, out_features).double())
+    inject_adapter(model, VeRAConfig(rank=2), ("0",))
+    update, x = model[0].update, torch.randn(9 if many else 8, in_features, dtype=torch.float64, requires_grad=True)
+    leaves = (x, *update.parameters())
+    with torch.no_grad():
+        for parameter in update.parameters():
+            parameter.normal_()
+    saved = []
+    with torch.autograd.graph.saved_tensors_hooks(lambda tensor: saved.append(tensor) or tensor, lambda tensor: tensor):
+        output = update.added_output(x)
+    assert any(tensor.shape == output.shape for tensor in saved) != many
+    expected = x @ update.delta_weight().T
+    torch.testing.assert_close(output, expected)
+    upstream = torch.randn_like(output)
+    grads, expected_grads = (torch.autograd.grad(y, leaves, upstream) for y in (output, expected))
+    for grad, expected_grad in zip(grads, expected_grads, strict=True):
+        assert expected_grad.abs().max() > 1e-3
+        torch.testing.assert_close(grad, expected_grad)
+
+
 def test_vera_shares_one_pair_and_has_no_limit_on_the_rank():
     model = nn.Sequential(nn.Linear(11, 17), nn.Linear(17, 9))
     inject_adapter(model, VeRAConfig(rank=40), "all-linear")
