@@ -184,6 +184,8 @@ def _run_table10(options: argparse.Namespace, device: torch.device) -> None:
         values = ("-" if row[name] is None else f"{row[name]:.0f}" for name in names)
         table.add_row(row["model"], row["method"], row["baseline"], *values)
     Console().print(table)
+    for verdict in table10.verdicts(found):
+        print(f"  {verdict}")
     print(f"Memory: {found[0]['counter']}, from one and two blocks at the paper's batch, carried on to the depth.")
     path = options.out / f"{_file_name('table10', options)}.csv"
     write_csv(path, found, hardware(device))

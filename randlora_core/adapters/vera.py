@@ -56,8 +56,9 @@ class VeRAConfig(AdapterConfig):
 
 
 FEW_TOKENS_PER_RANK = 4
-"""Up to so many tokens per rank `vera_lambda_b` scales the outputs, of which autograd keeps a copy; with more tokens it
-scales the rows of B, which is smaller, and its gradient costs a product (docs/performance.md)."""
+"""Up to so many tokens per rank, and in float32, `vera_lambda_b` scales the outputs, of which autograd keeps a copy.
+With more tokens in 16 bits it scales the rows of B, which is smaller, and its gradient costs a product instead
+(docs/performance.md)."""
 
 
 class VeRAUpdate(Update):
@@ -104,8 +105,9 @@ class VeRAUpdate(Update):
     def added_output(self, x: Tensor) -> Tensor:
         """As in `Update`."""
         a, b = self.basis_slices()
-        inner = ops.frozen_linear(self.input_like_parameters(x), a) * self._scaled_d()
-        if inner.numel() <= FEW_TOKENS_PER_RANK * self.config.rank**2:
+        product = ops.frozen_linear(self.input_like_parameters(x), a)
+        inner = product * self._scaled_d()
+        if product.element_size() > 2 or product.numel() <= FEW_TOKENS_PER_RANK * self.config.rank**2:
             return ops.frozen_linear(inner, b) * self.vera_lambda_b
         return F.linear(inner, self.vera_lambda_b[:, None] * b)
 

@@ -32,6 +32,10 @@ class Verdict:
         """Whether the goal is met."""
         return self.value <= self.limit
 
+    def __str__(self) -> str:
+        word = "met" if self.met else "NOT met"
+        return f"{self.goal}: {self.value:.3f}, at most {self.limit:.3f}: {word}"
+
 
 def verdicts(rows: Mapping[str, Row]) -> list[Verdict]:
     """The goals that apply to a case and can be told from the methods measured on it.

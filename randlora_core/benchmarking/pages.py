@@ -13,6 +13,7 @@ import sys
 from collections.abc import Iterable, Mapping, Sequence
 from pathlib import Path
 
+from randlora_core.benchmarking import table10
 from randlora_core.benchmarking.goals import OWN_METHODS, verdicts
 from randlora_core.benchmarking.report import read_cases
 from randlora_core.experiment.pages import filled, write_or_check
@@ -93,7 +94,9 @@ def _percent_table(path: Path) -> str:
         ]
         for row in rows
     ]
-    return f"{_markdown(PERCENT_HEADINGS, cells)}\n{rows[0]['format']}; {rows[0]['hardware']}; {rows[0]['counter']}.\n"
+    goals = "".join(f"- {verdict}\n" for verdict in table10.verdicts(rows))
+    note = f"{rows[0]['format']}; {rows[0]['hardware']}; {rows[0]['counter']}"
+    return f"{_markdown(PERCENT_HEADINGS, cells)}\n{note}.\n\n{goals}"
 
 
 def _markdown(columns: Sequence[str], rows: Iterable[Sequence[str]]) -> str:

@@ -102,8 +102,7 @@ def print_result(result: Result) -> None:
     console = Console(width=100 if not os.isatty(1) else None)
     console.print(table)
     for verdict in result.verdicts:
-        word = "met" if verdict.met else "NOT met"
-        console.print(f"  {verdict.goal}: {verdict.value:.3f}, at most {verdict.limit:.3f}: {word}", highlight=False)
+        console.print(f"  {verdict}", highlight=False)
     counter = next(iter(result.timings.values())).counter
     console.print(f"  memory counter: {counter or '-'}\n", highlight=False)
 

@@ -2,13 +2,14 @@
 
 from __future__ import annotations
 
-from collections.abc import Callable, Iterator
+from collections.abc import Callable, Iterator, Mapping, Sequence
 from dataclasses import dataclass
 from typing import Any
 
 import torch
 
 from randlora_core.benchmarking.cases import Case, language_case, vision_case
+from randlora_core.benchmarking.goals import Verdict
 from randlora_core.benchmarking.measure import Timing, measure, measure_memory
 from randlora_core.benchmarking.whole_models import KNOWN
 
@@ -106,6 +107,18 @@ def measure_stack(
         "batch_tokens": stack.batch * stack.length,
     }
     return [row | common for row in _percentages(stack, timed, peaks)]
+
+
+def verdicts(rows: Sequence[Mapping[str, Any]]) -> list[Verdict]:
+    """Goal (c) for each model in the rows of `measure_stack`, or of a file of them."""
+    found = []
+    for stack in STACKS:
+        peaks = {row["method"]: int(row["peak_bytes_extrapolated"]) for row in rows if row["model"] == stack.model}
+        if peaks:
+            limit = stack.for_memory(1, half=False).memory_limit
+            goal = f"(c) {stack.model}, peak memory / LoRA with equal parameters"
+            found.append(Verdict(goal, peaks["randlora"] / peaks["lora"], limit))
+    return found
 
 
 def _percentages(stack: Stack, timed: dict[str, Timing], peaks: dict[str, int]) -> Iterator[dict[str, Any]]:
