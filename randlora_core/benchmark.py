@@ -175,7 +175,7 @@ def _run_table10(options: argparse.Namespace, device: torch.device) -> None:
     limits = {"rounds": options.rounds, "seconds": options.seconds, "tokens": options.tokens or 8192}
     for stack in table10.STACKS:
         found += table10.measure_stack(stack, **limits, device=device, half=options.half)
-    title = f"Time and memory in percent, {found[0]['format']}, beside the paper's Table 10"
+    title = f"Percent, {found[0]['format']}, beside the paper's Table 10"
     table = Table(title=title, title_justify="left")
     for heading in ("model", "method", "of", "time", "paper", "memory", "paper"):
         table.add_column(heading, justify="left" if heading in ("model", "method", "of") else "right")
