@@ -57,7 +57,7 @@ def _case_cells(rows: Mapping[str, Mapping[str, str]]) -> list[str]:
     others = [
         f"{name} {float(rows[method]['to_peft']):.2f}" + _limit(f"{name}'s", missed)
         for method, name in OWN_METHODS.items()
-        if method != "randlora" and method in rows and rows[method]["to_peft"]
+        if method != "randlora" and method in rows and rows[method].get("to_peft")
     ]
     return [
         f"{ours['case']}, {int(ours['tokens']):,} tokens",
