@@ -10,7 +10,8 @@
 
 A step is forward and backward; the optimiser is a column of its own, and part of the step whose memory is measured.
 Methods are stepped in turn within one process, and a ratio is the median over rounds of two steps of the same round, so
-that a change of the machine's load counts for both. Tables, CSV files and plots go to --out.
+that a change of the machine's load counts for both. Tables, CSV files and plots go to --out; a run that is stopped
+leaves what it had measured in NAME.part.csv.
 """
 
 from __future__ import annotations
@@ -25,7 +26,7 @@ from randlora_core.benchmarking import cases, grid, table10
 from randlora_core.benchmarking.cases import Case
 from randlora_core.benchmarking.measure import Step, measure
 from randlora_core.benchmarking.methods import METHODS, make_subject
-from randlora_core.benchmarking.report import Result, hardware, plot, print_result, rows, write_csv
+from randlora_core.benchmarking.report import Result, ResultsFile, hardware, plot, print_result, rows
 from randlora_core.experiment.hardware import multiplies_bf16
 
 QUICK_METHODS = ("frozen", "full", "lora", "randlora", "peft_lora", "peft_randlora")
@@ -119,36 +120,35 @@ def _file_name(name: str, options: argparse.Namespace) -> str:
 def _run_cases(options: argparse.Namespace, device: torch.device) -> None:
     kind, chosen, methods = _chosen(options)
     name, methods = _file_name(kind, options), options.methods or methods
-    results = []
+    results, table = [], ResultsFile(options.out / f"{name}.csv")
     print(hardware(device))
     for case in chosen:
         on_case = [method for method in methods if case.for_peft or method not in PEFT_METHODS]
         timings = measure(case, on_case, rounds=options.rounds, seconds=options.seconds, device=device)
         results.append(Result(case, {timing.method: timing for timing in timings}))
         print_result(results[-1])
-    machine = hardware(device)
-    write_csv(options.out / f"{name}.csv", [row for result in results for row in rows(result)], machine)
-    plot(options.out / f"{name}.png", results, machine)
-    print(f"written: {options.out / name}.csv and .png")
+        table.add(rows(results[-1]), hardware(device))
+    table.finish()
+    plot(options.out / f"{name}.png", results, hardware(device))
+    print(f"written: {table.path} and .png")
 
 
 def _run_grid(options: argparse.Namespace, device: torch.device) -> None:
-    found = []
+    table = ResultsFile(options.out / f"grid_{device.type}.csv")
     halves = (False, True) if multiplies_bf16(device) else (False,)
     if len(halves) == 1:
         print("float32 only: this hardware has no instructions for products of bfloat16 numbers")
     for point in grid.points(halves):
         row = grid.measure_point(point, options.rounds, device)
-        found.append(row)
+        table.add([row], hardware(device))
         mark = "" if grid.agrees(row, device.type) else f"   the model says {grid.prediction(point, device.type)}"
         times = ", ".join(f"{path} {row[f'{path}_ms']} ms" for path in grid.TIMED)
         print(f"{point}: {times}{mark}", flush=True)
+    found = table.finish()
     share = sum(grid.agrees(row, device.type) for row in found) / len(found)
     fast = sum(grid.auto_is_fastest(row) for row in found) / len(found)
-    path = options.out / f"grid_{device.type}.csv"
-    write_csv(path, found, hardware(device))
     print(f"the cost model picks the faster path on {share:.1%} of {len(found)} points, and its mixture of paths is at")
-    print(f"least as fast as either on {fast:.1%}; written: {path}")
+    print(f"least as fast as either on {fast:.1%}; written: {table.path}")
 
 
 def _run_profile(options: argparse.Namespace, device: torch.device) -> None:
@@ -171,10 +171,12 @@ def _run_table10(options: argparse.Namespace, device: torch.device) -> None:
     from rich.console import Console
     from rich.table import Table
 
-    found = []
+    results = ResultsFile(options.out / f"{_file_name('table10', options)}.csv")
     limits = {"rounds": options.rounds, "seconds": options.seconds, "tokens": options.tokens or 8192}
     for stack in table10.STACKS:
-        found += table10.measure_stack(stack, **limits, device=device, half=options.half)
+        measured = table10.measure_stack(stack, **limits, device=device, half=options.half)
+        results.add(measured, hardware(device))
+    found = results.finish()
     title = f"Percent, {found[0]['format']}, beside the paper's Table 10"
     table = Table(title=title, title_justify="left")
     for heading in ("model", "method", "of", "time", "paper", "memory", "paper"):
@@ -187,9 +189,7 @@ def _run_table10(options: argparse.Namespace, device: torch.device) -> None:
     for verdict in table10.verdicts(found):
         print(f"  {verdict}")
     print(f"Memory: {found[0]['counter']}, from one and two blocks at the paper's batch, carried on to the depth.")
-    path = options.out / f"{_file_name('table10', options)}.csv"
-    write_csv(path, found, hardware(device))
-    print(f"written: {path}")
+    print(f"written: {results.path}")
 
 
 if __name__ == "__main__":

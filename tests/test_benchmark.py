@@ -11,7 +11,7 @@ from randlora_core.benchmarking import cases, grid, table10
 from randlora_core.benchmarking.goals import verdicts
 from randlora_core.benchmarking.measure import Step, Timing, measure, measure_memory, peak_memory, tensor_bytes
 from randlora_core.benchmarking.methods import METHODS, Subject, equal_rank, make_subject, sharing_copy
-from randlora_core.benchmarking.report import Result, read_cases, rows, write_csv
+from randlora_core.benchmarking.report import Result, ResultsFile, read_cases, rows
 
 CPU = torch.device("cpu")
 MADE_TIMINGS = (
@@ -159,10 +159,31 @@ def test_goals_from_the_file_are_those_printed(tmp_path):
     case = dataclasses.replace(SMALL, tokens=400, smaller=100)
     timings = {m: timing(m, *times, peak=peak) for m, times, peak in MADE_TIMINGS}
     result = Result(case, timings)
-    write_csv(tmp_path / "made.csv", rows(result), "a machine")
-    (read,) = read_cases(tmp_path / "made.csv")
+    table = ResultsFile(tmp_path / "made.csv")
+    table.add(rows(result), "a machine")
+    table.finish()
+    (read,) = read_cases(table.path)
     assert verdicts(read) == result.verdicts
     assert len(result.verdicts) == 4
+
+
+def test_a_stopped_run_leaves_its_cases_and_keeps_the_results_before(tmp_path, monkeypatch):
+    monkeypatch.setattr(cases, "quick_cases", lambda half: (SMALL, dataclasses.replace(SMALL, name="second")))
+    command = ["--quick", "--rounds", "3", "--seconds", "0", "--methods", "randlora", "--out", str(tmp_path)]
+    benchmark.main(command)
+    before = (tmp_path / "quick.csv").read_text()
+
+    def stopped_at_the_second(case, *args, **kwargs):
+        if case.name == "second":
+            raise KeyboardInterrupt
+        return measure(case, *args, **kwargs)
+
+    monkeypatch.setattr(benchmark, "measure", stopped_at_the_second)
+    with pytest.raises(KeyboardInterrupt):
+        benchmark.main(command)
+    assert (tmp_path / "quick.csv").read_text() == before
+    (left,) = read_cases(tmp_path / "quick.part.csv")
+    assert left["randlora"]["case"] == SMALL.name and left["randlora"]["hardware"]
 
 
 def test_measure_makes_at_least_three_aligned_rounds():

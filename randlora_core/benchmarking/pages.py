@@ -45,7 +45,7 @@ def table(path: Path) -> str:
     lines = _markdown(CASE_HEADINGS, [_case_cells(rows) for rows in cases])
     judged = [verdict for rows in cases for verdict in verdicts(rows)]
     met = sum(verdict.met for verdict in judged)
-    ours = cases[0]["randlora"]
+    ours = cases[-1]["randlora"]
     note = f"{ours['format']}; {ours['hardware']}; memory: {ours['counter']}. Goals met: {met} of {len(judged)}"
     return f"{lines}\n{note}; behind a value that misses its goal stands the goal.\n"
 
@@ -95,7 +95,7 @@ def _percent_table(path: Path) -> str:
         for row in rows
     ]
     goals = "".join(f"- {verdict}\n" for verdict in table10.verdicts(rows))
-    note = f"{rows[0]['format']}; {rows[0]['hardware']}; {rows[0]['counter']}"
+    note = f"{rows[-1]['format']}; {rows[-1]['hardware']}; {rows[-1]['counter']}"
     return f"{_markdown(PERCENT_HEADINGS, cells)}\n{note}.\n\n{goals}"
 
 

@@ -15,6 +15,7 @@ import torch
 from randlora_core.benchmarking.cases import Case
 from randlora_core.benchmarking.goals import OWN_METHODS, Verdict, verdicts
 from randlora_core.benchmarking.measure import Timing
+from randlora_core.experiment.ledger import atomic_file
 
 BASELINES = ("peft_randlora", "lora", "full")
 
@@ -107,14 +108,31 @@ def print_result(result: Result) -> None:
     console.print(f"  memory counter: {counter or '-'}\n", highlight=False)
 
 
-def write_csv(path: Path, table: Sequence[Mapping[str, Any]], machine: str) -> None:
-    """Write rows with equal or missing keys; the machine is a column of every row."""
-    path.parent.mkdir(parents=True, exist_ok=True)
-    fields = list(dict.fromkeys(key for row in table for key in row))
-    with path.open("w", newline="", encoding="utf-8") as file:
-        writer = csv.DictWriter(file, [*fields, "hardware"], lineterminator="\n", restval="")
-        writer.writeheader()
-        writer.writerows({**row, "hardware": machine} for row in table)
+class ResultsFile:
+    """A CSV file of rows with equal or missing keys, kept while they are measured.
+
+    Until `finish`, the rows stand in a file beside it, NAME.part.csv: a run that is stopped loses nothing, and replaces
+    no results of a whole run.
+    """
+
+    def __init__(self, path: Path) -> None:
+        self.path, self._part = path, path.with_suffix(".part.csv")
+        self._rows: list[Mapping[str, Any]] = []
+        path.parent.mkdir(parents=True, exist_ok=True)
+
+    def add(self, new: Sequence[Mapping[str, Any]], machine: str) -> None:
+        """Keep rows measured on `machine`, which becomes a column of each."""
+        self._rows += [{**row, "hardware": machine} for row in new]
+        fields = dict.fromkeys(key for row in self._rows for key in row if key != "hardware")
+        with atomic_file(self._part) as part, part.open("w", newline="", encoding="utf-8") as file:
+            writer = csv.DictWriter(file, [*fields, "hardware"], lineterminator="\n", restval="")
+            writer.writeheader()
+            writer.writerows(self._rows)
+
+    def finish(self) -> list[Mapping[str, Any]]:
+        """Put the file in its place; gives all its rows."""
+        self._part.replace(self.path)
+        return self._rows
 
 
 def read_cases(path: Path) -> list[dict[str, dict[str, str]]]:
@@ -140,7 +158,8 @@ def plot(path: Path, results: Sequence[Result], machine: str) -> None:
         axis.axhline(1.0, color="grey", linewidth=0.8)
         axis.set(title=f"RandLoRA / {baseline}", xlabel="tokens / smaller side", xscale="log")
     axes[0].set_ylabel("ratio of step times")
-    axes[-1].legend(fontsize=6)
+    if drawn := [axis for axis in axes if axis.get_legend_handles_labels()[0]]:
+        drawn[-1].legend(fontsize=6)
     figure.suptitle(machine, fontsize=7)
     figure.tight_layout()
     figure.savefig(path, dpi=150)
