@@ -17,6 +17,7 @@ leaves what it had measured in NAME.part.csv.
 from __future__ import annotations
 
 import argparse
+import os
 from collections.abc import Sequence
 from pathlib import Path
 
@@ -42,6 +43,7 @@ def main(arguments: Sequence[str] | None = None) -> None:
     parser = _parser()
     options = parser.parse_args(arguments)
     _check(parser, options)
+    os.environ.setdefault("KINETO_LOG_LEVEL", "6")  # the profiler tells of each start and stop otherwise
     device = torch.device(options.device)
     if options.grid:
         _run_grid(options, device)

@@ -2,12 +2,15 @@
 
 import csv
 import dataclasses
+import gc
 
 import pytest
 import torch
 
 from randlora_core import benchmark
+from randlora_core.adapters.inject import adapter_bases
 from randlora_core.benchmarking import cases, grid, table10
+from randlora_core.benchmarking import measure as measuring
 from randlora_core.benchmarking.goals import verdicts
 from randlora_core.benchmarking.measure import Step, Timing, measure, measure_memory, peak_memory, tensor_bytes
 from randlora_core.benchmarking.methods import METHODS, Subject, equal_rank, make_subject, sharing_copy
@@ -141,6 +144,30 @@ def test_memory_alone_equals_that_of_a_measured_method():
     methods = ("full", "randlora")
     timings = measure(SMALL, methods, rounds=3, seconds=0.0, device=CPU)
     assert measure_memory(SMALL, methods, device=CPU) == {t.method: (t.peak_bytes, t.counter) for t in timings}
+
+
+def test_methods_share_the_gradient_of_the_output_and_are_let_go_once_measured(monkeypatch):
+    alive, upstreams = [], []
+
+    def count(step, device):
+        upstreams.append(step.upstream)
+        alive.append(sum(type(thing) is Step for thing in gc.get_objects()))
+        return 1, "made up"
+
+    gc.collect()
+    monkeypatch.setattr(measuring, "peak_memory", count)
+    measure(SMALL, ("frozen", "lora", "randlora"), rounds=3, seconds=0.0, device=CPU)
+    assert alive == [3, 2, 1]
+    assert upstreams[0] is upstreams[1] is upstreams[2] is not None
+
+
+def test_peak_memory_counts_the_casts_that_bases_keep():
+    step = Step(SMALL, make_subject("vera", SMALL, CPU), SMALL.inputs(CPU))
+    held = tensor_bytes(measuring._module_tensors(step.module))
+    step.forward_backward()
+    (bases,) = adapter_bases(step.module).values()
+    casts = sum(4 * getattr(bases, name).numel() for name in ("A", "B"))
+    assert tensor_bytes(measuring._module_tensors(step.module)) == held + casts
 
 
 def test_bytes_of_shared_storage_count_once():

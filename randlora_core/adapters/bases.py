@@ -258,6 +258,7 @@ class SharedBases(nn.Module):
         self.seed = seed
         self.units = {name: matrix.unit * entries.unit for name, matrix in matrices.items()}
         self._entries = entries
+        self._casts: dict[tuple[str, torch.dtype], tuple[Tensor, Tensor]] = {}
         self._checksum: str | None = None
         self._shapes = {name: tuple(matrix.shape) for name, matrix in matrices.items()}
         self._register()
@@ -287,6 +288,25 @@ class SharedBases(nn.Module):
             shape: At most the matrix's size along every axis.
         """
         return getattr(self, name)[tuple(slice(size) for size in shape)]
+
+    def cast(self, name: str, shape: tuple[int, ...], dtype: torch.dtype) -> Tensor:
+        """As `matrix`, in another type, for methods whose matrices are small: a view of a cast of the whole matrix.
+
+        The cast is kept for all layers and steps, one per type asked for, until the matrix is another tensor.
+        """
+        whole = getattr(self, name)
+        if whole.dtype == dtype or torch.compiler.is_compiling():
+            return self.matrix(name, shape).to(dtype)
+        source, kept = self._casts.get((name, dtype), (None, None))
+        if source is not whole:
+            with torch.inference_mode(False):  # what inference makes, no backward pass may use
+                kept = whole.to(dtype)
+            self._casts[name, dtype] = (whole, kept)
+        return kept[tuple(slice(size) for size in shape)]
+
+    def kept_casts(self) -> list[Tensor]:
+        """What `cast` keeps."""
+        return [kept for _, kept in self._casts.values()]
 
     @contextmanager
     def remaking(self, a: Tensor, b: Tensor) -> Iterator[tuple[Tensor, Tensor]]:
@@ -327,6 +347,7 @@ class SharedBases(nn.Module):
 
     def _apply(self, fn: Callable[[Tensor], Tensor], recurse: bool = True) -> SharedBases:
         # Follow the model to a device, but not to a dtype: the stored type is the narrowest that is exact.
+        self._casts.clear()
         for name, matrix in self._buffers.items():
             moved = fn(matrix)
             self._buffers[name] = moved if moved.dtype == matrix.dtype else matrix.to(moved.device)
@@ -438,6 +459,7 @@ class ImportedBases(SharedBases):
     ) -> None:
         nn.Module.__init__(self)
         self.seed = None
+        self._casts = {}
         self.units = dict(units)
         self._shapes = {name: tuple(matrix.shape) for name, matrix in matrices.items()}
         for name, matrix in matrices.items():

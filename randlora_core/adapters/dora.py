@@ -19,6 +19,7 @@ import torch
 from torch import Tensor, nn
 from torch.nn import functional as F
 
+from randlora_core import ops
 from randlora_core.adapters.config import AdapterConfig, ScaledConfig
 from randlora_core.adapters.layer import AdapterLayer, Method, Shape, Update
 from randlora_core.adapters.lora import LoRAUpdate
@@ -52,12 +53,10 @@ class MagnitudeUpdate(Update):
         """As in `Update`. Dropout acts on the rescaling of the frozen layer's output, too, as in PEFT."""
         result = layer.base(x)
         ratio = self.lora_magnitude_vector / self._norms(layer.dense_weight())
-        bias = layer.bias
-        if self.training and self.config.dropout > 0.0:
-            x = self.dropout(x)
-            base = F.linear(x, layer.dense_weight().to(x.dtype))
-        else:
-            base = result if bias is None else result - bias
+        if not self.training or self.config.dropout == 0.0:
+            return ops.rescaled(result, self.added_output(x), layer.bias, ratio)
+        x = self.dropout(x)
+        base = F.linear(x, layer.dense_weight().to(x.dtype))
         added = (ratio - 1) * base + ratio * self.added_output(x)
         return result + added.to(result.dtype)
 

@@ -4,13 +4,14 @@ from __future__ import annotations
 
 import contextlib
 import time
-from collections.abc import Callable, Iterator, Sequence
+from collections.abc import Callable, Iterator, Mapping, Sequence
 from dataclasses import dataclass, field
 
 import numpy as np
 import torch
 from torch import Tensor, nn
 
+from randlora_core.adapters.bases import SharedBases
 from randlora_core.benchmarking.cases import Case
 from randlora_core.benchmarking.methods import Subject, make_subject
 
@@ -110,24 +111,35 @@ def measure(
     base = case.build(device)
     steps = [Step(case, make_subject(method, case, device, base), inputs) for method in methods]
     timings = {step.method: Timing(step.method, sum(p.numel() for p in step.trained)) for step in steps}
+    _warm_up(steps, device)
+    _time_rounds(steps, timings, rounds, seconds, device)
+    while memory and steps:
+        step = steps.pop(0)  # let go once measured: all methods on a large model do not fit beside a step's tensors
+        timings[step.method].peak_bytes, timings[step.method].counter = peak_memory(step, device)
+        del step
+    return list(timings.values())
+
+
+def _warm_up(steps: Sequence[Step], device: torch.device) -> None:
+    """One round each; the gradient of the output is one for all afterwards, since that of logits is large."""
     upstream: dict[object, Tensor] = {}
     for step in steps:
         _one_round(step, device)
-        # one for all methods: that of a language model's logits is large
         step.upstream = upstream.setdefault((step.upstream.shape, step.upstream.dtype), step.upstream)
+
+
+def _time_rounds(
+    steps: Sequence[Step], timings: Mapping[str, Timing], rounds: int, seconds: float, device: torch.device
+) -> None:
     begin = time.perf_counter()
     for number in range(rounds):
         if number >= MIN_ROUNDS and time.perf_counter() - begin > seconds:
             break
-        turned = steps[number % len(steps) :] + steps[: number % len(steps)]
+        turned = [*steps[number % len(steps) :], *steps[: number % len(steps)]]
         for step in turned if number % 2 == 0 else reversed(turned):
             step_seconds, optimiser_seconds = _one_round(step, device)
             timings[step.method].step_seconds.append(step_seconds)
             timings[step.method].optimiser_seconds.append(optimiser_seconds)
-    if memory:
-        for step in steps:
-            timings[step.method].peak_bytes, timings[step.method].counter = peak_memory(step, device)
-    return list(timings.values())
 
 
 def measure_memory(case: Case, methods: Sequence[str], *, device: torch.device) -> dict[str, tuple[int, str]]:
@@ -192,7 +204,9 @@ def _whole_step(step: Step) -> None:
 
 
 def _module_tensors(module: nn.Module) -> list[Tensor]:
-    return [*module.parameters(), *module.buffers()]
+    """Parameters, buffers, and the casts that shared bases keep."""
+    bases = (part for part in module.modules() if isinstance(part, SharedBases))
+    return [*module.parameters(), *module.buffers(), *(kept for part in bases for kept in part.kept_casts())]
 
 
 def _state_tensors(optimiser: torch.optim.Optimizer | None) -> list[Tensor]:

@@ -2,7 +2,7 @@
 
 from randlora_core.ops.cost import PATHS
 from randlora_core.ops.factors import delta, scaled_a
-from randlora_core.ops.frozen import frozen_linear
 from randlora_core.ops.linear import added_output, force_path, randlora_linear, use_triton
+from randlora_core.ops.magnitude import rescaled
 
-__all__ = ["PATHS", "added_output", "delta", "force_path", "frozen_linear", "randlora_linear", "scaled_a", "use_triton"]
+__all__ = ["PATHS", "added_output", "delta", "force_path", "randlora_linear", "rescaled", "scaled_a", "use_triton"]

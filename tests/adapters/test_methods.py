@@ -141,6 +141,34 @@ def test_vera_scales_the_bases_for_many_tokens_in_16_bits(out_features, in_featu
         assert known.norm() > 1e-3
 
 
+def test_vera_keeps_no_matrix_of_a_layer_and_casts_once():
+    """In float32 the stored bfloat16 is cast once for all layers and steps, also where inference came first."""
+    torch.manual_seed(0)
+    model = nn.Sequential(nn.Linear(11, 17), nn.Linear(17, 11), nn.Linear(11, 9))
+    inject_adapter(model, VeRAConfig(rank=6), "all-linear")
+    with torch.no_grad():
+        for layer in model:
+            layer.update.vera_lambda_b.normal_()
+    (bases,) = adapter_bases(model).values()
+    x, kept = torch.randn(3, 11), []
+    with torch.inference_mode():
+        expected = model(x)
+    with torch.autograd.graph.saved_tensors_hooks(lambda tensor: kept.append(tensor) or tensor, lambda tensor: tensor):
+        output = model(x)
+    output.sum().backward()
+    assert torch.equal(output, expected)
+    assert all(update.vera_lambda_d.grad is not None for update in (layer.update for layer in model))
+    casts = {name: cast for (name, _), (_, cast) in bases._casts.items()}
+    matrices = [tensor for tensor in kept if tensor.ndim == 2 and tensor.shape[0] != len(x) and 6 in tensor.shape]
+    assert casts.keys() == {"A", "B"} and len(matrices) == 5  # all but the first layer's A, whose input needs nothing
+    assert {matrix.data_ptr() for matrix in matrices} == {cast.data_ptr() for cast in casts.values()}
+    assert all(torch.equal(cast, getattr(bases, name).float()) for name, cast in casts.items())
+    bases.A = 2 * bases.A
+    assert not torch.allclose(model(x), expected)  # another matrix is cast again
+    model.to("meta")
+    assert not bases.kept_casts()
+
+
 def test_vera_shares_one_pair_and_has_no_limit_on_the_rank():
     model = nn.Sequential(nn.Linear(11, 17), nn.Linear(17, 9))
     inject_adapter(model, VeRAConfig(rank=40), "all-linear")

@@ -1,0 +1,57 @@
+"""DoRA's rescaling of a layer's output, as one function that keeps one tensor."""
+
+from __future__ import annotations
+
+import torch
+from torch import Tensor
+from torch.autograd.function import once_differentiable
+
+
+def rescaled(frozen: Tensor, added: Tensor, bias: Tensor | None, ratio: Tensor) -> Tensor:
+    """The output of the weight diag(ratio) (W0 + dW): ratio * (frozen - bias + added) + bias.
+
+    Computed in float32 at least and rounded once, to `frozen`'s dtype. For the backward pass frozen + added is kept, in
+    that dtype, where autograd would keep both and the difference to the bias in float32.
+
+    Args:
+        frozen: The frozen layer's output x W0^T + bias, (..., out).
+        added: The update's output x dW^T, (..., out).
+        bias: (out,), or None where the layer has none.
+        ratio: Factor of every output, (out,), float32 or float64. Where it is 1 and `added` 0, the output is `frozen`
+            to the bit.
+
+    Returns:
+        (..., out) in `frozen`'s dtype.
+    """
+    return _Rescaled.apply(frozen, added, bias, ratio)
+
+
+class _Rescaled(torch.autograd.Function):
+    @staticmethod
+    def forward(ctx, frozen: Tensor, added: Tensor, bias: Tensor | None, ratio: Tensor) -> Tensor:
+        total = frozen + added.to(torch.promote_types(frozen.dtype, ratio.dtype))
+        ctx.save_for_backward(total.to(frozen.dtype), bias, ratio)
+        ctx.added_dtype = added.dtype
+        scaled = total * ratio if bias is None else torch.addcmul((1 - ratio) * bias, total, ratio)
+        return scaled.to(frozen.dtype)
+
+    @staticmethod
+    @once_differentiable
+    def backward(ctx, grad: Tensor) -> tuple[Tensor | None, ...]:
+        total, bias, ratio = ctx.saved_tensors
+        of_frozen, of_added, of_bias, of_ratio = ctx.needs_input_grad
+        grad_frozen = (grad * ratio).to(grad.dtype) if of_frozen or of_added else None
+        grad_added = grad_frozen.to(ctx.added_dtype) if of_added else None
+        grad_bias = grad_ratio = None
+        if of_ratio:
+            grad_ratio = _over_tokens(grad * total, ratio.dtype)
+        if bias is not None and (of_ratio or of_bias):
+            summed = _over_tokens(grad, ratio.dtype)
+            grad_ratio = grad_ratio - bias * summed if of_ratio else None
+            grad_bias = ((1 - ratio) * summed).to(bias.dtype) if of_bias else None
+        return grad_frozen, grad_added, grad_bias, grad_ratio
+
+
+def _over_tokens(values: Tensor, dtype: torch.dtype) -> Tensor:
+    """Sum of (..., out) over all but the last axis, accumulated in `dtype`."""
+    return values.reshape(-1, values.shape[-1]).sum(0, dtype=dtype)
