@@ -28,7 +28,6 @@ import functools
 import hashlib
 import math
 from collections.abc import Callable, Iterator, Mapping
-from contextlib import contextmanager
 from dataclasses import dataclass, field
 from pathlib import Path
 
@@ -230,6 +229,10 @@ class Matrix:
     unit: float = 1.0
 
 
+Part = tuple[str, tuple[int, ...]]
+"""The leading part of a shared matrix: the matrix's name, and the part's shape."""
+
+
 class SharedBases(nn.Module):
     """Frozen random matrices that many layers use slices of.
 
@@ -258,7 +261,7 @@ class SharedBases(nn.Module):
         self.seed = seed
         self.units = {name: matrix.unit * entries.unit for name, matrix in matrices.items()}
         self._entries = entries
-        self._casts: dict[tuple[str, torch.dtype], tuple[Tensor, Tensor]] = {}
+        self._casts: dict[tuple[str, torch.dtype], tuple[Tensor, int | None, Tensor]] = {}
         self._checksum: str | None = None
         self._shapes = {name: tuple(matrix.shape) for name, matrix in matrices.items()}
         self._register()
@@ -292,29 +295,33 @@ class SharedBases(nn.Module):
     def cast(self, name: str, shape: tuple[int, ...], dtype: torch.dtype) -> Tensor:
         """As `matrix`, in another type, for methods whose matrices are small: a view of a cast of the whole matrix.
 
-        The cast is kept for all layers and steps, one per type asked for, until the matrix is another tensor.
+        The cast is kept for all layers and steps, one per type asked for, until the matrix changes.
         """
         whole = getattr(self, name)
         if whole.dtype == dtype or torch.compiler.is_compiling():
             return self.matrix(name, shape).to(dtype)
-        source, kept = self._casts.get((name, dtype), (None, None))
-        if source is not whole:
+        version = None if whole.is_inference() else whole._version
+        source, known, kept = self._casts.get((name, dtype), (None, None, None))
+        if source is not whole or known != version:
             with torch.inference_mode(False):  # what inference makes, no backward pass may use
                 kept = whole.to(dtype)
-            self._casts[name, dtype] = (whole, kept)
+            self._casts[name, dtype] = (whole, version, kept)
         return kept[tuple(slice(size) for size in shape)]
 
     def kept_casts(self) -> list[Tensor]:
         """What `cast` keeps."""
-        return [kept for _, kept in self._casts.values()]
+        return [kept for *_, kept in self._casts.values()]
 
-    @contextmanager
-    def remaking(self, a: Tensor, b: Tensor) -> Iterator[tuple[Tensor, Tensor]]:
-        """Within the context, autograd keeps no copy of the parts `a` of "A" and `b` of "B" that `matrix` gave.
+    def __getstate__(self) -> dict[str, object]:
+        # Copies and files leave the casts out.
+        return {**super().__getstate__(), "_casts": {}}
 
-        They are made again in the backward pass. Where matrices are stored as they are, there is nothing to do.
+    def remakers(self, *parts: Part) -> tuple[Callable[[], Tensor], ...] | None:
+        """Functions that give parts again in the backward pass, so that nothing keeps them until then.
+
+        None where matrices are stored as they are, and there is nothing to gain.
         """
-        yield a, b
+        return None
 
     def covers(self, needed: SharedBases) -> bool:
         """Whether every entry that `needed` would have is here, with the same factor and kept in the same way."""
@@ -361,23 +368,11 @@ class SharedBases(nn.Module):
 class _RemadeBases(SharedBases):
     """Bases whose `matrix` makes a new tensor."""
 
-    @contextmanager
-    def remaking(self, a: Tensor, b: Tensor) -> Iterator[tuple[Tensor, Tensor]]:
+    def remakers(self, *parts: Part) -> tuple[Callable[[], Tensor], ...] | None:
         """As in `SharedBases`. Under torch.compile, the compiler chooses what to keep."""
         if torch.compiler.is_compiling():
-            yield a, b
-            return
-        parts = {part.data_ptr(): (name, part.shape, part.dtype) for name, part in (("A", a), ("B", b))}
-
-        def keep(tensor: Tensor) -> Tensor | tuple[str, torch.Size]:
-            name, shape, dtype = parts.get(tensor.data_ptr(), (None, None, None))
-            return (name, shape) if (shape, dtype) == (tensor.shape, tensor.dtype) else tensor
-
-        def give(kept: Tensor | tuple[str, torch.Size]) -> Tensor:
-            return self.matrix(*kept) if isinstance(kept, tuple) else kept
-
-        with torch.autograd.graph.saved_tensors_hooks(keep, give):
-            yield a, b
+            return None
+        return tuple(functools.partial(self.matrix, name, shape) for name, shape in parts)
 
 
 class PackedBases(_RemadeBases):

@@ -34,6 +34,7 @@ import torch
 from torch import Tensor, nn
 from torch.nn import functional as F
 
+from randlora_core import ops
 from randlora_core.adapters.bases import Matrix, SharedBases, distribution
 from randlora_core.adapters.config import AdapterConfig, ScaledConfig, check_seed, positive_integer
 from randlora_core.adapters.layer import Method, Shape, Update
@@ -117,13 +118,13 @@ class NoLAUpdate(Update):
         """The sum of A_i with coefficients (k,), (r, in)."""
         coefficients = coefficients.to(torch.promote_types(coefficients.dtype, torch.float32))
         matrices = self.bases.matrix("A", (len(coefficients), self.config.rank, self.in_features))
-        return combine(coefficients * self.bases.units["A"], matrices)
+        return ops.contract("kpq,k->pq", matrices, coefficients * self.bases.units["A"])
 
     def _combination_b(self, coefficients: Tensor) -> Tensor:
         """The scaled sum of B_j with coefficients (l,), (out, r)."""
         coefficients = coefficients.to(torch.promote_types(coefficients.dtype, torch.float32))
         matrices = self.bases.matrix("B", (len(coefficients), self.out_features, self.config.rank))
-        return combine(coefficients * (self.bases.units["B"] * self.config.scale), matrices)
+        return ops.contract("kpq,k->pq", matrices, coefficients * (self.bases.units["B"] * self.config.scale))
 
     def delta_weight(self) -> Tensor:
         """As in `Update`."""
@@ -159,38 +160,6 @@ class ShiftedNoLAUpdate(NoLAUpdate):
         moved_a, a_0 = self._combination_a(alpha - alpha_0), self._combination_a(alpha_0)
         moved_b, b_0 = self._combination_b(beta - beta_0), self._combination_b(beta_0)
         return torch.cat([moved_a, a_0]), torch.cat([b_0 + moved_b, moved_b], dim=1)
-
-
-class _Combine(torch.autograd.Function):
-    """coefficients (k,), matrices (k, p, q) in storage dtype -> their combination (p, q).
-
-    Autograd on the plain expression would keep a copy of the matrices in the coefficients' dtype for every layer until
-    the backward pass: 4 k p q bytes, which is what sharing them saves.
-    """
-
-    @staticmethod
-    def forward(ctx: torch.autograd.function.FunctionCtx, coefficients: Tensor, matrices: Tensor) -> Tensor:
-        ctx.save_for_backward(matrices)
-        return torch.einsum("k,kpq->pq", coefficients, matrices.to(coefficients.dtype))
-
-    @staticmethod
-    def backward(ctx: torch.autograd.function.FunctionCtx, grad: Tensor) -> tuple[Tensor, None]:
-        (matrices,) = ctx.saved_tensors
-        return torch.einsum("kpq,pq->k", matrices.to(grad.dtype), grad), None
-
-
-def combine(coefficients: Tensor, matrices: Tensor) -> Tensor:
-    """sum_k coefficients_k matrices_k in the coefficients' dtype.
-
-    Args:
-        coefficients: (k,), trained.
-        matrices: (k, p, q), frozen, any dtype.
-
-    Returns:
-        (p, q).
-    """
-    with torch.autocast(coefficients.device.type, enabled=False):
-        return _Combine.apply(coefficients, matrices)
 
 
 METHOD = Method(NoLAConfig, NoLAUpdate)

@@ -7,7 +7,7 @@ checkpoints, merging and configuration stay PEFT's.
 
 from __future__ import annotations
 
-import types
+import functools
 from collections.abc import Callable
 
 from torch import Tensor, nn
@@ -30,14 +30,26 @@ def accelerate_peft(peft_model: nn.Module) -> nn.Module:
         The same model.
 
     Raises:
-        ValueError: If no layer of the model has a RandLoRA adapter of PEFT's.
+        ValueError: If no layer of the model has a RandLoRA adapter of PEFT's, or one has a `forward` of its own that is
+            neither ours nor a hook of accelerate's; no layer is changed then.
     """
-    layers = [module for module in peft_model.modules() if _is_randlora(module)]
+    layers = {name: module for name, module in peft_model.named_modules() if _is_randlora(module)}
     if not layers:
         raise ValueError(f"{type(peft_model).__name__} has no RandLoRA layers of PEFT's")
-    for layer in layers:
-        layer.forward = types.MethodType(_forward, layer)
+    places = {name: _place(name, layer) for name, layer in layers.items()}
+    for name, layer in layers.items():
+        setattr(layer, places[name], functools.partial(_forward, layer))
     return peft_model
+
+
+def _place(name: str, layer: nn.Module) -> str:
+    """The attribute that our computation goes to: where accelerate has wrapped `forward`, what it wraps."""
+    if "_old_forward" in vars(layer):
+        return "_old_forward"
+    own = vars(layer).get("forward")
+    if own is not None and getattr(own, "func", None) is not _forward:
+        raise ValueError(f"layer {name!r} has a forward of its own, {own!r}; remove it first")
+    return "forward"
 
 
 def _is_randlora(module: nn.Module) -> bool:

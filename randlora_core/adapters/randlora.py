@@ -25,6 +25,7 @@ import dataclasses
 import math
 from collections.abc import Sequence
 from dataclasses import KW_ONLY, dataclass
+from typing import Any
 
 import torch
 from torch import Tensor, nn
@@ -36,6 +37,7 @@ from randlora_core.adapters.bases import (
     MIN_SPARSITY,
     Matrix,
     PackedBases,
+    Part,
     RecomputedBases,
     SharedBases,
     check_unseeded,
@@ -202,9 +204,24 @@ class RandLoRAUpdate(Update):
 
     def basis_slices(self) -> tuple[Tensor, Tensor]:
         """This layer's part of the shared matrices as stored: A (r, d), B (D, n, r)."""
+        return tuple(self.bases.matrix(*part) for part in self._parts())
+
+    def _parts(self) -> tuple[Part, Part]:
+        """Names and shapes of this layer's part of the shared matrices."""
         r, (n, d) = self.config.rank, self.randlora_gamma.shape
-        larger = max(self.out_features, self.in_features)
-        return self.bases.matrix("A", (r, d)), self.bases.matrix("B", (larger, n, r))
+        return ("A", (r, d)), ("B", (max(self.out_features, self.in_features), n, r))
+
+    def _operands(self) -> dict[str, Any]:
+        """What `randlora_core.ops` takes beside the input."""
+        basis_a, basis_b = self.basis_slices()
+        return {
+            "lambda_": self.randlora_lambda,
+            "gamma": self.randlora_gamma,
+            "basis_a": basis_a,
+            "basis_b": basis_b,
+            "scale": self.scale,
+            "remake": self.bases.remakers(*self._parts()),
+        }
 
     def delta_weight(self) -> Tensor:
         """As in `Update`."""
@@ -215,24 +232,18 @@ class RandLoRAUpdate(Update):
 
     def added_output(self, x: Tensor) -> Tensor:
         """As in `Update`."""
-        with self.bases.remaking(*self.basis_slices()) as (a, b):
-            return ops.added_output(x, self.randlora_lambda, self.randlora_gamma, a, b, self.scale)
+        return ops.added_output(x, **self._operands())
 
     def forward(self, x: Tensor, layer: AdapterLayer) -> Tensor:
         """As in `Update`."""
-        with self.bases.remaking(*self.basis_slices()) as (a, b):
-            return ops.randlora_linear(
-                x,
-                self.randlora_lambda,
-                self.randlora_gamma,
-                a,
-                b,
-                self.scale,
-                base=layer.base,
-                weight=layer.dense_weight if computes_jointly(layer.base) else None,
-                bias=layer.bias,
-                dropout=self.dropout if self.training and self.config.dropout > 0.0 else None,
-            )
+        return ops.randlora_linear(
+            x,
+            **self._operands(),
+            base=layer.base,
+            weight=layer.dense_weight if computes_jointly(layer.base) else None,
+            bias=layer.bias,
+            dropout=self.dropout if self.training and self.config.dropout > 0.0 else None,
+        )
 
 
 def computes_jointly(base: nn.Module) -> bool:
@@ -257,11 +268,10 @@ class RandDoRAUpdate(MagnitudeUpdate, RandLoRAUpdate):
         """As in `Update`; without dropout as m (x (W0 + dW)^T) / ||W0 + dW|| + bias, one product where that may be."""
         if (self.training and self.config.dropout > 0.0) or not computes_jointly(layer.base):
             return super().forward(x, layer)
-        with self.bases.remaking(*self.basis_slices()) as (a, b):
-            vectors = (self.randlora_lambda, self.randlora_gamma, a, b, self.scale)
-            result = ops.randlora_linear(x, *vectors, base=layer.base, weight=layer.dense_weight)
-        ratio = (self.lora_magnitude_vector / self._norms(layer.dense_weight())).to(result.dtype)
-        return result * ratio if layer.bias is None else torch.addcmul(layer.bias.to(result.dtype), result, ratio)
+        given = {"base": layer.base, "weight": layer.dense_weight, "bias": layer.bias}
+        result = ops.randlora_linear(x, **self._operands(), **given)
+        ratio = self.lora_magnitude_vector / self._norms(layer.dense_weight())
+        return ops.rescaled(result, None, layer.bias, ratio)
 
 
 METHOD = Method(RandLoRAConfig, RandLoRAUpdate)

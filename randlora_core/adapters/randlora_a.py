@@ -21,7 +21,8 @@ import torch
 from torch import Tensor, nn
 from torch.nn import functional as F
 
-from randlora_core.adapters.bases import SharedBases
+from randlora_core import ops
+from randlora_core.adapters.bases import Part, SharedBases
 from randlora_core.adapters.layer import Shape, Update
 
 if TYPE_CHECKING:
@@ -51,18 +52,22 @@ class DistinctAUpdate(Update):
         root = math.sqrt(n) if self.config.scale_by_sqrt_bases else 1.0
         return self.config.scale * self.bases.units["A"] * self.bases.units["B"] / root
 
-    def basis_slices(self) -> tuple[Tensor, Tensor]:
-        """This layer's part of the shared matrices as stored: A (n, r, d), B (D, n, r)."""
+    def _parts(self) -> tuple[Part, Part]:
+        """Names and shapes of this layer's part of the shared matrices."""
         larger, smaller = max(self.out_features, self.in_features), min(self.out_features, self.in_features)
         n, r = self.config.num_bases, self.config.rank
-        return self.bases.matrix("A", (n, r, smaller)), self.bases.matrix("B", (larger, n, r))
+        return ("A", (n, r, smaller)), ("B", (larger, n, r))
+
+    def basis_slices(self) -> tuple[Tensor, Tensor]:
+        """This layer's part of the shared matrices as stored: A (n, r, d), B (D, n, r)."""
+        return tuple(self.bases.matrix(*part) for part in self._parts())
 
     def factors(self) -> tuple[Tensor, Tensor]:
         """The scaled sum of B_j Lambda_j (D, r) and the sum of A_j Gamma_j (r, d), float32 at least."""
         dtype = torch.promote_types(self.randlora_lambda.dtype, torch.float32)
         lambda_, gamma = self.randlora_lambda.to(dtype) * self.scale, self.randlora_gamma.to(dtype)
-        with self.bases.remaking(*self.basis_slices()) as (a, b):
-            return _contract("Djk,kj->Dk", b, lambda_), _contract("jkd,jd->kd", a, gamma)
+        (a, b), again = self.basis_slices(), self.bases.remakers(*self._parts()) or (None, None)
+        return ops.contract("Djk,kj->Dk", b, lambda_, again[1]), ops.contract("jkd,jd->kd", a, gamma, again[0])
 
     def _maps(self) -> tuple[Tensor, Tensor]:
         """The update as two linear maps: (r, in) and (out, r)."""
@@ -78,32 +83,3 @@ class DistinctAUpdate(Update):
         """As in `Update`."""
         inward, outward = (factor.to(self.randlora_lambda.dtype) for factor in self._maps())
         return F.linear(F.linear(self.input_like_parameters(x), inward), outward)
-
-
-class _Contract(torch.autograd.Function):
-    """einsum of frozen matrices in storage dtype with trained coefficients, saving the former as they are.
-
-    Autograd on the plain expression would keep the matrices in the coefficients' dtype for every layer until the
-    backward pass: n r (D + d) floats a layer, which is what sharing them saves.
-    """
-
-    @staticmethod
-    def forward(
-        ctx: torch.autograd.function.FunctionCtx, equation: str, matrices: Tensor, coefficients: Tensor
-    ) -> Tensor:
-        ctx.equation = equation
-        ctx.save_for_backward(matrices)
-        return torch.einsum(equation, matrices.to(coefficients.dtype), coefficients)
-
-    @staticmethod
-    def backward(ctx: torch.autograd.function.FunctionCtx, grad: Tensor) -> tuple[None, None, Tensor]:
-        (matrices,) = ctx.saved_tensors
-        inputs, _, output = ctx.equation.partition("->")
-        of_matrices, of_coefficients = inputs.split(",")
-        equation = f"{of_matrices},{output}->{of_coefficients}"
-        return None, None, torch.einsum(equation, matrices.to(grad.dtype), grad)
-
-
-def _contract(equation: str, matrices: Tensor, coefficients: Tensor) -> Tensor:
-    with torch.autocast(coefficients.device.type, enabled=False):
-        return _Contract.apply(equation, matrices, coefficients)

@@ -20,7 +20,7 @@ import torch
 from torch import Tensor, nn
 from torch.nn import functional as F
 
-from randlora_core.adapters.bases import IMPORTED, Matrix, SharedBases, check_unseeded, distribution
+from randlora_core.adapters.bases import IMPORTED, Matrix, Part, SharedBases, check_unseeded, distribution
 from randlora_core.adapters.config import AdapterConfig, check_choice, check_nonzero, check_seed
 from randlora_core.adapters.layer import Method, Shape, Update
 
@@ -86,10 +86,9 @@ class VeRAUpdate(Update):
         """That is r + out."""
         return config.rank + shape[0]
 
-    def _basis_slices(self, dtype: torch.dtype) -> tuple[Tensor, Tensor]:
-        """This layer's part of the shared matrices without their factors: A (r, in), B (out, r)."""
-        r = self.config.rank
-        return self.bases.cast("A", (r, self.in_features), dtype), self.bases.cast("B", (self.out_features, r), dtype)
+    def _parts(self) -> tuple[Part, Part]:
+        """Names and shapes of this layer's part of the shared matrices."""
+        return ("A", (self.config.rank, self.in_features)), ("B", (self.out_features, self.config.rank))
 
     def _scaled_d(self) -> Tensor:
         """`vera_lambda_d` times the factors that belong to the stored A and B."""
@@ -98,14 +97,14 @@ class VeRAUpdate(Update):
     def delta_weight(self) -> Tensor:
         """As in `Update`."""
         dtype = torch.promote_types(self.vera_lambda_b.dtype, torch.float32)
-        a, b = self._basis_slices(dtype)
+        a, b = (self.bases.matrix(*part).to(dtype) for part in self._parts())
         return (self.vera_lambda_b.to(dtype)[:, None] * b) @ (self._scaled_d().to(dtype)[:, None] * a)
 
     def added_output(self, x: Tensor) -> Tensor:
         """As in `Update`."""
         x, device = self.input_like_parameters(x), x.device.type
         dtype = torch.get_autocast_dtype(device) if torch.is_autocast_enabled(device) else x.dtype
-        a, b = self._basis_slices(dtype)
+        a, b = (self.bases.cast(*part, dtype) for part in self._parts())
         product = F.linear(x, a)
         inner = product * self._scaled_d()
         if product.element_size() > 2 or product.numel() <= FEW_TOKENS_PER_RANK * self.config.rank**2:

@@ -51,7 +51,6 @@ class Point:
             inner=RANK * -(-smaller // RANK),
             dtype=torch.bfloat16 if self.half else torch.float32,
             device_type=device_type,
-            with_base=True,
             may_sum=not self.half,
             input_grad=self.train,
             vector_grad=self.train,

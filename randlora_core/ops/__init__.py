@@ -1,8 +1,19 @@
 """Compute paths of the adapters' updates. RandLoRA's entry is `randlora_linear`; `force_path` settles its path."""
 
+from randlora_core.ops.contraction import contract
 from randlora_core.ops.cost import PATHS
 from randlora_core.ops.factors import delta, scaled_a
 from randlora_core.ops.linear import added_output, force_path, randlora_linear, use_triton
 from randlora_core.ops.magnitude import rescaled
 
-__all__ = ["PATHS", "added_output", "delta", "force_path", "randlora_linear", "rescaled", "scaled_a", "use_triton"]
+__all__ = [
+    "PATHS",
+    "added_output",
+    "contract",
+    "delta",
+    "force_path",
+    "randlora_linear",
+    "rescaled",
+    "scaled_a",
+    "use_triton",
+]

@@ -61,8 +61,7 @@ class Problem:
         inner: Columns of B, n*r.
         dtype: Number format of the products.
         device_type: As `torch.device.type`.
-        with_base: Whether the frozen layer's product is part of the computation.
-        may_sum: Whether W0 + update may be summed; needs `with_base`.
+        may_sum: Whether W0 + update may be summed.
         input_grad: Whether the input needs a gradient.
         vector_grad: Whether lambda or gamma need one.
     """
@@ -73,7 +72,6 @@ class Problem:
     inner: int
     dtype: torch.dtype
     device_type: str
-    with_base: bool
     may_sum: bool
     input_grad: bool
     vector_grad: bool

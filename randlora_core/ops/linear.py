@@ -18,6 +18,7 @@ it in float32 and rounded with it, so that a delta far below the rounding of W0 
 from __future__ import annotations
 
 import importlib.util
+import math
 from collections.abc import Callable, Iterator
 from contextlib import contextmanager
 from dataclasses import dataclass
@@ -30,6 +31,9 @@ from torch.nn import functional as F
 from randlora_core.ops import cost
 from randlora_core.ops.cost import ACTIVATION, HALF, PATHS, SUMMED, Plan, Problem
 from randlora_core.ops.factors import flat_b, product, scaled_a, summed_weight, vector_gradients
+
+Remake = tuple[Callable[[], Tensor], Callable[[], Tensor]] | None
+"""Functions that give A and B again in the backward pass, where they are not kept for it."""
 
 _default_path = "auto"
 _triton = False
@@ -83,6 +87,7 @@ def randlora_linear(
     weight: Callable[[], Tensor] | None = None,
     bias: Tensor | None = None,
     dropout: Callable[[Tensor], Tensor] | None = None,
+    remake: Remake = None,
     path: str | None = None,
 ) -> Tensor:
     """Output of a frozen linear layer with RandLoRA's update.
@@ -99,6 +104,7 @@ def randlora_linear(
             together; None forbids them.
         bias: The frozen layer's bias, for the same paths.
         dropout: Applied to the update's input only; None means none.
+        remake: Two functions that give `basis_a` and `basis_b` again; they are not kept for the backward pass then.
         path: A name of `randlora_core.ops.cost.PATHS`; None stands for that of `force_path`, or "auto".
 
     Returns:
@@ -111,9 +117,9 @@ def randlora_linear(
     if weight is not None and dropout is None:
         dense = weight()
         if _matches(x, dense):
-            return _apply(x, *vectors, dense, bias, scale, path)
+            return _apply(x, *vectors, dense, bias, scale, remake, path)
     result = base(x)
-    added = _apply(x if dropout is None else dropout(x), *vectors, None, None, scale, path)
+    added = _apply(x if dropout is None else dropout(x), *vectors, None, None, scale, remake, path)
     return result + added.to(result.dtype)
 
 
@@ -125,13 +131,14 @@ def added_output(
     basis_b: Tensor,
     scale: float = 1.0,
     *,
+    remake: Remake = None,
     path: str | None = None,
 ) -> Tensor:
     """What the update alone adds to the output for x (..., in): (..., out) in the dtype of the products.
 
     Arguments as in `randlora_linear`. The products run in autocast's dtype, or in that of x.
     """
-    return _apply(x, lambda_, gamma, basis_a, basis_b, None, None, scale, path)
+    return _apply(x, lambda_, gamma, basis_a, basis_b, None, None, scale, remake, path)
 
 
 def _compute_dtype(x: Tensor) -> torch.dtype:
@@ -164,6 +171,7 @@ def _apply(
     weight: Tensor | None,
     bias: Tensor | None,
     scale: float,
+    remake: Remake,
     path: str | None,
 ) -> Tensor:
     dtype = _compute_dtype(x)
@@ -176,13 +184,12 @@ def _apply(
         inner=lambda_.numel(),
         dtype=dtype,
         device_type=x.device.type,
-        with_base=weight is not None,
         may_sum=weight is not None and exact,
         input_grad=grad and x.requires_grad,
         vector_grad=grad and (lambda_.requires_grad or gamma.requires_grad),
     )
     plan = cost.choose(problem, _default_path if path is None else _known(path))
-    layout = Layout(plan, dtype, scale, problem.transposed)
+    layout = Layout(plan, dtype, scale, problem.transposed, remake)
     # Cast out here, x is let go by the function's backward pass before its gradient is cast back.
     return RandLoRAFunction.apply(x.to(dtype), lambda_, gamma, basis_a, basis_b, weight, bias, layout)
 
@@ -196,12 +203,14 @@ class Layout:
         dtype: Number format of the products over tokens.
         scale: Factor on the update.
         transposed: Whether the output is the layer's smaller side.
+        remake: As in `randlora_linear`.
     """
 
     plan: Plan
     dtype: torch.dtype
     scale: float
     transposed: bool
+    remake: Remake
 
 
 class RandLoRAFunction(torch.autograd.Function):
@@ -229,7 +238,8 @@ class RandLoRAFunction(torch.autograd.Function):
         if any(ctx.needs_input_grad[1:3]):
             instead = x_through_b is not None and layout.plan.vector_grad == ACTIVATION
             kept = (None, x_through_b) if instead and x_through_b.numel() < x.numel() else (x, None)
-        ctx.save_for_backward(*kept, lambda_, gamma, basis_a, basis_b, weight)
+        bases = (basis_a, basis_b) if layout.remake is None else (None, None)
+        ctx.save_for_backward(*kept, lambda_, gamma, *bases, weight)
         return y.view(*x.shape[:-1], y.shape[-1])
 
     @staticmethod
@@ -238,6 +248,8 @@ class RandLoRAFunction(torch.autograd.Function):
         """Gradients of x, lambda, gamma and the bias."""
         x, through_b, lambda_, gamma, basis_a, basis_b, weight = ctx.saved_tensors
         layout = ctx.layout
+        if layout.remake is not None:
+            basis_a, basis_b = (make() for make in layout.remake)
         needs_x, *needs_vectors = ctx.needs_input_grad[:3]
         grad_x = grad_lambda = grad_gamma = grad_bias = None
         with torch.autocast(grad_output.device.type, enabled=False):
@@ -347,11 +359,16 @@ def _gradient_of_m(x: Tensor | None, grad: Tensor, basis_b: Tensor, through_b: T
     looked at where it is the one behind a `through_b`.
     """
     wide, narrow = (x, grad) if layout.transposed else (grad, x)  # (T, D), (T, d)
+    half = layout.dtype == torch.float16  # whose range a gradient of M, sqrt(D) larger than the weight's, may exceed
     if layout.plan.vector_grad != ACTIVATION:
-        return flat_b(basis_b, layout.dtype).T @ (_rows(wide).T @ _rows(narrow))
+        dtype = torch.float32 if half else layout.dtype
+        return flat_b(basis_b, dtype).T @ (_rows(wide).T @ _rows(narrow)).to(dtype)
     if through_b is None:
         through_b = _rows(wide) @ flat_b(basis_b, layout.dtype)
-    return through_b.T @ _rows(narrow)
+    if not half:
+        return through_b.T @ _rows(narrow)
+    factor = 2.0 ** -round(math.log2(basis_b.shape[0]) / 2)
+    return ((factor * through_b).T @ _rows(narrow)).float() / factor
 
 
 def _rows(x: Tensor) -> Tensor:

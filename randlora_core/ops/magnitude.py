@@ -7,15 +7,15 @@ from torch import Tensor
 from torch.autograd.function import once_differentiable
 
 
-def rescaled(frozen: Tensor, added: Tensor, bias: Tensor | None, ratio: Tensor) -> Tensor:
+def rescaled(frozen: Tensor, added: Tensor | None, bias: Tensor | None, ratio: Tensor) -> Tensor:
     """The output of the weight diag(ratio) (W0 + dW): ratio * (frozen - bias + added) + bias.
 
     Computed in float32 at least and rounded once, to `frozen`'s dtype. For the backward pass frozen + added is kept, in
-    that dtype, where autograd would keep both and the difference to the bias in float32.
+    that dtype, where autograd would keep both and the difference to the bias in float32. No second derivatives.
 
     Args:
         frozen: The frozen layer's output x W0^T + bias, (..., out).
-        added: The update's output x dW^T, (..., out).
+        added: The update's output x dW^T, (..., out); None where it is part of `frozen`.
         bias: (out,), or None where the layer has none.
         ratio: Factor of every output, (out,), float32 or float64. Where it is 1 and `added` 0, the output is `frozen`
             to the bit.
@@ -28,10 +28,10 @@ def rescaled(frozen: Tensor, added: Tensor, bias: Tensor | None, ratio: Tensor) 
 
 class _Rescaled(torch.autograd.Function):
     @staticmethod
-    def forward(ctx, frozen: Tensor, added: Tensor, bias: Tensor | None, ratio: Tensor) -> Tensor:
-        total = frozen + added.to(torch.promote_types(frozen.dtype, ratio.dtype))
+    def forward(ctx, frozen: Tensor, added: Tensor | None, bias: Tensor | None, ratio: Tensor) -> Tensor:
+        total = frozen if added is None else frozen + added.to(torch.promote_types(frozen.dtype, ratio.dtype))
         ctx.save_for_backward(total.to(frozen.dtype), bias, ratio)
-        ctx.added_dtype = added.dtype
+        ctx.added_dtype = None if added is None else added.dtype
         scaled = total * ratio if bias is None else torch.addcmul((1 - ratio) * bias, total, ratio)
         return scaled.to(frozen.dtype)
 
@@ -44,7 +44,7 @@ class _Rescaled(torch.autograd.Function):
         grad_added = grad_frozen.to(ctx.added_dtype) if of_added else None
         grad_bias = grad_ratio = None
         if of_ratio:
-            grad_ratio = _over_tokens(grad * total, ratio.dtype)
+            grad_ratio = _over_tokens(grad.to(ratio.dtype) * total, ratio.dtype)
         if bias is not None and (of_ratio or of_bias):
             summed = _over_tokens(grad, ratio.dtype)
             grad_ratio = grad_ratio - bias * summed if of_ratio else None

@@ -303,6 +303,24 @@ def test_a_model_cast_after_injection_works(variant):
 
 
 @every_variant
+def test_merged_inference_is_the_base_layers_work(variant):
+    """The same operations, none more: goal (e) of docs/performance.md, without a clock."""
+
+    def operations(model: Network) -> list[str]:
+        with (
+            torch.inference_mode(),
+            torch.profiler.profile(activities=[torch.profiler.ProfilerActivity.CPU]) as profile,
+        ):
+            model(inputs(model))
+        return [event.name for event in profile.events()]
+
+    model = adapted("linear_tall", variant)
+    unmerged, base = operations(model), operations(plain("linear_tall"))
+    assert operations(merge_adapter(model)) == base
+    assert len(unmerged) > len(base)
+
+
+@every_variant
 def test_autocast(variant):
     model = perturb(adapted("linear_tall", variant))
     x = inputs(model)

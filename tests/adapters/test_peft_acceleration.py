@@ -1,10 +1,12 @@
 """PEFT models through our computation: same outputs, gradients, training and checkpoints."""
 
 import copy
+import pickle
 
 import peft
 import pytest
 import torch
+from accelerate.hooks import ModelHook, add_hook_to_module, remove_hook_from_module
 from safetensors.torch import load_file
 from test_peft_trainer import trainer
 from tiny_models import ARCHITECTURES, batch, logits, targets_of, tiny_model
@@ -110,6 +112,64 @@ def test_merging_disabling_copies_and_further_adapters(entered):
     entered.clear()
     assert not torch.allclose(logits(model, "qwen2"), expected, atol=1e-3)
     assert entered
+
+
+def test_pickled_models_keep_computing_here(entered):
+    model = accelerate_peft(peft_model())
+    expected = logits(model, "qwen2")
+    entered.clear()
+    twin = pickle.loads(pickle.dumps(model))
+    torch.testing.assert_close(logits(twin, "qwen2"), expected, rtol=0, atol=0)
+    assert entered
+    with torch.no_grad():
+        for parameter in twin.parameters():
+            parameter.zero_()
+    torch.testing.assert_close(logits(model, "qwen2"), expected, rtol=0, atol=0)
+
+
+def test_bf16_autocast_is_pefts():
+    results = []
+    for model in (peft_model(), accelerate_peft(peft_model())):
+        with torch.autocast("cpu", torch.bfloat16):
+            results.append(outputs_and_gradients(model, "qwen2"))
+    (expected, expected_grads), (output, grads) = results
+    assert output.dtype == expected.dtype and (output - expected).norm() < 0.02 * expected.norm()
+    for name, grad in expected_grads.items():
+        assert (grads[name] - grad).norm() < 0.05 * grad.norm()
+
+
+def test_hooks_of_accelerate_stay(entered):
+    class Counting(ModelHook):
+        calls = 0
+
+        def pre_forward(self, module, *args, **kwargs):
+            Counting.calls += 1
+            return args, kwargs
+
+    model = peft_model()
+    expected = logits(model, "qwen2")
+    layers = [module for module in model.modules() if hasattr(module, "randlora_lambda")]
+    for layer in layers:
+        add_hook_to_module(layer, Counting())
+    for again in range(2):
+        accelerate_peft(model)  # a second time changes nothing
+        entered.clear()
+        torch.testing.assert_close(logits(model, "qwen2"), expected, rtol=1e-4, atol=1e-5)
+        assert Counting.calls == (again + 1) * len(layers) and len(entered) == len(layers)
+    for layer in layers:
+        remove_hook_from_module(layer)
+    entered.clear()
+    logits(model, "qwen2")
+    assert len(entered) == len(layers)
+
+
+def test_a_layer_with_another_forward_is_refused_and_nothing_changed():
+    model = peft_model()
+    *_, (name, last) = ((n, module) for n, module in model.named_modules() if hasattr(module, "randlora_lambda"))
+    last.forward = print
+    with pytest.raises(ValueError, match=rf"layer '{name}' has a forward of its own"):
+        accelerate_peft(model)
+    assert sum("forward" in vars(module) for module in model.modules()) == 1
 
 
 def test_dropout_is_pefts():

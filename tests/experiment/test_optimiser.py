@@ -30,6 +30,11 @@ def test_one_update_is_adamw_by_hand():
     assert torch.equal(frozen, torch.ones(3))
 
 
+def test_an_update_is_one_fused_kernel():
+    optimiser = make_optimiser([nn.Parameter(torch.ones(3))], learning_rate=1.0, weight_decay=0.0)
+    assert all(group["fused"] for group in optimiser.param_groups)
+
+
 def test_nothing_to_train_is_an_error():
     with pytest.raises(ValueError, match="no parameter is trainable"):
         make_optimiser([nn.Parameter(torch.ones(1), requires_grad=False)], learning_rate=1.0, weight_decay=0.0)

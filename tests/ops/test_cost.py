@@ -17,7 +17,6 @@ def problem(**changes) -> Problem:
         "inner": 768,
         "dtype": torch.float32,
         "device_type": "cpu",
-        "with_base": True,
         "may_sum": True,
         "input_grad": True,
         "vector_grad": True,

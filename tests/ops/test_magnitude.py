@@ -50,6 +50,25 @@ def test_16_bits_are_rounded_once(dtype, with_bias):
             assert (value.grad.double() - known.grad).norm() <= 2 * torch.finfo(dtype).eps * known.grad.norm()
 
 
+@pytest.mark.parametrize("size", [1e-4, 1.0, 300.0])
+def test_float16_products_of_gradient_and_output_stay_in_range(size):
+    frozen, added, bias, ratio = operands(torch.float16, False, shape=(64, 5))
+    given = [(size * value).detach() for value in (frozen, added)]
+    upstream = (size * torch.randn(64, 5)).half()
+    (found,) = torch.autograd.grad(ops.rescaled(*given, bias, ratio), ratio, upstream)
+    torch.testing.assert_close(
+        found, (upstream.float() * (given[0].float() + given[1])).sum(0), rtol=0.01, atol=0.01 * size**2
+    )
+
+
+@with_and_without_bias
+def test_an_update_within_the_first_argument(with_bias):
+    frozen, added, bias, ratio = operands(torch.float64, with_bias)
+    total = (frozen + added).detach().requires_grad_()
+    torch.testing.assert_close(ops.rescaled(total, None, bias, ratio), ops.rescaled(frozen, added, bias, ratio))
+    assert torch.autograd.gradcheck(ops.rescaled, (total, None, bias, ratio))
+
+
 @pytest.mark.parametrize("dtype", [torch.float32, torch.bfloat16])
 def test_keeps_one_tensor_of_the_outputs_size(dtype):
     frozen, added, bias, ratio = operands(dtype, True)

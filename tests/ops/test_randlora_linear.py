@@ -2,13 +2,14 @@
 
 import copy
 import itertools
+import weakref
 
 import pytest
 import torch
 from torch import Tensor, nn
 from torch.nn import functional as F
 
-from randlora_core import RandLoRAConfig, inject_adapter, ops
+from randlora_core import DoRAConfig, RandLoRAConfig, inject_adapter, ops
 from randlora_core.ops import cost
 from randlora_core.ops.cost import PATHS
 
@@ -262,6 +263,22 @@ def test_half_precision_gradients_of_the_vectors(path, shape):
         assert (grad - expected).norm() < 0.01 * expected.norm()  # bfloat16 rounds to 2^-9 = 0.002
 
 
+@pytest.mark.parametrize("path", PATHS)
+@pytest.mark.parametrize("shape", [(512, 64), (64, 512)])
+def test_gradients_of_the_vectors_are_finite_in_float16_where_full_fine_tunings_are(path, shape):
+    """The gradient of M is about sqrt(512) larger than that of the weight, which fills a quarter of the range here."""
+    given = operands(shape, rank=4, dtype=torch.float32)
+    given["scale"] = 1e-3
+    leaves = (given["lambda_"], given["gamma"])
+    weight, x, upstream = torch.randn(shape).half(), torch.randn(256, shape[1]), torch.randn(256, shape[0])
+    upstream *= 16000 / (upstream.T @ x).abs().max()
+    exact = torch.autograd.grad(F.linear(x, oracle_delta(shape, **given)), leaves, upstream)
+    y = call(x.half(), given, weight, None, path)
+    for grad, expected in zip(torch.autograd.grad(y, leaves, upstream.half()), exact, strict=True):
+        assert grad.isfinite().all()
+        assert (grad - expected).norm() < 0.005 * expected.norm()
+
+
 def test_products_in_tf32_or_bfloat16_mode_do_not_take_the_summed_weight():
     given, weight, update = small_update((192, 96))
     x = torch.randn(768, 96)
@@ -340,6 +357,22 @@ def test_paths_agree_in_a_model(magnitude):
         assert_same(first, second, rtol=1e-4, atol=1e-5)
 
 
+@pytest.mark.parametrize("bias", [True, False])
+@pytest.mark.parametrize("config", [DoRAConfig(rank=4), RandLoRAConfig(rank=4, magnitude=True)])
+def test_a_small_change_of_the_magnitude_arrives_in_bfloat16(config, bias):
+    """By 3 of 1024, which a ratio rounded to bfloat16 does not hold: it would give 0."""
+    torch.manual_seed(0)
+    model = inject_adapter(nn.Sequential(nn.Linear(96, 192, bias=bias)), config, ["0"])
+    x = torch.randn(768, 96)
+    outputs = []
+    for factor in (1.0, 1.0 + 3 * 2**-10):
+        with torch.no_grad(), torch.autocast("cpu", torch.bfloat16):
+            model[0].update.lora_magnitude_vector.mul_(factor)
+            outputs.append(model(x).float())
+    expected = 3 * 2**-10 * (x @ model[0].base.weight.T)
+    assert recovered(outputs[1] - outputs[0], expected) == pytest.approx(1.0, abs=0.1)
+
+
 @pytest.mark.parametrize("path", PATHS)
 @pytest.mark.parametrize("reentrant", [True, False])
 def test_gradient_checkpointing(path, reentrant):
@@ -354,6 +387,23 @@ def test_gradient_checkpointing(path, reentrant):
     # A reentrant checkpoint computes the output without gradients first, for which "auto" may take another path.
     exact = path != "auto" or not reentrant
     assert_same(actual, expected, **({"rtol": 0, "atol": 0} if exact else {"rtol": 1e-4, "atol": 1e-5}))
+
+
+@pytest.mark.parametrize("settings", [{}, {"store_bases": False}, {"packed_bases": True, "basis": "sparse"}])
+def test_checkpointing_keeps_no_activation(settings):
+    """Within a checkpoint nothing is kept until the backward pass, whether bases are stored or made again."""
+    from torch.utils.checkpoint import checkpoint
+
+    model, x, alive = two_layers(**settings), torch.randn(9, 12, requires_grad=True), []
+    model[3].register_forward_hook(lambda module, args, output: alive.append(weakref.ref(output)))
+    expected = gradients(model, x)
+    output = model(x)
+    assert alive[1]() is not None  # kept by the adapted layer behind it
+    output = checkpoint(model, x, use_reentrant=False)
+    assert alive[2]() is None
+    model.zero_grad()
+    output.square().sum().backward()
+    assert_same({name: p.grad for name, p in model.named_parameters() if p.requires_grad}, expected)
 
 
 @pytest.mark.parametrize("path", PATHS)
