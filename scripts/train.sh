@@ -3,7 +3,7 @@
 #
 #   bash scripts/train.sh                       the default comparison: digits and characters, three seeds
 #   bash scripts/train.sh tune                  choose every method's learning rate on validation data
-#   bash scripts/train.sh time_memory           step time and memory of every method, beside the paper's Table 10
+#   bash scripts/train.sh time_memory           step time and memory beside the paper's Table 10
 #   bash scripts/train.sh longer paths.data=F   the same comparison, longer, on three data sets in folder F
 #   bash scripts/train.sh --dry-run             what would run, what is done, what it would cost
 #   bash scripts/train.sh --help                all options; further arguments are Hydra overrides for every run

@@ -311,10 +311,14 @@ def test_table10_carries_memory_on_to_the_depth(monkeypatch):
     assert (found["lora"]["format"], found["lora"]["timed_tokens"]) == ("bfloat16 autocast", 100)
     assert found["full"]["peak_bytes_extrapolated"] == 100 + 20 * 12
     assert found["randlora"]["memory_percent"] == pytest.approx(100 * 220 / 340, abs=0.1)
-    (verdict,) = table10.verdicts(list(found.values()))
+    speed, verdict = table10.verdicts(list(found.values()))
+    ratio = found["randlora"]["time_percent"] / found["peft_randlora"]["time_percent"]
+    assert speed.value == pytest.approx(ratio) and speed.goal == "(a) CLIP ViT-B/32, step time / PEFT's RandLoRA"
     assert (verdict.value, verdict.limit, verdict.met) == (1.0, 1.02, True)
     heavier = dict(found["randlora"], peak_bytes_extrapolated="225")
-    assert str(table10.verdicts([heavier, found["lora"]])[0]).endswith("1.023, at most 1.020: NOT met")
+    assert str(table10.verdicts([heavier, found["lora"], found["peft_randlora"]])[1]).endswith(
+        "1.023, at most 1.020: NOT met"
+    )
     assert (found["randlora"]["time_percent"], found["randlora"]["paper_time_percent"]) == (200.0, 113)
 
 

@@ -52,7 +52,7 @@ def verdicts(rows: Mapping[str, Row]) -> list[Verdict]:
     ours, found = rows["randlora"], []
     tokens_per_side = float(ours["tokens_per_side"])
     if _has(ours, "to_peft"):
-        limit = 0.60 if tokens_per_side >= 8 else 0.70 if tokens_per_side >= 4 else 1.0 + _spread(ours)
+        limit = peft_limit(tokens_per_side, _spread(ours))
         found.append(Verdict("(a) step time / PEFT's RandLoRA", float(ours["to_peft"]), limit))
     limit = _full_limit(ours["kind"], tokens_per_side)
     if _has(ours, "to_full") and ours["format"] == "float32" and limit is not None:
@@ -65,6 +65,11 @@ def verdicts(rows: Mapping[str, Row]) -> list[Verdict]:
             row = rows[method]
             found.append(Verdict(f"{name}'s step time / PEFT's {name}", float(row["to_peft"]), 1.0 + _spread(row)))
     return found
+
+
+def peft_limit(tokens_per_side: float, spread: float) -> float:
+    """Goal (a)'s most for T / d tokens, where `spread` is the interquartile range of the ratio."""
+    return 0.60 if tokens_per_side >= 8 else 0.70 if tokens_per_side >= 4 else 1.0 + spread
 
 
 def _has(row: Row, column: str) -> bool:

@@ -45,8 +45,9 @@ def table(path: Path) -> str:
     lines = _markdown(CASE_HEADINGS, [_case_cells(rows) for rows in cases])
     judged = [verdict for rows in cases for verdict in verdicts(rows)]
     met = sum(verdict.met for verdict in judged)
-    ours = cases[-1]["randlora"]
-    note = f"{ours['format']}; {ours['hardware']}; memory: {ours['counter']}. Goals met: {met} of {len(judged)}"
+    ours = cases[0]["randlora"]
+    machine = _machine(rows["randlora"]["hardware"] for rows in cases)
+    note = f"{ours['format']}; {machine}; memory: {ours['counter']}. Goals met: {met} of {len(judged)}"
     return f"{lines}\n{note}; behind a value that misses its goal stands the goal.\n"
 
 
@@ -59,6 +60,8 @@ def _case_cells(rows: Mapping[str, Mapping[str, str]]) -> list[str]:
         for method, name in OWN_METHODS.items()
         if method != "randlora" and method in rows and rows[method].get("to_peft")
     ]
+    if accelerated := _ratio(rows.get("accelerated_peft_randlora", {}), "to_peft_randlora").strip("-"):
+        others.append(f"accelerated {accelerated}")
     return [
         f"{ours['case']}, {int(ours['tokens']):,} tokens",
         f"{float(ours['tokens_per_side']):.1f}",
@@ -95,8 +98,16 @@ def _percent_table(path: Path) -> str:
         for row in rows
     ]
     goals = "".join(f"- {verdict}\n" for verdict in table10.verdicts(rows))
-    note = f"{rows[-1]['format']}; {rows[-1]['hardware']}; {rows[-1]['counter']}"
+    note = f"{rows[0]['format']}; {_machine(row['hardware'] for row in rows)}; {rows[0]['counter']}"
     return f"{_markdown(PERCENT_HEADINGS, cells)}\n{note}.\n\n{goals}"
+
+
+def _machine(lines: Iterable[str]) -> str:
+    """The machine of all rows, with the range of its load."""
+    parts = [line.partition(", load ") for line in lines]
+    loads = sorted({float(load) for *_, load in parts if load})
+    machine = " and ".join(dict.fromkeys(name for name, *_ in parts))
+    return f"{machine}, load {loads[0]} to {loads[-1]}" if loads else machine
 
 
 def _markdown(columns: Sequence[str], rows: Iterable[Sequence[str]]) -> str:

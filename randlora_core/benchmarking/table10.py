@@ -9,7 +9,7 @@ from typing import Any
 import torch
 
 from randlora_core.benchmarking.cases import Case, language_case, vision_case
-from randlora_core.benchmarking.goals import Verdict
+from randlora_core.benchmarking.goals import Verdict, peft_limit
 from randlora_core.benchmarking.measure import Timing, measure, measure_memory
 from randlora_core.benchmarking.whole_models import KNOWN
 
@@ -110,14 +110,20 @@ def measure_stack(
 
 
 def verdicts(rows: Sequence[Mapping[str, Any]]) -> list[Verdict]:
-    """Goal (c) for each model in the rows of `measure_stack`, or of a file of them."""
+    """Goals (a) and (c) for each model in the rows of `measure_stack`, or of a file of them."""
     found = []
     for stack in STACKS:
-        peaks = {row["method"]: int(row["peak_bytes_extrapolated"]) for row in rows if row["model"] == stack.model}
-        if peaks:
-            limit = stack.for_memory(1, half=False).memory_limit
+        of_model = {row["method"]: row for row in rows if row["model"] == stack.model}
+        if of_model:
+            case = stack.for_memory(1, half=False)
+            ours, theirs = of_model["randlora"], of_model["peft_randlora"]
+            first, median, third = (float(theirs[f"time_percent{which}"]) for which in ("_q1", "", "_q3"))
+            limit = peft_limit(int(ours["timed_tokens"]) / case.smaller, (third - first) / median)
+            ratio = float(ours["time_percent"]) / median
+            found.append(Verdict(f"(a) {stack.model}, step time / PEFT's RandLoRA", ratio, limit))
+            ratio = int(ours["peak_bytes_extrapolated"]) / int(of_model["lora"]["peak_bytes_extrapolated"])
             goal = f"(c) {stack.model}, peak memory / LoRA with equal parameters"
-            found.append(Verdict(goal, peaks["randlora"] / peaks["lora"], limit))
+            found.append(Verdict(goal, ratio, case.memory_limit))
     return found
 
 
