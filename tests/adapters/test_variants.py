@@ -7,7 +7,6 @@ from torch import nn
 from randlora_core import LoRAConfig, NoLAConfig, RandLoRAConfig, count_parameters, inject_adapter
 from randlora_core.adapters.inject import adapter_bases
 from randlora_core.adapters.lora import lora_plus_groups
-from randlora_core.adapters.randlora_a import _contract
 
 RANDLORA_A = RandLoRAConfig(rank=32, num_bases=124, distinct_a=True)
 RANDLORA_B = RandLoRAConfig(rank=3, num_bases=128)
@@ -64,17 +63,6 @@ def test_randlora_a_starts_at_the_base_model_and_moves_one_vector_first(init):
     if init == "gamma_zero":
         moved, still = still, moved
     assert (moved.grad != 0).all() and not still.grad.any()
-
-
-def test_contraction_gradient_and_what_it_keeps():
-    matrices = torch.randn(6, 3, 4).bfloat16()
-    for equation, shape in (("Djk,kj->Dk", (4, 3)), ("jkd,jd->kd", (6, 4))):
-        coefficients = torch.randn(shape, dtype=torch.float64, requires_grad=True)
-        assert torch.autograd.gradcheck(lambda c, e=equation: _contract(e, matrices, c), coefficients)
-    kept = []
-    with torch.autograd.graph.saved_tensors_hooks(lambda t: kept.append(t) or t, lambda t: t):
-        _contract(equation, matrices, coefficients)
-    assert [tensor.data_ptr() for tensor in kept] == [matrices.data_ptr()]
 
 
 def test_randlora_b_uses_the_first_bases_of_the_same_matrices():
