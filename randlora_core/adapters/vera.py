@@ -20,6 +20,7 @@ import torch
 from torch import Tensor, nn
 from torch.nn import functional as F
 
+from randlora_core import ops
 from randlora_core.adapters.bases import IMPORTED, Matrix, Part, SharedBases, check_unseeded, distribution
 from randlora_core.adapters.config import AdapterConfig, check_choice, check_nonzero, check_seed
 from randlora_core.adapters.layer import Method, Shape, Update
@@ -102,9 +103,8 @@ class VeRAUpdate(Update):
 
     def added_output(self, x: Tensor) -> Tensor:
         """As in `Update`."""
-        x, device = self.input_like_parameters(x), x.device.type
-        dtype = torch.get_autocast_dtype(device) if torch.is_autocast_enabled(device) else x.dtype
-        a, b = (self.bases.cast(*part, dtype) for part in self._parts())
+        x = self.input_like_parameters(x)
+        a, b = (self.bases.cast(*part, ops.compute_dtype(x)) for part in self._parts())
         product = F.linear(x, a)
         inner = product * self._scaled_d()
         if product.element_size() > 2 or product.numel() <= FEW_TOKENS_PER_RANK * self.config.rank**2:

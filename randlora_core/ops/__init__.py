@@ -3,12 +3,13 @@
 from randlora_core.ops.contraction import contract
 from randlora_core.ops.cost import PATHS
 from randlora_core.ops.factors import delta, scaled_a
-from randlora_core.ops.linear import added_output, force_path, randlora_linear, use_triton
+from randlora_core.ops.linear import added_output, compute_dtype, force_path, randlora_linear, use_triton
 from randlora_core.ops.magnitude import rescaled
 
 __all__ = [
     "PATHS",
     "added_output",
+    "compute_dtype",
     "contract",
     "delta",
     "force_path",

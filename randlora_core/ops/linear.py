@@ -141,7 +141,8 @@ def added_output(
     return _apply(x, lambda_, gamma, basis_a, basis_b, None, None, scale, remake, path)
 
 
-def _compute_dtype(x: Tensor) -> torch.dtype:
+def compute_dtype(x: Tensor) -> torch.dtype:
+    """The number format of products with x: autocast's, which leaves float64 alone, or that of x."""
     device = x.device.type
     return torch.get_autocast_dtype(device) if _autocasts(x) else x.dtype
 
@@ -174,7 +175,7 @@ def _apply(
     remake: Remake,
     path: str | None,
 ) -> Tensor:
-    dtype = _compute_dtype(x)
+    dtype = compute_dtype(x)
     exact = dtype == torch.float64 or (dtype == torch.float32 and not _rounds_float32(x.device.type))
     grad = torch.is_grad_enabled()
     problem = Problem(

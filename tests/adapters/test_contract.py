@@ -335,6 +335,15 @@ def test_autocast(variant):
 
 
 @every_variant
+def test_autocast_leaves_float64_alone(variant):
+    model = perturb(adapted("linear_tall", variant)).double()
+    x = inputs(model, torch.float64)
+    expected = model.layer(x)
+    with torch.autocast("cpu", dtype=torch.bfloat16):
+        torch.testing.assert_close(model.layer(x), expected, rtol=1e-9, atol=1e-9)
+
+
+@every_variant
 def test_meta_device(variant):
     with torch.device("meta"):
         model = Network(nn.Linear(11, 17))
