@@ -17,7 +17,9 @@ leaves what it had measured in NAME.part.csv.
 from __future__ import annotations
 
 import argparse
+import math
 import os
+import tempfile
 from collections.abc import Sequence
 from pathlib import Path
 
@@ -44,15 +46,12 @@ def main(arguments: Sequence[str] | None = None) -> None:
     options = parser.parse_args(arguments)
     _check(parser, options)
     os.environ.setdefault("KINETO_LOG_LEVEL", "6")  # the profiler tells of each start and stop otherwise
-    device = torch.device(options.device)
-    if options.grid:
-        _run_grid(options, device)
-    elif options.profile:
-        _run_profile(options, device)
-    elif options.table10:
-        _run_table10(options, device)
-    else:
-        _run_cases(options, device)
+    ways = {"grid": _run_grid, "profile": _run_profile, "table10": _run_table10}
+    run = next((way for option, way in ways.items() if getattr(options, option)), _run_cases)
+    try:
+        run(options, torch.device(options.device))
+    except KeyboardInterrupt:
+        parser.exit(130, f"stopped; what was measured before, if anything, is in {options.out}/*.part.csv\n")
 
 
 def _parser() -> argparse.ArgumentParser:
@@ -68,7 +67,7 @@ def _parser() -> argparse.ArgumentParser:
     parser.add_argument("--batch", type=_positive, help="rows of a batch for --models; 16 if not given")
     parser.add_argument("--tokens", type=_positive, help="tokens for the step times of --table10; 8192 if not given")
     parser.add_argument("--rounds", type=_positive, default=11, help="rounds at most")
-    parser.add_argument("--seconds", type=float, help="no new round after this time on a case; 30, --quick 20")
+    parser.add_argument("--seconds", type=_seconds, help="no new round after this time on a case; 30, --quick 20")
     parser.add_argument("--device", default="cuda" if torch.cuda.is_available() else "cpu")
     parser.add_argument("--out", type=Path, default=Path("results/benchmark"), help="folder for tables and plots")
     return parser
@@ -80,8 +79,18 @@ def _positive(text: str) -> int:
     return int(text)
 
 
+def _seconds(text: str) -> float:
+    try:
+        value = float(text)
+    except ValueError:
+        value = math.nan
+    if not 0 <= value < math.inf:
+        raise argparse.ArgumentTypeError(f"{text!r} is no number of seconds, 0 or more")
+    return value
+
+
 def _check(parser: argparse.ArgumentParser, options: argparse.Namespace) -> None:
-    """Exit with code 2 where an option would be ignored, or a name or the device is not there."""
+    """Exit with code 2 where an option would be ignored, a name or the device is not there, or --out takes no files."""
     if options.batch and not options.models:
         parser.error("--batch has no effect without --models")
     if options.tokens and not options.table10:
@@ -103,6 +112,14 @@ def _check(parser: argparse.ArgumentParser, options: argparse.Namespace) -> None
         torch.ones(1, device=options.device).item()
     except (RuntimeError, AssertionError) as error:
         parser.error(f"device {options.device!r} cannot be used: {str(error).splitlines()[0]}")
+    if options.profile:
+        return
+    try:
+        options.out.mkdir(parents=True, exist_ok=True)
+        with tempfile.TemporaryFile(dir=options.out):
+            pass
+    except OSError as error:
+        parser.error(f"--out {str(options.out)!r} is no folder that files can be written to: {error.strerror}")
 
 
 def _chosen(options: argparse.Namespace) -> tuple[str, Sequence[Case], Sequence[str]]:

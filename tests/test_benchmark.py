@@ -194,7 +194,7 @@ def test_goals_from_the_file_are_those_printed(tmp_path):
     assert len(result.verdicts) == 4
 
 
-def test_a_stopped_run_leaves_its_cases_and_keeps_the_results_before(tmp_path, monkeypatch):
+def test_a_stopped_run_leaves_its_cases_and_keeps_the_results_before(tmp_path, monkeypatch, capsys):
     monkeypatch.setattr(cases, "quick_cases", lambda half: (SMALL, dataclasses.replace(SMALL, name="second")))
     command = ["--quick", "--rounds", "3", "--seconds", "0", "--methods", "randlora", "--out", str(tmp_path)]
     benchmark.main(command)
@@ -206,8 +206,9 @@ def test_a_stopped_run_leaves_its_cases_and_keeps_the_results_before(tmp_path, m
         return measure(case, *args, **kwargs)
 
     monkeypatch.setattr(benchmark, "measure", stopped_at_the_second)
-    with pytest.raises(KeyboardInterrupt):
+    with pytest.raises(SystemExit, match="130"):
         benchmark.main(command)
+    assert f"is in {tmp_path}/*.part.csv" in capsys.readouterr().err
     assert (tmp_path / "quick.csv").read_text() == before
     (left,) = read_cases(tmp_path / "quick.part.csv")
     assert left["randlora"]["case"] == SMALL.name and left["randlora"]["hardware"]
@@ -255,6 +256,8 @@ def test_profile_shows_the_operations_of_both_steps(half, monkeypatch, capsys):
         (["--tokens", "64"], "--tokens has no effect without --table10"),
         (["--grid", "--seconds", "3"], "--seconds has no effect on --grid and --profile"),
         (["--grid", "--half"], "--half has no effect on --grid"),
+        (["--quick", "--seconds", "-3"], "'-3' is no number of seconds, 0 or more"),
+        (["--quick", "--seconds", "soon"], "'soon' is no number of seconds"),
         (["--table10", "--methods", "randlora"], "--methods has no effect on"),
         (["--quick", "--methods", "lora"], "--methods needs randlora"),
         (["--models", "clip_vit_z1"], "unknown model 'clip_vit_z1'; known: mini_clip"),
@@ -270,6 +273,17 @@ def test_bad_options_get_one_line_and_exit_code_2(arguments, message, capsys, tm
     assert stopped.value.code == 2
     assert message in capsys.readouterr().err.splitlines()[-1]
     assert list(tmp_path.iterdir()) == []
+
+
+@pytest.mark.parametrize("below", ["", "deeper"])
+def test_an_out_that_takes_no_files_is_refused_before_anything_is_measured(below, capsys, tmp_path, monkeypatch):
+    monkeypatch.setattr(benchmark, "measure", pytest.fail)
+    (tmp_path / "file").write_text("mine")
+    out = str(tmp_path / "file" / below)
+    with pytest.raises(SystemExit, match="2"):
+        benchmark.main(["--quick", "--out", out])
+    assert f"--out {out!r} is no folder that files can be written to" in capsys.readouterr().err.splitlines()[-1]
+    assert (tmp_path / "file").read_text() == "mine"
 
 
 def test_grid_rows_are_judged_by_the_faster_path(tmp_path, monkeypatch):
