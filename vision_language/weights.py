@@ -9,7 +9,7 @@ from safetensors.torch import save_file
 from torch import Tensor, nn
 
 from randlora_core.adapters.checkpoint import save_adapter
-from randlora_core.experiment.ledger import atomic_file
+from randlora_core.files import atomic_file
 from vision_language.config import VisionLanguageConfig
 from vision_language.model import load_backbone
 

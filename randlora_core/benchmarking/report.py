@@ -15,7 +15,7 @@ import torch
 from randlora_core.benchmarking.cases import Case
 from randlora_core.benchmarking.goals import OWN_METHODS, Verdict, verdicts
 from randlora_core.benchmarking.measure import Timing
-from randlora_core.experiment.ledger import atomic_file
+from randlora_core.files import atomic_file
 
 BASELINES = ("peft_randlora", "lora", "full")
 

@@ -9,12 +9,13 @@ shows.
 import contextlib
 import hashlib
 import math
-import os
 from functools import cache
 from pathlib import Path
 
 import numpy as np
 from PIL import Image, ImageDraw, ImageFilter, ImageFont, features
+
+from randlora_core.files import atomic_file, cache_folder
 
 from . import streams
 from .streams import Stream
@@ -122,7 +123,8 @@ class CharacterSource:
                 return found
         pixels = np.stack([np.asarray(self._draw(index)) for index in range(len(self.labels))])
         with contextlib.suppress(OSError, RuntimeError):  # a cache that cannot be written costs seconds, not the run
-            _write(cache_folder() / name, pixels)
+            with atomic_file(cache_folder() / name) as part, part.open("wb") as file:
+                np.save(file, pixels)
         return pixels
 
     def _draw(self, index: int) -> Image.Image:
@@ -131,30 +133,6 @@ class CharacterSource:
         size = round(IMAGE_SIZE * stream.uniform(0.70, 0.86))
         glyph = _glyph(CHARACTERS[label], str(self._folder / self.font(index)), size)
         return _photograph(_distorted(glyph, stream), stream)
-
-
-def cache_folder() -> Path:
-    """Where drawn images are kept: $RANDLORA_CACHE, else `randlora` in $XDG_CACHE_HOME, by default ~/.cache.
-
-    Raises:
-        RuntimeError: The user has no home.
-    """
-    if chosen := os.environ.get("RANDLORA_CACHE"):
-        return Path(chosen)
-    return Path(os.environ.get("XDG_CACHE_HOME") or Path.home() / ".cache") / "randlora"
-
-
-def _write(path: Path, pixels: np.ndarray) -> None:
-    """Writes the array beside its place and moves it there, so that no other process sees a part of it."""
-    path.parent.mkdir(parents=True, exist_ok=True)
-    part = path.with_name(f"{path.name}.{os.getpid()}.part")
-    try:
-        with part.open("wb") as file:
-            np.save(file, pixels)
-        os.replace(part, path)
-    except BaseException:
-        part.unlink(missing_ok=True)
-        raise
 
 
 @cache

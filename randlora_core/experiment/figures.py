@@ -6,7 +6,7 @@ from pathlib import Path
 from typing import TYPE_CHECKING
 
 from randlora_core.experiment.comparison import Comparison
-from randlora_core.experiment.ledger import atomic_file
+from randlora_core.files import atomic_file
 
 if TYPE_CHECKING:
     from matplotlib.axes import Axes

@@ -2,36 +2,16 @@
 
 from __future__ import annotations
 
-import contextlib
 import json
-import os
 import traceback
-import uuid
-from collections.abc import Iterator, Mapping
+from collections.abc import Mapping
 from pathlib import Path
 from typing import Any
 
+from randlora_core.files import atomic_file
+
 SCHEMA = 1
 """Version of the record's layout."""
-
-
-@contextlib.contextmanager
-def atomic_file(path: Path) -> Iterator[Path]:
-    """Gives the path of a new file beside `path`, which takes its place if the body succeeds and vanishes if not.
-
-    Raises:
-        OSError: The file cannot be written, e.g. on a full disk; what was at `path` before is still there.
-    """
-    path.parent.mkdir(parents=True, exist_ok=True)
-    part = path.with_name(f".{path.name}.{uuid.uuid4().hex}.part")
-    part.touch(exist_ok=False)  # not tempfile, whose files only their owner may read
-    try:
-        yield part
-        with part.open("rb") as written:
-            os.fsync(written.fileno())
-        os.replace(part, path)
-    finally:
-        part.unlink(missing_ok=True)
 
 
 class Ledger:

@@ -9,7 +9,7 @@ from collections.abc import Collection, Iterable, Mapping
 from pathlib import Path
 from typing import Any
 
-from randlora_core.experiment.ledger import atomic_file
+from randlora_core.files import atomic_file
 
 Record = Mapping[str, Any]
 Config = Mapping[str, Any]

@@ -10,9 +10,9 @@ from typing import TYPE_CHECKING
 
 from randlora_core.experiment.comparison import Comparison, Contest, contest
 from randlora_core.experiment.figures import plot_accuracy_against_parameters
-from randlora_core.experiment.ledger import atomic_file
 from randlora_core.experiment.records import Record, backbone_of, dataset_of
 from randlora_core.experiment.tables import TextTable, accuracy_table, dataset_table, to_csv, to_markdown, to_rich
+from randlora_core.files import atomic_file
 
 if TYPE_CHECKING:
     from rich.console import Console

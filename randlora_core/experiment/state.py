@@ -12,7 +12,7 @@ from safetensors import SafetensorError, safe_open
 from safetensors.torch import save_file
 from torch import Tensor, nn
 
-from randlora_core.experiment.ledger import atomic_file
+from randlora_core.files import atomic_file
 
 
 @dataclass(frozen=True)

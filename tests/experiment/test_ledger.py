@@ -5,7 +5,8 @@ import resource
 
 import pytest
 
-from randlora_core.experiment.ledger import Ledger, atomic_file, describe_error, read_records
+from randlora_core.experiment.ledger import Ledger, describe_error, read_records
+from randlora_core.files import atomic_file
 
 
 def record(run_id, status="finished", created="2025-01-01T00:00:00+00:00", **more):
