@@ -7,7 +7,7 @@ from torch import Tensor, nn
 from torch.nn import functional as F
 from torch.utils.data import Dataset
 
-from randlora_core.experiment.batches import ImageBatches
+from randlora_core.image_classification.batches import ImageBatches
 from randlora_core.models.text_tower import encode_text
 
 
@@ -42,8 +42,8 @@ class ContrastiveObjective(nn.Module):
         super().__init__()
         self.model = model
 
-    def forward(self, images: Tensor, tokens: Tensor, targets: Tensor) -> Tensor:
-        """Mean cross-entropy.
+    def forward(self, images: Tensor, tokens: Tensor, targets: Tensor) -> tuple[Tensor, int]:
+        """The sum of the images' cross-entropies, and their number.
 
         Args:
             images: (B, 3, S, S).
@@ -51,41 +51,8 @@ class ContrastiveObjective(nn.Module):
             targets: Index of each image's text, (B,).
         """
         image_features, text_features = self.model.encode_image(images), encode_text(self.model, tokens)
-        return F.cross_entropy(similarities(image_features, text_features, self.model.logit_scale), targets)
-
-
-class ProbeObjective(nn.Module):
-    """Cross-entropy of a linear head on the frozen image tower's features, which are brought to unit mean square.
-
-    Args:
-        model: CLIP with encode_image.
-        embed_dim: Width E of the features.
-        num_classes: Outputs of the head.
-    """
-
-    def __init__(self, model: nn.Module, embed_dim: int, num_classes: int):
-        super().__init__()
-        self.model = model
-        self.head = nn.Linear(embed_dim, num_classes)
-        nn.init.zeros_(self.head.weight)
-        nn.init.zeros_(self.head.bias)
-
-    def train(self, mode: bool = True) -> ProbeObjective:
-        """Sets the head's mode; the frozen tower stays in evaluation mode."""
-        super().train(mode)
-        self.model.eval()
-        return self
-
-    def logits(self, images: Tensor) -> Tensor:
-        """Images (B, 3, S, S) to logits (B, C), float32."""
-        with torch.no_grad():
-            features = self.model.encode_image(images)
-        with torch.autocast(images.device.type, enabled=False):
-            return self.head(F.normalize(features.float(), dim=-1) * features.shape[-1] ** 0.5)
-
-    def forward(self, images: Tensor, labels: Tensor) -> Tensor:
-        """Mean cross-entropy of images (B, 3, S, S) with labels (B,)."""
-        return F.cross_entropy(self.logits(images), labels)
+        logits = similarities(image_features, text_features, self.model.logit_scale)
+        return F.cross_entropy(logits, targets, reduction="sum"), len(targets)
 
 
 class TextBatches(Dataset):

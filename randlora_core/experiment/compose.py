@@ -2,8 +2,9 @@
 
 from __future__ import annotations
 
-import re
-from collections.abc import Sequence
+import functools
+import itertools
+from collections.abc import Mapping, Sequence
 from pathlib import Path
 from typing import Any
 
@@ -11,42 +12,66 @@ CONFIGS = Path(__file__).resolve().parents[2] / "configs"
 """The repository's configuration tree; the package is installed in editable mode, so it lies beside it."""
 
 
-def compose(name: str, overrides: Sequence[str], directory: Path = CONFIGS) -> dict[str, Any]:
+def compose(
+    name: str, overrides: Sequence[str], directory: Path = CONFIGS, base: Mapping[str, Any] | None = None
+) -> dict[str, Any]:
     """Composes an entry of `configs/` with Hydra.
+
+    The choices of groups are composed once for each combination, and plain values are set on a copy of the result, so
+    that thousands of runs are planned in seconds. A setting that does not exist is set all the same: the configuration
+    classes refuse it and know the accepted ones.
 
     Args:
         name: The entry without .yaml, e.g. "vision_language".
         overrides: Hydra's grammar, e.g. ["adapter=randlora", "adapter.rank=6"].
         directory: The configuration tree.
+        base: Values that replace the entry's own, below the overrides.
 
     Returns:
         Plain nested values, interpolations resolved.
 
     Raises:
-        ValueError: An override that does not parse, names no setting or no file of a group; one line.
+        ValueError: An override that does not parse, names no file of a group, or has several values; one line.
     """
-    import hydra
-    from hydra.core.global_hydra import GlobalHydra
-    from hydra.errors import HydraException
     from omegaconf import OmegaConf
     from omegaconf.errors import OmegaConfBaseException
 
-    for override in overrides:
-        if override.startswith("-"):
-            raise ValueError(f"unknown option {override!r}; accepted: SETTING=VALUE, and --help, which lists them")
-    GlobalHydra.instance().clear()
-    with hydra.initialize_config_dir(str(directory), version_base="1.3"):
-        try:
-            config = hydra.compose(name, overrides=list(overrides))
-            return OmegaConf.to_container(config, resolve=True, throw_on_missing=True)
-        except (HydraException, OmegaConfBaseException) as error:
-            message = _one_line(error)
-            unknown = re.search(r"Could not override '([^']+)'", message)
-            if unknown is None:
-                raise ValueError(message) from error
-            chosen = [override for override in overrides if _is_choice(override, directory)]
-            settings = OmegaConf.to_container(hydra.compose(name, overrides=chosen))
-            raise ValueError(_refusal(settings, unknown[1])) from error
+    parsed = [_parse(text) for text in overrides]
+    for text, override in zip(overrides, parsed, strict=True):
+        if override.is_sweep_override():
+            raise ValueError(f"{text}: several values; accepted: one, or all of them as a sweep with -m")
+    groups = {  # of several choices of one group the last counts, as of several values of one setting
+        override.key_or_group: text
+        for text, override in zip(overrides, parsed, strict=True)
+        if _is_group(override, directory)
+    }
+    config = _composed(name, tuple(groups.values()), directory).copy()
+    try:
+        for key, value in (base or {}).items():
+            OmegaConf.update(config, key, value, merge=key in ("training", "evaluate"))
+        for override in parsed:
+            if not _is_group(override, directory):
+                _set(config, override)
+        return OmegaConf.to_container(config, resolve=True, throw_on_missing=True)
+    except OmegaConfBaseException as error:
+        raise ValueError(_first_line(error)) from error
+
+
+def expand(overrides: Sequence[str]) -> list[tuple[str, ...]]:
+    """The runs that overrides with several values stand for: `a=1,2 b=3` gives (a=1, b=3) and (a=2, b=3).
+
+    Raises:
+        ValueError: An override that does not parse; one line.
+    """
+    choices = []
+    for text in overrides:
+        override = _parse(text)
+        if override.is_sweep_override():
+            key = override.get_key_element()
+            choices.append([f"{key}={value}" for value in override.sweep_string_iterator()])
+        else:
+            choices.append([text])
+    return list(itertools.product(*choices))
 
 
 def choices(group: str, directory: Path = CONFIGS) -> list[str]:
@@ -54,26 +79,62 @@ def choices(group: str, directory: Path = CONFIGS) -> list[str]:
     return sorted(path.stem for path in (directory / group).glob("*.yaml"))
 
 
-def _one_line(error: Exception) -> str:
-    """Hydra's message without its layout, its search path and its advice."""
-    text = re.split(r"\n\s*(?:Config search path|To append|See https|full_key|object_type)", str(error))[0]
-    return re.sub(r"^In '[^']*': ", "", " ".join(text.split()))
+@functools.lru_cache(maxsize=4096)
+def _parse(text: str) -> Any:
+    from hydra.core.override_parser.overrides_parser import OverridesParser
+    from hydra.errors import HydraException
+
+    if text.startswith("-"):
+        raise ValueError(f"unknown option {text!r}; accepted: SETTING=VALUE, and --help, which lists them")
+    try:
+        return OverridesParser.create().parse_overrides([text])[0]
+    except HydraException as error:
+        raise ValueError(f"{text!r} is no override ({_first_line(error)}); accepted: SETTING=VALUE") from error
 
 
-def _is_choice(override: str, directory: Path) -> bool:
-    group, _, option = override.partition("=")
-    return option in choices(group, directory)
+def _is_group(override: Any, directory: Path) -> bool:
+    """Whether an override chooses a file of a group, such as adapter=lora, instead of setting a value."""
+    return "." not in override.key_or_group and (directory / override.key_or_group).is_dir()
 
 
-def _refusal(settings: dict[str, Any], key: str) -> str:
-    """What is wrong with a setting that Hydra would not override, and the settings beside it, as deep as they go."""
-    known: Any = settings
-    path: list[str] = []
-    *parents, name = key.split(".")
-    for part in parents:
-        if not isinstance(known.get(part), dict):
-            break
-        known, path = known[part], [*path, part]
-    if path == parents and isinstance(known.get(name), dict):
-        return f"{key!r} holds entries; accepted: +{key}={{NAME: VALUE}}, which adds one"
-    return f"unknown setting {key!r}; accepted{' in ' + '.'.join(path) if path else ''}: {', '.join(known)}"
+@functools.lru_cache(maxsize=256)
+def _composed(name: str, groups: tuple[str, ...], directory: Path) -> Any:
+    """Hydra's composition of an entry and the chosen files of its groups, interpolations unresolved."""
+    import hydra
+    from hydra.core.global_hydra import GlobalHydra
+    from hydra.errors import HydraException
+    from omegaconf import OmegaConf
+
+    for text in groups:
+        override = _parse(text)
+        known = choices(override.key_or_group, directory)
+        if not override.is_delete() and override.value() not in known:
+            key = override.key_or_group
+            raise ValueError(f"unknown choice {key}={override.value()}; accepted: {', '.join(known)}")
+    GlobalHydra.instance().clear()
+    try:
+        with hydra.initialize_config_dir(str(directory), version_base="1.3"):
+            config = hydra.compose(name, overrides=list(groups))
+    except HydraException as error:
+        raise ValueError(_first_line(error)) from error
+    OmegaConf.set_struct(config, False)
+    return config
+
+
+def _set(config: Any, override: Any) -> None:
+    """Sets, adds or removes a value; a mapping replaces what was there instead of being merged into it."""
+    from omegaconf import OmegaConf
+
+    key = override.key_or_group
+    if not override.is_delete():
+        OmegaConf.update(config, key, override.value(), merge=False)
+        return
+    parent, _, name = key.rpartition(".")
+    section = OmegaConf.select(config, parent) if parent else config
+    if section is None or name not in section:
+        raise ValueError(f"~{key}: there is no such setting to remove")
+    del section[name]
+
+
+def _first_line(error: Exception) -> str:
+    return str(error).strip().splitlines()[0]

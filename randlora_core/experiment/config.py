@@ -1,241 +1,318 @@
-"""Plain nested values to a tree of frozen dataclasses, strictly, and back; the sections every experiment shares."""
+"""The configuration of a run as a tree of frozen values: strict, and with one line for each thing that is wrong.
+
+Hydra composes the values (`compose`), these classes check them. No field has a default here: defaults stand in the YAML
+files of `configs/`, with their explanation, and nowhere else.
+"""
 
 from __future__ import annotations
 
 import dataclasses
-import math
-import types
-import typing
-from collections.abc import Mapping
-from dataclasses import dataclass, field
-from typing import Any, Literal, TypeVar
+import difflib
+from collections.abc import Mapping, Sequence
+from typing import Annotated, Any, ClassVar, Literal, TypeVar
 
-T = TypeVar("T")
-REST = {"rest": True}
-"""Metadata of the one mapping field of a dataclass that takes the keys no other field names."""
+from pydantic import BaseModel, ConfigDict, Field, ValidationError, model_validator
 
+from randlora_core.adapters import METHODS, make_config
 
-def from_dict(cls: type[T], values: Mapping[str, Any], where: str = "") -> T:
-    """Builds a dataclass from a mapping, taking nothing that the dataclass does not declare.
+FREE = {"identity": False}
+"""Metadata of a field that does not change a run's numbers, and so is no part of its identity."""
 
-    Args:
-        cls: A dataclass; fields may be bool, int, float, str, None, Literal, unions of these, tuples, mappings and
-            dataclasses. An int is taken for a float, nothing else is converted.
-        values: The keys and values.
-        where: Dotted path of `values` in the whole configuration, for messages.
-
-    Returns:
-        The dataclass.
-
-    Raises:
-        ValueError: Unknown or missing key, or a value of the wrong type; names the key and what is accepted.
-    """
-    if not isinstance(values, Mapping):
-        raise ValueError(f"{where or 'configuration'}: {values!r} is not a mapping")
-    fields = {f.name: f for f in dataclasses.fields(cls)}
-    rest = next((name for name, f in fields.items() if f.metadata.get("rest")), None)
-    known = [name for name in fields if name != rest]
-    unknown = {key: value for key, value in values.items() if key not in known}
-    if unknown and rest is None:
-        raise ValueError(f"unknown key {_join(where, next(iter(unknown)))!r}; accepted: {', '.join(known)}")
-    hints = typing.get_type_hints(cls)
-    built = {key: _convert(hints[key], values[key], _join(where, key)) for key in known if key in values}
-    if rest is not None:
-        built[rest] = unknown
-    required = [name for name in known if _is_required(fields[name]) and name not in built]
-    if required:
-        raise ValueError(f"missing key {_join(where, required[0])!r}")
-    return cls(**built)
+Names = Annotated[tuple[str, ...], Field(strict=False)]
+Positive = Annotated[int, Field(gt=0)]
+PositiveNumber = Annotated[float, Field(gt=0)]
 
 
-def to_dict(config: Any) -> dict[str, Any]:
-    """Nested plain values of a dataclass tree: the inverse of `from_dict`, in the order of the fields."""
-    values: dict[str, Any] = {}
-    for f in dataclasses.fields(config):
-        value = getattr(config, f.name)
-        if f.metadata.get("rest"):
-            values.update(value)
-        else:
-            values[f.name] = to_dict(value) if dataclasses.is_dataclass(value) else value
-    return values
+def free(**constraints: Any) -> Any:
+    """A field that does not change a run's numbers."""
+    return Field(json_schema_extra=FREE, **constraints)
 
 
-def _join(where: str, key: str) -> str:
-    return f"{where}.{key}" if where else str(key)
+class Section(BaseModel):
+    """A part of a configuration: frozen, with no unknown keys, nothing converted and only finite numbers."""
+
+    model_config = ConfigDict(extra="forbid", frozen=True, strict=True, allow_inf_nan=False)
 
 
-def _is_required(f: dataclasses.Field) -> bool:
-    return f.default is dataclasses.MISSING and f.default_factory is dataclasses.MISSING
+class OpenSection(Section):
+    """A section whose further keys belong to whatever it names."""
+
+    model_config = ConfigDict(extra="allow")
+
+    @property
+    def options(self) -> dict[str, Any]:
+        """The keys that no field names."""
+        return dict(self.model_extra or {})
 
 
-def _convert(hint: Any, value: Any, where: str) -> Any:
-    if dataclasses.is_dataclass(hint):
-        return from_dict(hint, value, where)
-    is_union = typing.get_origin(hint) in (types.UnionType, typing.Union)
-    for accepted in typing.get_args(hint) if is_union else (hint,):
-        if typing.get_origin(accepted) is tuple and isinstance(value, (list, tuple)):
-            element = typing.get_args(accepted)[0]
-            return tuple(_convert(element, item, f"{where}[{index}]") for index, item in enumerate(value))
-        if _matches(accepted, value):
-            return float(value) if accepted is float else value
-    raise ValueError(f"{where}={value!r} is not {_describe(hint)}")
-
-
-def _matches(accepted: Any, value: Any) -> bool:
-    if typing.get_origin(accepted) is Literal:
-        return value in typing.get_args(accepted)
-    if accepted in (None, type(None)):
-        return value is None
-    if isinstance(value, bool):
-        return accepted is bool
-    if accepted is float:
-        return isinstance(value, (int, float)) and abs(value) < math.inf  # nan is not less than anything
-    return isinstance(value, typing.get_origin(accepted) or accepted)
-
-
-def _describe(hint: Any) -> str:
-    if typing.get_origin(hint) in (types.UnionType, typing.Union):
-        return " or ".join(_describe(part) for part in typing.get_args(hint))
-    if typing.get_origin(hint) is Literal:
-        return "one of " + ", ".join(str(choice) for choice in typing.get_args(hint))
-    if typing.get_origin(hint) is tuple:
-        return f"a list, each {_describe(typing.get_args(hint)[0])}"
-    return {type(None): "null", int: "an integer", float: "a finite number", str: "a name", bool: "true or false"}.get(
-        hint, getattr(hint, "__name__", str(hint))
-    )
-
-
-def require(condition: bool, key: str, value: Any, accepted: str) -> None:
-    """Raises a ValueError that names key, value and what is accepted, unless `condition` holds."""
-    if not condition:
-        raise ValueError(f"{key}={value!r} is not {accepted}")
-
-
-@dataclass(frozen=True)
-class AdapterChoice:
-    """The method of a run and its settings.
+class AdapterChoice(OpenSection):
+    """The method of a run; its further keys are the fields of the method's own configuration.
 
     Attributes:
-        method: A name of `METHODS`, or one of the experiments' own (zero_shot, linear_probe, full).
+        method: A name of `METHODS`, or one that is no adapter: zero_shot, full, or one that the experiment solves itself.
         label: The row's name in tables and figures.
         targets: Modules to adapt, as `inject_adapter` takes them; null for the backbone's own.
-        learning_rate: Used where neither the configuration nor the tuned records give one; the paper's, by preset.
-        options: The fields of the method's config dataclass.
+        learning_rate: Used where neither the configuration nor a tuning gives one.
     """
 
     method: str
-    label: str
-    targets: str | tuple[str, ...] | None = None
-    learning_rate: float | None = None
-    options: Mapping[str, Any] = field(default_factory=dict, metadata=REST)
+    label: str = free()
+    targets: str | Names | None = None
+    learning_rate: PositiveNumber | None = Field(None, json_schema_extra=FREE)
 
 
-@dataclass(frozen=True)
-class BackboneChoice:
-    """A name of `BACKBONES` and the keyword arguments of its builder."""
+class BackboneChoice(OpenSection):
+    """A name of `BACKBONES`; its further keys are keyword arguments of the model's builder."""
 
     name: str
-    options: Mapping[str, Any] = field(default_factory=dict, metadata=REST)
 
 
-@dataclass(frozen=True)
-class TrainingConfig:
-    """How a model is trained: AdamW with a cosine to 1 % of the learning rate, no warm-up.
+class TrainingConfig(Section):
+    """How a model is trained by AdamW.
 
     Attributes:
-        steps: Optimiser steps; null where `epochs` is given.
-        epochs: Passes over the training images, each without replacement; null where `steps` is given. See
-            `num_steps` for the number of steps.
-        batch_size: Images per optimiser step.
-        accumulate: Micro-batches a step is split into; divides `batch_size`.
-        learning_rate: Peak of the schedule; null takes the tuned one, else the preset's.
+        steps: Optimizer steps; null where `epochs` is given.
+        epochs: Passes over the training examples, each without replacement; null where `steps` is given.
+        batch_size: Examples per optimizer step.
+        accumulate: Micro-batches that a step is split into; divides `batch_size`.
+        learning_rate: Peak of the schedule; null takes a tuned one, else the preset's.
+        rate_from: Overrides that turn this run into the one whose tuned learning rate it takes; null for its own.
         weight_decay: AdamW's, on every trained parameter.
         clip: Largest norm of the gradient; null for no limit.
-        precision: Number format of the products, auto for bf16 where the hardware multiplies it and fp32 elsewhere;
-            parameters and optimiser state are fp32.
-        objective: What an image is contrasted with: the distinct classes of its micro-batch, or all classes.
-        crop: Smallest area of the random crops, as a share of the image; 1 for no cropping.
-        flip: Mirror half of the images; null does so where the dataset allows it.
+        schedule: cosine (to 1 % of the peak) or linear (to 0).
+        warmup_steps: Steps in which the learning rate rises from 0.
+        keep_best: End with the state that was best on the validation split instead of the last one.
+        precision: Number format of the products; auto takes bf16 where the hardware multiplies it, else fp32.
     """
 
-    steps: int | None = 20
-    epochs: int | None = None
-    batch_size: int = 32
-    accumulate: int = 1
-    learning_rate: float | None = None
-    weight_decay: float = 0.1
-    clip: float | None = 1.0
-    precision: Literal["auto", "bf16", "fp32"] = "auto"
-    objective: Literal["in_batch", "class_wise"] = "in_batch"
-    crop: float = 1.0
-    flip: bool | None = None
+    steps: Positive | None
+    epochs: Positive | None
+    batch_size: Positive
+    accumulate: Positive
+    learning_rate: PositiveNumber | None
+    rate_from: Names | None = free()
+    weight_decay: Annotated[float, Field(ge=0)]
+    clip: PositiveNumber | None
+    schedule: Literal["cosine", "linear"]
+    warmup_steps: Annotated[int, Field(ge=0)]
+    keep_best: bool
+    precision: Literal["auto", "bf16", "fp32"]
 
-    def __post_init__(self) -> None:
-        given = [value for value in (self.steps, self.epochs) if value is not None]
-        if len(given) != 1:
-            raise ValueError(
-                f"training.steps={self.steps} and training.epochs={self.epochs}: exactly one must be given"
-            )
-        require(given[0] > 0, "training.steps or training.epochs", given[0], "a positive integer")
-        require(self.batch_size > 0, "training.batch_size", self.batch_size, "a positive integer")
-        fits = self.accumulate > 0 and self.batch_size % self.accumulate == 0
-        require(fits, "training.accumulate", self.accumulate, f"a divisor of training.batch_size={self.batch_size}")
-        positive = self.learning_rate is None or self.learning_rate > 0
-        require(positive, "training.learning_rate", self.learning_rate, "a positive number or null")
-        require(self.weight_decay >= 0, "training.weight_decay", self.weight_decay, "a number of at least 0")
-        require(self.clip is None or self.clip > 0, "training.clip", self.clip, "a positive number or null")
-        require(0 < self.crop <= 1, "training.crop", self.crop, "a number in (0, 1]")
+    @model_validator(mode="after")
+    def _fits(self) -> TrainingConfig:
+        if (self.steps is None) == (self.epochs is None):
+            given = f"training.steps={self.steps} and training.epochs={self.epochs}"
+            raise ValueError(f"{given}; accepted: one of them, the other null")
+        if self.batch_size % self.accumulate:
+            accepted = f"a divisor of training.batch_size={self.batch_size}"
+            raise ValueError(f"training.accumulate={self.accumulate}; accepted: {accepted}")
+        return self
 
-    def num_steps(self, num_images: int) -> int:
-        """Optimiser steps on `num_images` training images; an epoch's last, smaller batch counts as one.
+    def num_steps(self, num_examples: int) -> int:
+        """Optimizer steps on so many training examples; an epoch's last, smaller batch counts as one.
 
-        Every batch is full all the same, so `epochs` show up to a batch of images per epoch more than they hold.
+        Every batch is full all the same, so `epochs` show up to a batch of examples per epoch more than they hold.
         """
-        return self.steps if self.steps is not None else self.epochs * -(-num_images // self.batch_size)
+        return self.steps if self.steps is not None else self.epochs * -(-num_examples // self.batch_size)
 
 
-@dataclass(frozen=True)
-class EvaluateConfig:
+class EvaluateConfig(Section):
     """What is measured after training.
 
     Attributes:
-        test: Score the test split; false for runs that choose hyper-parameters.
-        every: Optimiser steps between validation scores during training; null for one at the end.
-        batch_size: Images per forward pass.
+        test: Score the test sets; false for runs that choose hyper-parameters.
+        every: Optimizer steps between validation scores during training; null for one at the end.
+        batch_size: Examples per forward pass.
     """
 
-    test: bool = True
-    every: int | None = None
-    batch_size: int = 256
-
-    def __post_init__(self) -> None:
-        require(self.every is None or self.every > 0, "evaluate.every", self.every, "a positive integer or null")
-        require(self.batch_size > 0, "evaluate.batch_size", self.batch_size, "a positive integer")
+    test: bool = free()
+    every: Positive | None = free()
+    batch_size: Positive = free()
 
 
-@dataclass(frozen=True)
-class PathsConfig:
-    """Folders: `data` holds datasets (null: only those that ship), `results` takes what runs write."""
+class PathsConfig(Section):
+    """Folders: `data` holds data sets; `results` takes what runs write, null for `results` in the repository."""
 
-    data: str | None = None
-    results: str = "results"
+    data: str | None
+    results: str | None
 
 
-@dataclass(frozen=True)
-class SaveConfig:
+class SaveConfig(Section):
     """What a run keeps: the trained weights, and a state to resume from every so many seconds of training."""
 
-    adapter: bool = False
-    state_seconds: float = 60.0
-
-    def __post_init__(self) -> None:
-        require(self.state_seconds >= 0, "save.state_seconds", self.state_seconds, "a number of at least 0")
+    adapter: bool
+    state_seconds: Annotated[float, Field(ge=0)]
 
 
-@dataclass(frozen=True)
-class TrackingConfig:
+class TrackingConfig(Section):
     """Where curves are sent besides the record."""
 
-    name: Literal["none", "wandb"] = "none"
+    name: Literal["none", "wandb"]
     project: str = "randlora"
     mode: Literal["online", "offline"] = "online"
+
+
+class RunConfig(Section):
+    """What the runs of every experiment have in common.
+
+    Attributes:
+        adapter: The method.
+        backbone: The pre-trained model.
+        seed: Decides data order, augmentation, initialisation, choice of examples and, by the presets, the bases.
+        training: Optimizer, schedule and length.
+        evaluate: What is measured.
+        paths: Where data and results lie.
+        save: What is kept besides the record.
+        tracking: Where curves go.
+        device: auto takes an accelerator where there is one.
+        threads: torch's CPU threads; null leaves torch's choice.
+        workers: Processes that prepare examples; null for none on a CPU and up to 8 beside a GPU.
+    """
+
+    UNTRAINED: ClassVar[tuple[str, ...]] = ("zero_shot",)
+    SOLVED: ClassVar[tuple[str, ...]] = ()
+    TRAINING_DATA: ClassVar[tuple[str, ...]] = ()
+
+    adapter: AdapterChoice
+    backbone: BackboneChoice
+    seed: Annotated[int, Field(ge=0)]
+    training: TrainingConfig
+    evaluate: EvaluateConfig
+    paths: PathsConfig = free()
+    save: SaveConfig = free()
+    tracking: TrackingConfig = free()
+    device: Literal["auto", "cpu", "cuda"] = free()
+    threads: Positive | None = free()
+    workers: Annotated[int, Field(ge=0)] | None = free()
+
+    @model_validator(mode="after")
+    def _spells_out_the_method(self) -> RunConfig:
+        if self.training.keep_best and self.evaluate.every is None:
+            raise ValueError("training.keep_best=true needs validation scores; accepted: evaluate.every=STEPS with it")
+        object.__setattr__(self, "adapter", _checked_adapter(self.adapter, (*self.UNTRAINED, *self.SOLVED, "full")))
+        return self
+
+    @property
+    def is_adapted(self) -> bool:
+        """Whether adapters are injected."""
+        return self.adapter.method in METHODS
+
+    @property
+    def is_fitted(self) -> bool:
+        """Whether the training loop runs; zero-shot trains nothing, and some methods are solved without it."""
+        return self.adapter.method not in (*self.UNTRAINED, *self.SOLVED)
+
+    def identity(self, learning_rate: float | None) -> dict[str, Any]:
+        """The settings that decide the numbers of this run, and no others, as plain nested values.
+
+        Args:
+            learning_rate: The learning rate that the run takes, wherever it comes from.
+        """
+        values = _identity_values(self)
+        if not self.is_fitted:
+            values["training"] = {"precision": self.training.precision}
+        else:
+            values["training"]["learning_rate"] = learning_rate
+            if self.training.keep_best:
+                values["training"]["validate_every"] = self.evaluate.every
+        if self.adapter.method in self.UNTRAINED:
+            for key in ("seed", *self.TRAINING_DATA):
+                values.pop(key, None)
+        return values
+
+    def recorded(self, learning_rate: float | None) -> dict[str, Any]:
+        """The configuration as the record carries it: all but where and how the run was executed."""
+        hidden = ("paths", "save", "tracking", "device", "threads", "workers")
+        values = self.model_dump(mode="json", exclude=set(hidden))
+        values["training"]["learning_rate"] = learning_rate
+        return values
+
+
+C = TypeVar("C", bound=Section)
+
+
+def validated(config_class: type[C], values: Mapping[str, Any], where: str = "") -> C:
+    """Builds a configuration from plain nested values.
+
+    Args:
+        config_class: The class.
+        values: The values.
+        where: A file's name, which every line of an error then starts with.
+
+    Raises:
+        ValueError: One line for each value that is missing, unknown or not accepted.
+    """
+    try:
+        return config_class.model_validate(values)
+    except ValidationError as error:
+        prefix = f"{where}: " if where else ""
+        lines = dict.fromkeys(prefix + _describe(problem, config_class) for problem in error.errors())
+        raise ValueError("\n".join(lines)) from None
+
+
+def _describe(problem: Any, config_class: type[BaseModel]) -> str:
+    """One line that names the value and what is accepted."""
+    path = ".".join(str(part) for part in problem["loc"] if not _is_union_member(part))
+    kind, message = problem["type"], problem["msg"]
+    if kind == "value_error":
+        text = str(problem["ctx"]["error"])
+        return text if not path or "=" in text or "'" in text else f"{path}: {text}"
+    if kind == "missing":
+        return f"setting {path!r} is missing"
+    if kind == "extra_forbidden":
+        return _unknown(path, _fields_at(config_class, problem["loc"][:-1]))
+    return f"{path}={problem['input']!r}; accepted: {message.removeprefix('Input should be ')}"
+
+
+def _unknown(path: str, known: Sequence[str]) -> str:
+    parent, _, name = path.rpartition(".")
+    near = difflib.get_close_matches(name, known, n=1)
+    guess = f" (near: {near[0]})" if near else ""
+    return f"unknown setting {path!r}{guess}; accepted{f' in {parent}' if parent else ''}: {', '.join(known)}"
+
+
+def _is_union_member(part: Any) -> bool:
+    """Whether a part of an error's path names an alternative of a union, such as "tuple[str, ...]", not a key."""
+    return isinstance(part, str) and (part in ("str", "int", "float") or "[" in part)
+
+
+def _fields_at(config_class: type[BaseModel], path: Sequence[Any]) -> list[str]:
+    """The settings that a section accepts, found by following `path` down from `config_class`."""
+    for part in path:
+        found = config_class.model_fields.get(part) if isinstance(part, str) else None
+        if found is not None and isinstance(found.annotation, type) and issubclass(found.annotation, BaseModel):
+            config_class = found.annotation
+    return list(config_class.model_fields)
+
+
+def _checked_adapter(adapter: AdapterChoice, unadapted: Sequence[str]) -> AdapterChoice:
+    """The choice with every field of its method spelt out, so that a changed default changes the run's identity."""
+    if adapter.method in unadapted:
+        given = [*adapter.options, *(["targets"] if adapter.targets is not None else [])]
+        if given:
+            raise ValueError(f"adapter.{given[0]} has no effect on method {adapter.method!r}, which takes no settings")
+        return adapter
+    if adapter.method not in METHODS:
+        known = ", ".join([*unadapted, *METHODS])
+        raise ValueError(f"unknown method adapter.method={adapter.method!r}; accepted: {known}")
+    options = dataclasses.asdict(make_config(adapter.method, **adapter.options))
+    own = {name: getattr(adapter, name) for name in AdapterChoice.model_fields}
+    return AdapterChoice.model_construct(_fields_set=set(own), **own, **options)
+
+
+def _identity_values(section: BaseModel) -> dict[str, Any]:
+    """A section's values as plain ones, without the fields that are marked as free."""
+    values: dict[str, Any] = {}
+    for name, field in type(section).model_fields.items():
+        if field.json_schema_extra == FREE:
+            continue
+        value = getattr(section, name)
+        values[name] = _identity_values(value) if isinstance(value, BaseModel) else _plain(value)
+    values.update({name: _plain(value) for name, value in (section.model_extra or {}).items()})
+    return values
+
+
+def _plain(value: Any) -> Any:
+    if isinstance(value, Mapping):
+        return {key: _plain(item) for key, item in value.items()}
+    return [_plain(item) for item in value] if isinstance(value, (list, tuple)) else value

@@ -1,4 +1,4 @@
-"""What makes two runs the same run."""
+"""The identity of a run: digests of everything that changes its numbers, and of nothing else."""
 
 from __future__ import annotations
 
@@ -6,55 +6,57 @@ import copy
 import hashlib
 import json
 from collections.abc import Mapping
+from dataclasses import asdict, dataclass
 from typing import Any
 
-PROTOCOL = 1
+PROTOCOL = 2
 """Raised by any change of the code that changes what a configuration trains or measures, beyond the rounding of its
 arithmetic: old records count no more."""
 
-NOT_IDENTITY = ("paths", "device", "threads", "workers", "save", "tracking")
-"""Sections of a configuration that do not decide a run's numbers."""
+
+@dataclass(frozen=True)
+class Identity:
+    """Digests by which runs are found again, each of sixteen hexadecimal digits.
+
+    Attributes:
+        settings: Of the settings alone; finds a committed record where neither data nor weights are here.
+        group: Of the settings without their seeds; shared by the runs that a table averages over.
+        tuning: Of the group's settings without learning rate and number format: what a learning rate is tuned for.
+        data: Fingerprint of the data.
+        weights: Identity of the pre-trained weights.
+    """
+
+    settings: str
+    group: str
+    tuning: str
+    data: str
+    weights: str
+
+    def recorded(self) -> dict[str, str]:
+        """As the record carries it."""
+        return asdict(self)
 
 
-def canonical(config: Mapping[str, Any]) -> dict[str, Any]:
-    """The part of a nested configuration that decides a run's numbers."""
-    return {key: copy.deepcopy(value) for key, value in config.items() if key not in NOT_IDENTITY}
-
-
-def run_id(config: Mapping[str, Any], *, data: str, weights: str, experiment: str) -> str:
-    """Sixteen hexadecimal digits that change with anything that may change a run's numbers.
+def identify_settings(values: Mapping[str, Any], experiment: str) -> dict[str, str]:
+    """The three digests of a run's settings, by the names of `Identity`.
 
     Args:
-        config: Nested plain values; sections named in `NOT_IDENTITY` are left out.
-        data: Fingerprint of the dataset.
-        weights: Hash of the backbone's weights.
-        experiment: Name of the experiment folder.
-
-    Returns:
-        The start of a SHA-256 over the canonical JSON.
+        values: What `RunConfig.identity` gives.
+        experiment: The experiment's name.
     """
-    facts = {
-        "experiment": experiment,
-        "config": canonical(config),
-        "data": data,
-        "weights": weights,
-        "protocol": PROTOCOL,
-    }
-    return _digest(facts)
+    facts = {"experiment": experiment, "protocol": PROTOCOL, "settings": copy.deepcopy(dict(values))}
+    digests = {"settings": _digest(facts)}
+    facts["settings"].pop("seed", None)
+    facts["settings"].get("adapter", {}).pop("seed", None)
+    digests["group"] = _digest(facts)
+    for key in ("learning_rate", "precision"):
+        facts["settings"].get("training", {}).pop(key, None)
+    return {**digests, "tuning": _digest(facts)}
 
 
-def without_seed(config: Mapping[str, Any]) -> dict[str, Any]:
-    """A canonical configuration without its seeds: equal for the runs that a table averages over."""
-    values = canonical(config)
-    values.pop("seed", None)
-    values.get("adapter", {}).pop("seed", None)
-    return values
-
-
-def group_name(config: Mapping[str, Any]) -> str:
-    """A readable name shared by the seeds of one configuration."""
-    names = [config["adapter"]["label"], config["dataset"]["name"], config["backbone"]["name"]]
-    return "-".join([*names, _digest(without_seed(config))[:8]]).replace(" ", "_")
+def run_id(identity: Identity) -> str:
+    """Sixteen hexadecimal digits that change with anything that may change a run's numbers."""
+    return _digest({"settings": identity.settings, "data": identity.data, "weights": identity.weights})
 
 
 def _digest(values: Mapping[str, Any]) -> str:

@@ -1,10 +1,12 @@
 """Seconds and memory that a run will take, judged from records of runs like it."""
 
-from collections.abc import Iterable, Sequence
+from collections.abc import Iterable, Mapping, Sequence
 from dataclasses import dataclass
 from statistics import median
+from typing import Any
 
-from randlora_core.experiment.records import Config, Record, dataset_of, is_finished, label_of
+from randlora_core.experiment.planning import PlannedRun
+from randlora_core.experiment.records.reading import Record, backbone_of, is_finished, label_of
 
 
 @dataclass(frozen=True)
@@ -21,7 +23,7 @@ class Estimate:
 
 
 class RunEstimates:
-    """Looks up runs like a given one: same method, dataset and length, or else same dataset and length.
+    """Looks up runs like a given one: same method, model and length, on the same data first, then on any.
 
     A run of the same method comes first because methods differ in cost by more than seeds, learning rates and the
     number of examples do once steps and batch size are fixed.
@@ -35,12 +37,12 @@ class RunEstimates:
     def add(self, record: Record) -> None:
         """Takes a record into account; one that is not finished tells nothing and is left out."""
         if is_finished(record):
-            for key in _likeness(record["config"]):
+            for key in _likeness(record["experiment"], record["config"]):
                 self._groups.setdefault(key, []).append(record)
 
-    def estimate(self, config: Config) -> Estimate:
-        """The estimate for a run with this canonical config."""
-        for key in _likeness(config):
+    def estimate(self, planned: PlannedRun) -> Estimate:
+        """The estimate for a planned run."""
+        for key in _likeness(planned.experiment.name, planned.recorded):
             if records := self._groups.get(key):
                 seconds = median(record["time"]["total_seconds"] for record in records)
                 peaks = [record["memory"]["peak_bytes"] for record in records if record["memory"]["peak_bytes"]]
@@ -48,25 +50,26 @@ class RunEstimates:
         return Estimate(None, None)
 
     def seconds_left(
-        self, waiting: Sequence[Config], running: Sequence[tuple[Config, float]], jobs: int
+        self, waiting: Sequence[PlannedRun], running: Sequence[tuple[PlannedRun, float]], jobs: int
     ) -> float | None:
         """Seconds until all are done, or None while a run among them is like no finished one.
 
         Args:
-            waiting: Configs of the runs not started.
-            running: (config, fraction done) of the runs under way.
+            waiting: The runs not started.
+            running: (run, fraction done) of the runs under way.
             jobs: Runs at a time.
         """
-        parts = [(config, 1.0) for config in waiting]
-        parts += [(config, 1.0 - fraction) for config, fraction in running]
-        seconds = [(self.estimate(config).seconds, share) for config, share in parts]
+        parts = [(entry, 1.0) for entry in waiting]
+        parts += [(entry, 1.0 - fraction) for entry, fraction in running]
+        seconds = [(self.estimate(entry).seconds, share) for entry, share in parts]
         if any(value is None for value, _ in seconds):
             return None
         return sum(value * share for value, share in seconds if value is not None) / jobs
 
 
-def _likeness(config: Config) -> tuple[tuple, tuple]:
+def _likeness(experiment: str, config: Mapping[str, Any]) -> list[tuple]:
     """Keys of the groups a run belongs to, the most alike first."""
     training = config["training"]
-    length = tuple(training.get(key) for key in ("steps", "epochs", "batch_size"))
-    return ("method", dataset_of(config), label_of(config), length), ("dataset", dataset_of(config), length)
+    length = (experiment, backbone_of(config), *(training[key] for key in ("steps", "epochs", "batch_size")))
+    data, label = str(config.get("dataset")), label_of(config)
+    return [("method", data, label, length), ("data", data, length), ("length", label, length)]

@@ -5,10 +5,10 @@ from __future__ import annotations
 import os
 import sys
 from collections.abc import Callable, Mapping
-from typing import Any, Protocol
+from typing import TYPE_CHECKING, Any, Protocol
 
-from randlora_core.experiment.config import TrackingConfig
-from randlora_core.experiment.identity import canonical, group_name
+if TYPE_CHECKING:
+    from randlora_core.experiment.planning import PlannedRun
 
 
 class Tracker(Protocol):
@@ -34,24 +34,26 @@ class NoTracker:
 class WandbTracker:
     """Weights & Biases: one run per record, grouped so that the seeds of a configuration collapse into one line."""
 
-    def __init__(self, choice: TrackingConfig, run_id: str, config: Mapping[str, Any], directory: str):
+    def __init__(self, planned: PlannedRun, directory: str):
         self._run = None
-        self._attempt(lambda: self._start(choice, run_id, config, directory))
+        self._attempt(lambda: self._start(planned, directory))
 
-    def _start(self, choice: TrackingConfig, run_id: str, config: Mapping[str, Any], directory: str) -> None:
+    def _start(self, planned: PlannedRun, directory: str) -> None:
         import wandb
 
-        group = group_name(config)
+        choice, config = planned.config.tracking, planned.recorded
+        where = planned.experiment.describe(planned.point)
+        group = f"{planned.label}-{where}-{planned.identity.group[:8]}".replace(" ", "_").replace(",", "")
         mode = os.environ.get("WANDB_MODE", choice.mode)  # wandb lets an argument win over it, here a default
-        tags = [config["adapter"]["method"], config["dataset"]["name"], config["backbone"]["name"]]
         self._run = wandb.init(
             project=choice.project,
             mode=mode,
-            id=run_id,
+            id=planned.run_id,
             name=f"{group}-seed{config['seed']}",
             group=group,
-            tags=tags,
-            config=canonical(config),
+            job_type=planned.experiment.name,
+            tags=[config["adapter"]["method"], config["backbone"]["name"], where],
+            config=config,
             dir=directory,
             resume="allow" if mode == "online" else None,
             settings=wandb.Settings(silent=True, console="off"),
@@ -68,8 +70,11 @@ class WandbTracker:
             self._attempt(lambda: self._close(record))
 
     def _close(self, record: Mapping[str, Any]) -> None:
-        numbers = {**(record.get("result") or {}), **(record.get("time") or {})}
-        self._run.summary.update({"trainable": (record.get("parameters") or {}).get("trainable"), **numbers})
+        scores = record.get("scores") or {}
+        tested = {f"test/{name}": score["value"] for name, score in (scores.get("test") or {}).items()}
+        numbers = {"validation": scores.get("validation"), "test": scores.get("mean"), **tested}
+        trainable = (record.get("parameters") or {}).get("trainable")
+        self._run.summary.update({"trainable": trainable, **numbers, **(record.get("time") or {})})
         self._run.finish(exit_code=0 if record["status"] == "finished" else 1)
 
     def _attempt(self, action: Callable[[], None]) -> None:
@@ -81,7 +86,6 @@ class WandbTracker:
             print(f"warning: wandb: {type(error).__name__}: {error}; the run goes on without it", file=sys.stderr)
 
 
-def make_tracker(choice: TrackingConfig, run_id: str, config: Mapping[str, Any], directory: str) -> Tracker:
-    """The tracker that a configuration names; `directory` takes its files."""
-    trackers = {"none": lambda: NoTracker(), "wandb": lambda: WandbTracker(choice, run_id, config, directory)}
-    return trackers[choice.name]()
+def make_tracker(planned: PlannedRun, directory: str) -> Tracker:
+    """The tracker that a run's configuration names; `directory` takes its files."""
+    return WandbTracker(planned, directory) if planned.config.tracking.name == "wandb" else NoTracker()

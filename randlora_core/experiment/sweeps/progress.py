@@ -6,7 +6,7 @@ import sys
 from types import TracebackType
 from typing import TYPE_CHECKING, Any, TextIO
 
-from randlora_core.experiment.sweep import Outcome, Snapshot
+from randlora_core.experiment.sweeps.sweep import Outcome, Snapshot
 
 if TYPE_CHECKING:
     from rich.console import Console
@@ -38,8 +38,8 @@ def describe_event(event: dict[str, Any]) -> str:
     parts = [f"step {event['step']}/{event['steps']}"] if "step" in event else []
     if event.get("loss") is not None:
         parts.append(f"loss {event['loss']:.3f}")
-    if event.get("images_per_second") is not None:
-        parts.append(f"{event['images_per_second']:.0f} images/s")
+    if event.get("speed") is not None:
+        parts.append(f"{event['speed']:.0f} {event['unit']}/s")
     return ", ".join(parts)
 
 
@@ -125,8 +125,8 @@ def sweep_progress(title: str, stream: TextIO | None = None) -> PlainProgress | 
 
 
 def _score(outcome: Outcome) -> str:
-    result = outcome.record["result"]
-    for split in ("test", "validation"):
-        if result.get(f"{split}_accuracy") is not None:
-            return f"{split} {100 * result[f'{split}_accuracy']:.1f} %"
-    return "no score"
+    """The score of a finished run: the test's mean, else the validation's."""
+    scores = outcome.record["scores"]
+    if scores["mean"] is not None:
+        return f"test {100 * scores['mean']:.1f} %"
+    return f"validation {outcome.run.experiment.format_criterion(scores['validation'])}"

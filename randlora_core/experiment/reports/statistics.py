@@ -92,8 +92,8 @@ def summarize(values: Sequence[float], level: float = DEFAULT_LEVEL) -> Summary:
 
 
 def paired_difference(
-    correct_a: "np.ndarray",
-    correct_b: "np.ndarray",
+    correct_a: "Sequence[np.ndarray]",
+    correct_b: "Sequence[np.ndarray]",
     *,
     resamples: int = DEFAULT_RESAMPLES,
     level: float = DEFAULT_LEVEL,
@@ -101,44 +101,55 @@ def paired_difference(
 ) -> Difference:
     """Difference in accuracy between two methods on the same samples and seeds, with its intervals.
 
-    Every bootstrap resample draws seeds and samples with replacement, the same ones for both methods, and takes the
-    mean difference over the drawn seeds x samples.
+    Every bootstrap resample draws seeds, and samples of each test set, with replacement, the same ones for both methods,
+    and takes the mean difference over the drawn seeds x samples, then over the test sets.
 
     Args:
-        correct_a: (seeds, samples) 0/1 or bool: was the sample classified correctly by method a.
+        correct_a: For each test set (seeds, samples) 0/1 or bool: was the sample classified correctly by method a.
         correct_b: The same for method b, with rows and columns in the same order.
         resamples: Number of bootstrap resamples, at least 1.
         level: Coverage of both intervals.
         seed: Seed of the resampling; the same seed gives the same interval.
 
     Raises:
-        ValueError: The arrays are not of one non-empty two-dimensional shape, or `resamples` is below 1.
+        ValueError: The arrays of a set are not of one non-empty two-dimensional shape, the sets differ in their number
+            of seeds, or `resamples` is below 1.
     """
+    import numpy as np
+
+    if resamples < 1:
+        raise ValueError(f"resamples is {resamples}; accepted: 1 or more")
+    differences = [_difference(a, b) for a, b in zip(correct_a, correct_b, strict=True)]
+    counts = {difference.shape[0] for difference in differences}
+    if len(counts) != 1:
+        raise ValueError(f"test sets with {sorted(counts)} seeds; accepted: one number of seeds")
+    (num_seeds,) = counts
+    generator = np.random.default_rng(seed)
+    chunk = max(1, CHUNK_ENTRIES // max(difference.shape[1] for difference in differences))
+    means = []
+    for start in range(0, resamples, chunk):
+        count = min(chunk, resamples - start)
+        shares = generator.multinomial(num_seeds, np.full(num_seeds, 1 / num_seeds), size=count) / num_seeds
+        means.append(np.mean([_resampled_means(one, shares, generator) for one in differences], axis=0))
+    low, high = np.quantile(np.concatenate(means), [(1 - level) / 2, (1 + level) / 2])
+    by_seed = np.mean([difference.mean(axis=1) for difference in differences], axis=0)
+    return Difference(float(by_seed.mean()), float(low), float(high), summarize(by_seed.tolist(), level))
+
+
+def _difference(correct_a: "np.ndarray", correct_b: "np.ndarray") -> "np.ndarray":
+    """a - b of one test set as float64 (seeds, samples)."""
     import numpy as np
 
     a, b = np.asarray(correct_a), np.asarray(correct_b)
     if a.shape != b.shape or a.ndim != 2 or a.size == 0:
         raise ValueError(f"expected two non-empty (seeds, samples) arrays of one shape, got {a.shape} and {b.shape}")
-    if resamples < 1:
-        raise ValueError(f"resamples is {resamples}; accepted: 1 or more")
-    difference = a.astype(np.float64) - b.astype(np.float64)
-    num_samples = difference.shape[1]
-    generator = np.random.default_rng(seed)
-    chunk = max(1, CHUNK_ENTRIES // num_samples)
-    means = np.concatenate(
-        [_resampled_means(difference, min(chunk, resamples - start), generator) for start in range(0, resamples, chunk)]
-    )
-    low, high = np.quantile(means, [(1 - level) / 2, (1 + level) / 2])
-    over_seeds = summarize(difference.mean(axis=1).tolist(), level)
-    return Difference(float(difference.mean()), float(low), float(high), over_seeds)
+    return a.astype(np.float64) - b.astype(np.float64)
 
 
-def _resampled_means(difference: "np.ndarray", count: int, generator: "np.random.Generator") -> "np.ndarray":
-    """`count` means of `difference` (seeds, samples) with seeds and samples drawn with replacement."""
+def _resampled_means(difference: "np.ndarray", shares: "np.ndarray", generator: "np.random.Generator") -> "np.ndarray":
+    """Means of `difference` (seeds, samples) over seeds with the given shares (count, seeds) and drawn samples."""
     import numpy as np
 
-    num_seeds, num_samples = difference.shape
-    seed_shares = generator.multinomial(num_seeds, np.full(num_seeds, 1 / num_seeds), size=count) / num_seeds
-    samples = generator.integers(num_samples, size=(count, num_samples))
-    per_sample = seed_shares @ difference  # (count, samples): mean over the drawn seeds
-    return np.take_along_axis(per_sample, samples, axis=1).mean(axis=1)
+    num_samples = difference.shape[1]
+    samples = generator.integers(num_samples, size=(len(shares), num_samples))
+    return np.take_along_axis(shares @ difference, samples, axis=1).mean(axis=1)

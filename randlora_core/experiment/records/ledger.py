@@ -10,7 +10,7 @@ from typing import Any
 
 from randlora_core.files import atomic_file
 
-SCHEMA = 1
+SCHEMA = 2
 """Version of the record's layout."""
 
 

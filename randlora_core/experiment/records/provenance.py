@@ -11,7 +11,7 @@ from typing import Any
 
 import torch
 
-from randlora_core.experiment.hardware import usable_cores
+from randlora_core.experiment.loop.hardware import usable_cores
 
 PACKAGES = (
     "torch",
@@ -60,7 +60,7 @@ def hardware() -> dict[str, Any]:
 
 def _git(*arguments: str) -> str | None:
     """Output of git in this package's checkout; None where it is not in one or there is no git."""
-    root = Path(__file__).resolve().parents[2]
+    root = Path(__file__).resolve().parents[3]
     if not (root / ".git").exists():
         return None
     try:

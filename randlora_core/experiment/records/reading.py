@@ -20,24 +20,9 @@ def label_of(config: Config) -> str:
     return str(config["adapter"]["label"])
 
 
-def dataset_of(config: Config) -> str:
-    """The dataset's name."""
-    return _name(config["dataset"])
-
-
 def backbone_of(config: Config) -> str:
     """The backbone's name."""
-    return _name(config["backbone"])
-
-
-def seed_of(config: Config) -> int:
-    """The run's seed."""
-    return int(config["seed"])
-
-
-def name_of(config: Config) -> str:
-    """A run in a few words for progress bars and messages, such as `digits RandLoRA-6 seed 1`."""
-    return f"{dataset_of(config)} {label_of(config)} seed {seed_of(config)}"
+    return str(config["backbone"]["name"])
 
 
 def is_finished(record: Record | None) -> bool:
@@ -45,11 +30,21 @@ def is_finished(record: Record | None) -> bool:
     return record is not None and record["status"] == "finished"
 
 
+def test_scores(record: Record) -> dict[str, float]:
+    """The score of every test set that was evaluated."""
+    return {name: score["value"] for name, score in record["scores"]["test"].items()}
+
+
+def validation_of(record: Record) -> float | None:
+    """The score on the validation split; None for a run that failed."""
+    return record["scores"]["validation"] if is_finished(record) else None
+
+
 def collect_records(records: Iterable[Record], path: Path, *, statuses: Collection[str] = ("finished",)) -> int:
     """Writes records as JSON lines, in one step and in an order that does not depend on when they were made.
 
     Args:
-        records: Records; one run given twice is written once.
+        records: Records; of several of one run the last is written.
         path: File to write, replaced if present; the ledger's `read_records` reads it.
         statuses: Records of other statuses are left out. Failed ones lose their traceback, which names local paths.
 
@@ -60,7 +55,7 @@ def collect_records(records: Iterable[Record], path: Path, *, statuses: Collecti
         OSError: The file cannot be written; what was there before is unchanged.
     """
     chosen = {record["run_id"]: _publishable(record) for record in records if record["status"] in statuses}
-    ordered = sorted(chosen.values(), key=_order)
+    ordered = sorted(chosen.values(), key=lambda record: (label_of(record["config"]), record["created"], record["run_id"]))
     lines = [json.dumps(record, separators=(",", ":"), allow_nan=False) + "\n" for record in ordered]
     with atomic_file(path) as part:
         part.write_text("".join(lines), encoding="utf-8")
@@ -69,12 +64,3 @@ def collect_records(records: Iterable[Record], path: Path, *, statuses: Collecti
 
 def _publishable(record: Record) -> Record:
     return {**record, "error": {**record["error"], "traceback": ""}} if record.get("error") else record
-
-
-def _order(record: Record) -> tuple[str, str, int, str]:
-    config = record["config"]
-    return dataset_of(config), label_of(config), seed_of(config), record["run_id"]
-
-
-def _name(value: Any) -> str:
-    return str(value["name"]) if isinstance(value, Mapping) else str(value)

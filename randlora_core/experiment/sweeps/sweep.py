@@ -1,60 +1,21 @@
-"""A sweep: a list of runs, each in a child process, of which the finished ones are never done twice.
+"""A sweep: a list of planned runs, each done in a child process, of which the finished ones are never done twice.
 
-The sweep knows nothing about what a run is. It is given two module-level functions of the experiment,
-
-    identify(overrides) -> {"run_id": str, "config": dict, "path": str}     ValueError on bad input; with
-                           "complete": False where a finished run lacks something that is asked for now
-    run(overrides, on_progress=None) -> record                              writes the record, failed ones too
-
-and asks the first about every run before it starts any, so that a misspelt name costs seconds and not a night. Running
-the same sweep again is the resume: finished runs are skipped, failed and interrupted ones are taken up.
+Every run is planned before any is started, so that a misspelt name costs seconds and not a night. Running the same
+sweep again is the resume: finished runs are skipped, failed and interrupted ones are taken up.
 """
 
 import os
 from collections.abc import Callable, Iterable, Sequence
 from dataclasses import dataclass, field
-from datetime import UTC, datetime
-from pathlib import Path
 from typing import Any, Literal, Protocol
 
-from randlora_core.experiment import forkserver
-from randlora_core.experiment.estimates import RunEstimates
-from randlora_core.experiment.identity import PROTOCOL
-from randlora_core.experiment.ledger import SCHEMA, Ledger
-from randlora_core.experiment.records import Config, Record, is_finished, name_of
+from randlora_core.experiment.planning import PlannedRun
+from randlora_core.experiment.records.reading import Record, is_finished
+from randlora_core.experiment.running import execute, opening
+from randlora_core.experiment.sweeps import forkserver
+from randlora_core.experiment.sweeps.estimates import RunEstimates
 
-Status = Literal["finished", "skipped", "failed"]
-
-
-@dataclass(frozen=True)
-class PlannedRun:
-    """A run whose identity is known.
-
-    Attributes:
-        overrides: What the run function is given.
-        run_id: The run's identity.
-        config: Its canonical config.
-        path: Where its record lies or will lie: `<results>/<experiment>/<run_id>.json`.
-        record: The record found there when the sweep was planned, of whatever status, or None.
-        is_complete: Whether a finished run left all that is asked for, such as its weights.
-    """
-
-    overrides: tuple[str, ...]
-    run_id: str
-    config: Config
-    path: Path
-    record: Record | None = None
-    is_complete: bool = True
-
-    @property
-    def name(self) -> str:
-        """The run in a few words."""
-        return name_of(self.config)
-
-    @property
-    def is_done(self) -> bool:
-        """Whether a finished record was there and nothing is missing."""
-        return is_finished(self.record) and self.is_complete
+Execute = Callable[..., Record]
 
 
 @dataclass(frozen=True)
@@ -62,7 +23,7 @@ class Outcome:
     """What became of a run: its record where there is one, and one line about the error of a failed one."""
 
     run: PlannedRun
-    status: Status
+    status: Literal["finished", "skipped", "failed"]
     record: Record | None = None
     error: str | None = None
 
@@ -87,7 +48,7 @@ class Snapshot:
 
 
 class Display(Protocol):
-    """What the sweep tells about itself while it runs; see `randlora_core.experiment.progress`."""
+    """What the sweep tells about itself while it runs; see `progress`."""
 
     def update(self, snapshot: Snapshot) -> None:
         """Something moved."""
@@ -96,38 +57,24 @@ class Display(Protocol):
         """A run came to its end."""
 
 
-def plan_sweep(override_lists: Iterable[Sequence[str]], identify: Callable[..., dict[str, Any]]) -> list[PlannedRun]:
-    """Identifies the runs in one child process, in the given order; lists that mean the same run become one.
-
-    Raises:
-        ValueError: A list of overrides is bad input; the message is the experiment's own.
-    """
-    lists = [tuple(overrides) for overrides in override_lists]
-    planned: dict[str, PlannedRun] = {}
-    for overrides, identity in zip(lists, forkserver.call(_identify_all, (identify, lists)), strict=True):
-        path = Path(identity["path"])
-        record, complete = Ledger(path.parent).read(identity["run_id"]), identity.get("complete", True)
-        run = PlannedRun(overrides, identity["run_id"], identity["config"], path, record, complete)
-        planned.setdefault(run.run_id, run)
-    return list(planned.values())
-
-
 def run_sweep(
     planned: Sequence[PlannedRun],
-    run: Callable[..., Record],
     *,
     jobs: int = 1,
     display: Display | None = None,
     earlier: Iterable[Record] = (),
+    on_outcome: Callable[[Outcome], None] = lambda outcome: None,
+    run: Execute = execute,
 ) -> list[Outcome]:
-    """Runs what is not finished, each run in a child process; a run that fails does not stop the others.
+    """Does what is not finished, each run in a child process; a run that fails does not stop the others.
 
     Args:
-        planned: The runs, from `plan_sweep`.
-        run: The experiment's run function.
+        planned: The runs, each once; see `planning.distinct`.
         jobs: Runs at a time. More than one share the cores evenly.
         display: Is told what happens.
         earlier: Records to estimate the time left from, beside those of this sweep.
+        on_outcome: Called with every outcome as it comes.
+        run: Does a planned run in the child: (planned, on_progress=...) -> record.
 
     Returns:
         One outcome per run, in the order of `planned`.
@@ -138,7 +85,7 @@ def run_sweep(
     """
     if jobs < 1:
         raise ValueError(f"jobs={jobs}; accepted: 1 or more")
-    sweep = _Sweep(list(planned), run, jobs, display, RunEstimates(earlier))
+    sweep = _Sweep(list(planned), run, jobs, display, RunEstimates(earlier), on_outcome)
     try:
         return sweep.run_all()
     except BaseException:
@@ -161,20 +108,22 @@ class _Sweep:
     def __init__(
         self,
         planned: list[PlannedRun],
-        run: Callable[..., Record],
+        run: Execute,
         jobs: int,
         display: Display | None,
         estimates: RunEstimates,
+        on_outcome: Callable[[Outcome], None],
     ):
         self.planned, self.run, self.jobs, self.display, self.estimates = planned, run, jobs, display, estimates
+        self.on_outcome = on_outcome
         self.outcomes: dict[int, Outcome] = {}
         self.active: list[_Active] = []
-        self.waiting = [index for index, entry in enumerate(planned) if not entry.is_done]
+        self.waiting = [index for index, entry in enumerate(planned) if entry.finished is None]
         self.num_threads = None if jobs == 1 else max(1, len(os.sched_getaffinity(0)) // jobs)
 
     def run_all(self) -> list[Outcome]:
         for index, entry in enumerate(self.planned):
-            if entry.is_done:
+            if entry.finished is not None:
                 self._settle(index, Outcome(entry, "skipped", entry.record))
         while self.waiting or self.active:
             while self.waiting and len(self.active) < self.jobs:
@@ -187,7 +136,7 @@ class _Sweep:
     def _start(self, index: int) -> None:
         entry = self.planned[index]
         log = entry.path.parent / "logs" / f"{entry.run_id}.log"
-        child = forkserver.launch(_run_one, (self.run, entry.overrides), log=log, num_threads=self.num_threads)
+        child = forkserver.launch(self.run, (entry,), log=log, num_threads=self.num_threads)
         self.active.append(_Active(index, child))
         self._show()
 
@@ -206,6 +155,7 @@ class _Sweep:
         self.outcomes[index] = outcome
         if outcome.record is not None:
             self.estimates.add(outcome.record)
+        self.on_outcome(outcome)
         if self.display is not None:
             self.display.finish(outcome, self._snapshot())
 
@@ -215,8 +165,8 @@ class _Sweep:
 
     def _snapshot(self) -> Snapshot:
         running = [(self.planned[active.index], active.event) for active in self.active]
-        shares = [(entry.config, event.get("step", 0) / max(1, event.get("steps", 1))) for entry, event in running]
-        waiting = [self.planned[index].config for index in self.waiting]
+        shares = [(entry, event.get("step", 0) / max(1, event.get("steps", 1))) for entry, event in running]
+        waiting = [self.planned[index] for index in self.waiting]
         return Snapshot(
             total=len(self.planned),
             done=len(self.outcomes),
@@ -243,29 +193,9 @@ def _outcome(entry: PlannedRun, kind: str, value: Any) -> Outcome:
 
 def _failed_record(entry: PlannedRun, error: dict[str, str]) -> Record:
     """The failed record that the run left, or else one written in its place."""
-    ledger = Ledger(entry.path.parent)
-    record = ledger.read(entry.run_id)
+    record = entry.ledger.read(entry.run_id)
     if record is not None and record["status"] == "failed" and record["error"]["message"] == error["message"]:
         return record
-    record = {
-        "schema": SCHEMA,
-        "protocol": PROTOCOL,
-        "run_id": entry.run_id,
-        "experiment": entry.path.parent.name,
-        "status": "failed",
-        "error": error,
-        "created": datetime.now(UTC).isoformat(timespec="seconds"),
-        "config": entry.config,
-    }
-    ledger.write(record)
+    record = {**opening(entry), "error": error}
+    entry.ledger.write(record)
     return record
-
-
-def _identify_all(
-    identify: Callable[..., dict[str, Any]], lists: list[tuple[str, ...]], on_progress: Callable[..., None]
-) -> list[dict[str, Any]]:
-    return [identify(overrides) for overrides in lists]
-
-
-def _run_one(run: Callable[..., Record], overrides: tuple[str, ...], on_progress: Callable[..., None]) -> Record:
-    return run(overrides, on_progress=on_progress)

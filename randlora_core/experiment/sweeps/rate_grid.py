@@ -1,4 +1,4 @@
-"""Choice of a learning rate per method from one grid rule, on validation accuracy alone.
+"""Choice of a learning rate per method from one grid rule, on validation score alone.
 
 Every method gets the same number of values, neighbours of its own centre on the grid 1, 2, 5, 10, 20, 50, ... (steps of
 2 or 2.5; a coarser grid reverses rankings). Where the choice lies at an end of what was tried, two more values beyond
@@ -10,28 +10,11 @@ The choice is never stored: it is read off the tuning's records, which are commi
 
 import math
 from collections.abc import Iterable, Mapping, Sequence
-from dataclasses import dataclass
 
-from randlora_core.experiment.records import Record, backbone_of, dataset_of, is_finished, label_of
+from randlora_core.experiment.records.reading import Record, validation_of
 
 MANTISSAS = (1, 2, 5)
 WIDENING = 2  # values added beyond an end at a time
-
-
-@dataclass(frozen=True)
-class TunedRate:
-    """A chosen learning rate and what it was chosen from.
-
-    Attributes:
-        value: The learning rate.
-        grid: Every value tried, ascending, as {"value", "validation_accuracy"}; the accuracy is None where the run
-            failed (a diverged run is one).
-        interior: Whether values on both sides of the chosen one were tried.
-    """
-
-    value: float
-    grid: tuple[Mapping[str, float | None], ...]
-    interior: bool
 
 
 def grid_value(index: int) -> float:
@@ -68,7 +51,7 @@ def choose(scores: Mapping[float, float | None]) -> float | None:
     """The value of the best score; None where no run has one.
 
     Args:
-        scores: Learning rate -> validation accuracy, None for a failed run.
+        scores: Learning rate -> validation score, None for a failed run.
 
     Returns:
         The lower middle of the values that share the best score.
@@ -85,7 +68,7 @@ def widen(scores: Mapping[float, float | None], limit: int) -> list[float]:
     """The values to try next: beyond the end at which the choice lies, or none.
 
     Args:
-        scores: Learning rate -> validation accuracy for everything tried, None for a failed run.
+        scores: Learning rate -> validation score for everything tried, None for a failed run.
         limit: Number of values after which nothing is added.
 
     Returns:
@@ -103,62 +86,20 @@ def widen(scores: Mapping[float, float | None], limit: int) -> list[float]:
     return []
 
 
-def scores_of(
-    records: Iterable[Record],
-    *,
-    label: str,
-    dataset: str,
-    backbone: str,
-    shots: int | None = None,
-    fraction: float | None = None,
-) -> dict[float, float | None]:
-    """Learning rate -> validation accuracy of the tuning records of one method on one dataset.
+def scores_of(records: Iterable[Record]) -> dict[float, float | None]:
+    """Learning rate -> validation score of the records of one tuning, None for a failed run.
 
     Raises:
-        ValueError: Two records are of one learning rate, so that the tuning's result depends on which is read.
+        ValueError: Two records are of one learning rate, so that the choice would depend on which is read.
     """
-    wanted = (label, dataset, backbone, shots, fraction)
     scores: dict[float, float | None] = {}
     for record in records:
-        config = record["config"]
-        setting = (label_of(config), dataset_of(config), backbone_of(config), config["shots"], config["fraction"])
-        if setting != wanted:
-            continue
-        value = config["training"]["learning_rate"]
+        value = record["config"]["training"]["learning_rate"]
         if value in scores:
-            raise ValueError(f"tuning records hold learning rate {value} of {label} on {dataset} twice; accepted: once")
-        scores[value] = record["result"]["validation_accuracy"] if is_finished(record) else None
+            label = record["config"]["adapter"]["label"]
+            raise ValueError(f"tuning records hold learning rate {value} of {label} twice; accepted: once")
+        scores[value] = validation_of(record)
     return scores
-
-
-def tuned_learning_rate(
-    records: Iterable[Record],
-    *,
-    label: str,
-    dataset: str,
-    backbone: str,
-    shots: int | None = None,
-    fraction: float | None = None,
-) -> TunedRate | None:
-    """The learning rate that the tuning's records choose, or None where they do not hold this setting.
-
-    Args:
-        records: Records of tuning runs, failed ones included.
-        label: The method's label, such as `LoRA-16`; another rank is another setting.
-        dataset: The dataset's name.
-        backbone: The backbone's name.
-        shots: Images per class of the training data, None for all.
-        fraction: Fraction of the training data, None for all.
-
-    Raises:
-        ValueError: The records hold one learning rate twice.
-    """
-    scores = scores_of(records, label=label, dataset=dataset, backbone=backbone, shots=shots, fraction=fraction)
-    value = choose(scores)
-    if value is None:
-        return None
-    grid = tuple({"value": tried, "validation_accuracy": scores[tried]} for tried in sorted(scores))
-    return TunedRate(value, grid, interior=min(scores) < value < max(scores))
 
 
 def next_values(scores: Mapping[float, float | None], *, centre: float, num_values: int, limit: int) -> Sequence[float]:

@@ -1,0 +1,131 @@
+"""Applies a method to a task's model, and keeps and restores what the method trained."""
+
+from __future__ import annotations
+
+import json
+from collections.abc import Mapping
+from pathlib import Path
+from typing import Any
+
+import torch
+from safetensors.torch import load_file, save_file
+from torch import Tensor, nn
+
+from randlora_core.adapters import make_config
+from randlora_core.adapters.checkpoint import load_adapter, save_adapter
+from randlora_core.adapters.inject import count_parameters, inject_adapter
+from randlora_core.experiment.config import RunConfig
+from randlora_core.experiment.interface import Task
+from randlora_core.experiment.seeding import seed_global
+from randlora_core.files import atomic_file
+
+DELTA_FILE = "delta.safetensors"
+HEAD_FILE = "head.safetensors"
+RUN_FILE = "run.json"
+
+
+def apply_method(task: Task, config: RunConfig) -> None:
+    """Freezes the pre-trained model and makes trainable what the method trains, in place.
+
+    Full fine-tuning trains the whole model, an adapter its own parameters, any other method nothing of the model.
+    What the task adds to the model, such as a head, stays trainable.
+
+    Raises:
+        ValueError: The method does not fit the model, such as a rank beyond its layers or a target it does not have.
+    """
+    task.model.requires_grad_(config.adapter.method == "full")
+    seed_global(config.seed, "initialisation")
+    if config.is_adapted:
+        targets = config.adapter.targets if config.adapter.targets is not None else task.default_targets
+        inject_adapter(task.model, make_config(config.adapter.method, **config.adapter.options), targets)
+    for name in task.frozen:
+        task.model.get_parameter(name).requires_grad_(False)
+    if config.adapter.method in config.UNTRAINED:
+        task.module.requires_grad_(False)
+
+
+def parameter_section(task: Task) -> dict[str, Any]:
+    """The record's section on parameters: trainable, total, and trainable ones per layer."""
+    counts = count_parameters(task.module)
+    return {"trainable": counts.trainable, "total": counts.total, "per_layer": dict(counts.per_layer)}
+
+
+def original_weights(task: Task, config: RunConfig) -> dict[str, Tensor]:
+    """A copy of the weights that full fine-tuning is going to change, where it has to be kept as a difference."""
+    if not (config.save.adapter and config.adapter.method == "full"):
+        return {}
+    return {name: value.detach().cpu().clone() for name, value in _trained(task.model).items()}
+
+
+def save_weights(
+    directory: Path, task: Task, config: RunConfig, original: Mapping[str, Tensor], recorded: Mapping[str, Any]
+) -> None:
+    """Keeps what was trained: an adapter, full fine-tuning's difference to the pre-trained model, the task's head.
+
+    Args:
+        directory: Gets the files.
+        task: The trained task.
+        config: The run's configuration.
+        original: What `original_weights` gave before training.
+        recorded: The configuration as the record carries it, from which `load_weights`' caller builds the task again.
+    """
+    if config.is_adapted:
+        save_adapter(task.model, directory)
+    if original:
+        delta = {name: value.detach().cpu() - original[name] for name, value in _trained(task.model).items()}
+        _write(directory / DELTA_FILE, delta)
+    if head := _head(task):
+        _write(directory / HEAD_FILE, head)
+    with atomic_file(directory / RUN_FILE) as part:
+        part.write_text(json.dumps({"config": recorded}, indent=1), encoding="utf-8")
+
+
+@torch.no_grad()
+def load_weights(directory: Path, task: Task, config: RunConfig) -> None:
+    """Restores what `save_weights` kept, in place, on a task that is built anew.
+
+    Raises:
+        ValueError: A file is missing or does not fit the model.
+    """
+    if config.is_adapted:
+        load_adapter(task.model, directory)
+    if config.adapter.method == "full":
+        delta = _read(directory / DELTA_FILE)
+        for name, value in _matching(delta, dict(task.model.named_parameters()), directory / DELTA_FILE).items():
+            value.add_(delta[name].to(value.device))
+    if head := _head(task):
+        stored = _read(directory / HEAD_FILE)
+        if stored.keys() != head.keys():
+            raise ValueError(f"{directory / HEAD_FILE} holds {', '.join(stored)}; accepted: {', '.join(head)}")
+        for name, value in _matching(stored, head, directory / HEAD_FILE).items():
+            value.copy_(stored[name])
+
+
+def _trained(model: nn.Module) -> dict[str, Tensor]:
+    return {name: value for name, value in model.named_parameters() if value.requires_grad}
+
+
+def _head(task: Task) -> dict[str, Tensor]:
+    """What the task's module has beside the model's own parameters and buffers, such as a classifier."""
+    own = {value.data_ptr() for value in task.model.state_dict().values()}
+    return {name: value for name, value in task.module.state_dict().items() if value.data_ptr() not in own}
+
+
+def _matching(stored: Mapping[str, Tensor], present: Mapping[str, Tensor], path: Path) -> dict[str, Tensor]:
+    """The present tensors that the stored ones are for; a stored one without a place of its shape is refused."""
+    for name, value in stored.items():
+        found = tuple(present[name].shape) if name in present else "nothing"
+        if found != tuple(value.shape):
+            raise ValueError(f"{path}: {name!r} has shape {tuple(value.shape)}, the model has {found} there")
+    return {name: present[name] for name in stored}
+
+
+def _write(path: Path, tensors: Mapping[str, Tensor]) -> None:
+    with atomic_file(path) as part:
+        save_file({name: value.detach().cpu().contiguous() for name, value in tensors.items()}, part)
+
+
+def _read(path: Path) -> dict[str, Tensor]:
+    if not path.is_file():
+        raise ValueError(f"{path} is missing; accepted: a folder that a run with save.adapter=true has written")
+    return load_file(path)

@@ -1,0 +1,240 @@
+"""The comparison command: trains what is not trained yet, then prints and writes the tables.
+
+    python -m vision_language.compare                                the default comparison
+    python -m vision_language.compare figure3 paths.data=/data       another one, with an override for every run
+    python -m vision_language.compare --dry-run                      what would run, what is done, what it would cost
+    python -m vision_language.compare --datasets digits --seeds 1    a part of it
+    python -m vision_language.compare --from-records                 the tables of the committed records, no training
+    python -m vision_language.compare --adopt-records                take over committed records of exactly these runs
+
+Exit code 0: every run is finished. 1: a run failed or its inputs are missing. 2: bad input. 130: interrupted.
+"""
+
+from __future__ import annotations
+
+import argparse
+import sys
+from collections.abc import Callable, Sequence
+from typing import Any
+
+from randlora_core.experiment.commands.execution import (
+    adopt_records,
+    committed_records,
+    earlier_records,
+    execute_runs,
+    print_failures,
+    save_finished,
+)
+from randlora_core.experiment.commands.options import FAILED, add_jobs, guarded, make_parser, split_arguments
+from randlora_core.experiment.compose import CONFIGS
+from randlora_core.experiment.interface import Experiment, find_experiment
+from randlora_core.experiment.planning import PlannedRun, distinct, plan_runs
+from randlora_core.experiment.records.reading import Record
+from randlora_core.experiment.reports.report import Report, make_console, make_report, print_report, write_report
+from randlora_core.experiment.reports.results import collect_results, find_by_settings
+from randlora_core.experiment.sweeps.comparison_file import Comparison, load_comparison, option_of, select
+from randlora_core.experiment.sweeps.estimates import RunEstimates
+from randlora_core.experiment.sweeps.progress import format_seconds
+from randlora_core.experiment.sweeps.sweep import Outcome
+
+DEFAULT = "default"
+HINT = "finished runs are kept, and the same command takes up the rest"
+
+
+def main(experiment: Experiment | None = None, arguments: Sequence[str] | None = None) -> int:
+    """Runs the command line and returns the exit code.
+
+    Args:
+        experiment: The experiment whose comparisons are meant; None for that of the comparison's file.
+        arguments: The command line; None for the process's own.
+    """
+    arguments = sys.argv[1:] if arguments is None else list(arguments)
+    return guarded(lambda: _main(experiment, arguments), show_traceback="--traceback" in arguments, hint=HINT)
+
+
+def _main(experiment: Experiment | None, arguments: Sequence[str]) -> int:
+    options, comparison, experiments = parse_comparison(experiment, arguments, "compare", __doc__ or "", _add_options)
+    planned = plan_comparison(comparison, experiments, options.methods)
+    if options.adopt_records:
+        planned = adopt_records(planned)
+    if options.from_records:
+        return _show_committed(comparison, experiments, planned)
+    if options.save_records:
+        _save(comparison, planned)
+    if options.dry_run:
+        print_dry_run(planned, options.jobs)
+        return 0
+    return _run(comparison, planned, options)
+
+
+def _run(comparison: Comparison, planned: Sequence[PlannedRun], options: argparse.Namespace) -> int:
+    def keep(outcome: Outcome) -> None:
+        if options.save_records and outcome.status == "finished":
+            _save(comparison, [entry for entry in planned if entry.experiment.name == outcome.run.experiment.name], quiet=True)
+
+    outcomes = execute_runs(planned, f"comparison {comparison.name}", jobs=options.jobs, on_outcome=keep)
+    records = {outcome.run.run_id: outcome.record for outcome in outcomes}
+    for report in build_reports(comparison, planned, lambda entry: records.get(entry.run_id)):
+        print_report(report, make_console())
+        ours = [entry for entry in planned if entry.experiment.name == report.results.experiment.name]
+        folder = ours[0].ledger.directory / comparison.name
+        print("written: " + ", ".join(str(path) for path in write_report(report, folder)))
+    if options.save_records:
+        _save(comparison, planned)
+    incomplete = any(entry.missing is not None for entry in planned)
+    return FAILED if print_failures(outcomes) or incomplete else 0
+
+
+def _add_options(parser: argparse.ArgumentParser) -> None:
+    parser.add_argument("--seeds", nargs="+", type=int, help="these seeds instead of the comparison's")
+    parser.add_argument("--dry-run", action="store_true", help="list the runs with an estimate; train nothing")
+    parser.add_argument("--from-records", action="store_true", help="tables from the committed records; train nothing")
+    parser.add_argument("--save-records", action="store_true", help="write what is finished to the committed records")
+
+
+def parse_comparison(
+    experiment: Experiment | None,
+    arguments: Sequence[str],
+    command: str,
+    description: str,
+    add_options: Callable[[argparse.ArgumentParser], None],
+) -> tuple[argparse.Namespace, Comparison, dict[str, Experiment]]:
+    """Reads the command line of a command on a comparison, and the comparison that it names.
+
+    Args:
+        experiment: The experiment whose comparisons are meant, or None.
+        arguments: The command line.
+        command: The command's module, for messages.
+        description: Its help text.
+        add_options: Adds the command's own options.
+
+    Returns:
+        The options, the comparison, and its experiments by name.
+
+    Raises:
+        ValueError: Bad input, or a comparison of another experiment than the given one.
+    """
+    words, pairs = split_arguments(arguments)
+    named = [text.removeprefix("name=") for text in pairs if text.startswith("name=")]
+    named += [words[0]] if words and not words[0].startswith("-") else []
+    configs = experiment.configs if experiment is not None else CONFIGS
+    file = load_comparison(named[0] if named else DEFAULT, configs=configs).file
+    first = experiment if experiment is not None else find_experiment(file.experiment)
+    if first.name != file.experiment:
+        raise ValueError(f"this comparison is of {file.experiment}; accepted: python -m {file.experiment}.{command}")
+    program = f"{experiment.name if experiment else 'randlora_core.experiment'}.{command}"
+    parser = make_parser(program, description, "[NAME] [options] [SETTING=VALUE ...]")
+    parser.add_argument("name", nargs="?", help=f"a file of configs/comparison (default: {DEFAULT})")
+    for axis in first.axes:
+        parser.add_argument(option_of(axis.key), nargs="+", metavar="VALUE", type=_value, dest=f"axis_{axis.key}")
+    parser.add_argument("--methods", nargs="+", metavar="LABEL", help="only these rows, such as RandLoRA-6")
+    parser.add_argument("--adopt-records", action="store_true", help="copy committed records of these runs to results")
+    add_jobs(parser)
+    add_options(parser)
+    options = parser.parse_args(words)
+    if options.jobs < 1:
+        raise ValueError(f"jobs={options.jobs}; accepted: 1 or more")
+    comparison = load_comparison(
+        (named or [options.name or DEFAULT])[0],
+        overrides=[text for text in pairs if not text.startswith("name=")],
+        axes={axis.key: getattr(options, f"axis_{axis.key}") for axis in first.axes},
+        seeds=getattr(options, "seeds", None),
+        configs=configs,
+    )
+    return options, comparison, comparison.experiments(first)
+
+
+def plan_comparison(
+    comparison: Comparison, experiments: dict[str, Experiment], labels: Sequence[str] | None
+) -> list[PlannedRun]:
+    """Plans all runs of a comparison, or those of some rows.
+
+    Raises:
+        ValueError: Bad input, or a label that is none of the rows'.
+    """
+    planned = [
+        entry
+        for name, experiment in experiments.items()
+        for entry in plan_runs(experiment, [overrides for _, overrides in comparison.runs(name)])
+    ]
+    chosen = select(list(dict.fromkeys(entry.label for entry in planned)), labels, "method")
+    return [entry for entry in planned if entry.label in chosen]
+
+
+def build_reports(
+    comparison: Comparison, planned: Sequence[PlannedRun], find: Callable[[PlannedRun], Record | None]
+) -> list[Report]:
+    """A report for each experiment of a comparison."""
+    reports = []
+    for name in dict.fromkeys(entry.experiment.name for entry in planned):
+        ours = [entry for entry in planned if entry.experiment.name == name]
+        results = collect_results(comparison.name, ours, find)
+        reports.append(make_report(results, comparison.file.pairs, comparison.file.reference))
+    return reports
+
+
+def committed_reports(comparison: Comparison, experiments: dict[str, Experiment]) -> list[Report]:
+    """The reports of a comparison's committed records; nothing but the repository is needed."""
+    planned = plan_comparison(comparison, experiments, None)
+    return _committed(comparison, experiments, planned)
+
+
+def _committed(
+    comparison: Comparison, experiments: dict[str, Experiment], planned: Sequence[PlannedRun]
+) -> list[Report]:
+    records = [record for experiment in experiments.values() for record in committed_records(experiment)]
+    return build_reports(comparison, planned, find_by_settings(records))
+
+
+def _show_committed(
+    comparison: Comparison, experiments: dict[str, Experiment], planned: Sequence[PlannedRun]
+) -> int:
+    for report in _committed(comparison, experiments, planned):
+        print_report(report, make_console())
+    return 0
+
+
+def print_dry_run(planned: Sequence[PlannedRun], jobs: int) -> None:
+    """Lists the runs, which are done, and what the rest is expected to take."""
+    runs = distinct(planned)
+    estimates = RunEstimates(earlier_records(runs))
+    left = [entry for entry in runs if entry.finished is None]
+    for entry in [*runs, *(entry for entry in planned if entry.missing is not None)]:
+        if entry.status in ("done", "missing"):
+            print(f"{entry.status:7} {entry.name}{f'  ({entry.missing})' if entry.missing else ''}")
+            continue
+        estimate = estimates.estimate(entry)
+        print(f"{entry.status:7} {entry.name}  {format_seconds(estimate.seconds)}  {_megabytes(estimate.peak_bytes)}")
+    known = [estimate for entry in left if (estimate := estimates.estimate(entry)).seconds is not None]
+    seconds = sum(estimate.seconds for estimate in known) / jobs if known else None
+    peak = max((estimate.peak_bytes for estimate in known if estimate.peak_bytes), default=None)
+    total, missing = len(runs), sum(entry.missing is not None for entry in planned)
+    lacking = f", {missing} missing" if missing else ""
+    rest = f"{format_seconds(seconds)}, {_megabytes(peak)}"
+    print(f"{total} runs, {total - len(left)} done{lacking}; the rest: {rest}")
+    if len(known) < len(left):
+        print(f"{len(left) - len(known)} of them are like no earlier run and are not in the estimate")
+
+
+def _save(comparison: Comparison, planned: Sequence[PlannedRun], *, quiet: bool = False) -> None:
+    for name in dict.fromkeys(entry.experiment.name for entry in planned):
+        ours = [entry for entry in planned if entry.experiment.name == name]
+        path = ours[0].experiment.records_folder / f"{comparison.name}.jsonl"
+        count = save_finished(ours, path)
+        if not quiet:
+            print(f"{count} records in {path}")
+
+
+def _value(text: str) -> Any:
+    """A value on an axis as YAML reads it: 4, 0.5, null or a name."""
+    import yaml
+
+    return yaml.safe_load(text)
+
+
+def _megabytes(count: int | None) -> str:
+    return "-" if count is None else f"{count / 1e6:,.0f} MB"
+
+
+if __name__ == "__main__":
+    sys.exit(main())

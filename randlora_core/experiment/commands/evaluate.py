@@ -1,0 +1,87 @@
+"""The evaluation command: loads what a run kept and scores it, on its own test sets or on other ones.
+
+    python -m vision_language.evaluate run=0123456789abcdef                  a run in the results folder
+    python -m vision_language.evaluate run=/folder/weights dataset=gtsrb     a folder that a run has written
+
+Only runs with save.adapter=true keep what they trained. Overrides change the run's own configuration.
+"""
+
+from __future__ import annotations
+
+import json
+import sys
+from collections.abc import Sequence
+from pathlib import Path
+from typing import Any
+
+from randlora_core.experiment.adaptation import RUN_FILE, load_weights
+from randlora_core.experiment.commands.options import guarded, make_parser, split_arguments
+from randlora_core.experiment.compose import CONFIGS
+from randlora_core.experiment.interface import Experiment
+from randlora_core.experiment.loop.hardware import pick_device
+from randlora_core.experiment.rates import build_config
+from randlora_core.experiment.running import score_section
+from randlora_core.files import atomic_file
+
+
+def main(experiment: Experiment, arguments: Sequence[str] | None = None) -> int:
+    """Runs the command line of an experiment and returns the exit code."""
+    arguments = sys.argv[1:] if arguments is None else list(arguments)
+    return guarded(lambda: _main(experiment, arguments), show_traceback="--traceback" in arguments, hint="nothing kept")
+
+
+def _main(experiment: Experiment, arguments: Sequence[str]) -> int:
+    words, pairs = split_arguments(arguments)
+    parser = make_parser(f"{experiment.name}.evaluate", __doc__ or "", "run=ID_OR_FOLDER [SETTING=VALUE ...]")
+    parser.add_argument("--output", type=Path, metavar="FILE", help="also write scores and predictions as JSON")
+    options = parser.parse_args(words)
+    runs = [text.removeprefix("run=") for text in pairs if text.startswith("run=")]
+    if len(runs) != 1:
+        raise ValueError(f"{len(runs)} runs given; accepted: one run=ID_OR_FOLDER")
+    overrides = [text for text in pairs if not text.startswith("run=")]
+    scores = evaluate_run(experiment, runs[0], overrides)
+    for name, score in scores["test"].items():
+        print(f"{name}: {100 * score['value']:.2f} % of {score['size']}")
+    if scores["mean"] is not None and len(scores["test"]) > 1:
+        print(f"mean: {100 * scores['mean']:.2f} %")
+    if options.output:
+        with atomic_file(options.output) as part:
+            part.write_text(json.dumps({"run": runs[0], "overrides": overrides, "scores": scores}, indent=1))
+        print(f"written: {options.output}")
+    return 0
+
+
+def evaluate_run(experiment: Experiment, name: str, overrides: Sequence[str] = ()) -> dict[str, Any]:
+    """Builds a run's task anew, loads what it trained, and scores it.
+
+    Args:
+        experiment: The experiment.
+        name: A run's identity in the results folder, or a folder that a run has written.
+        overrides: Changes of the run's configuration, such as another data set.
+
+    Returns:
+        The scores as a record has them.
+
+    Raises:
+        ValueError: There is no such run, it kept nothing, or what it kept does not fit, such as a head of other classes.
+    """
+    folder = _find(experiment, name, overrides)
+    recorded = json.loads((folder / RUN_FILE).read_text(encoding="utf-8"))["config"]
+    recorded["adapter"] = {key: value for key, value in recorded["adapter"].items() if key != "learning_rate"}
+    config = build_config(experiment, overrides, recorded)
+    device = pick_device(config.device)
+    task = experiment.build_task(config)
+    load_weights(folder, task, config)
+    return score_section(task.evaluate("test", device, config.training.precision), task.test_sets)
+
+
+def _find(experiment: Experiment, name: str, overrides: Sequence[str]) -> Path:
+    """The folder of trained weights that a run's identity or a path means."""
+    results = build_config(experiment, [text for text in overrides if text.startswith("paths.")]).paths.results
+    ledger = Path(results).expanduser() if results else CONFIGS.parent / "results"
+    places = [Path(name), Path(name) / "weights", ledger / experiment.name / name / "weights"]
+    for place in places:
+        if (place / RUN_FILE).is_file():
+            return place
+    tried = ", ".join(str(place) for place in places[1:])
+    raise ValueError(f"run={name}: no {RUN_FILE} in {tried}; accepted: a run that finished with save.adapter=true")

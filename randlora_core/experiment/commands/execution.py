@@ -1,0 +1,102 @@
+"""What the commands that do many runs share: doing them with a display, adopting and saving their records."""
+
+from __future__ import annotations
+
+import sys
+from collections.abc import Callable, Iterable, Sequence
+from dataclasses import replace
+from pathlib import Path
+
+from randlora_core.experiment.interface import Experiment
+from randlora_core.experiment.planning import PlannedRun, distinct
+from randlora_core.experiment.records.ledger import read_records
+from randlora_core.experiment.records.reading import Record, collect_records, is_finished
+from randlora_core.experiment.sweeps.forkserver import start_server
+from randlora_core.experiment.sweeps.progress import sweep_progress
+from randlora_core.experiment.sweeps.sweep import Outcome, run_sweep
+
+
+def execute_runs(
+    planned: Sequence[PlannedRun],
+    title: str,
+    *,
+    jobs: int,
+    on_outcome: Callable[[Outcome], None] = lambda outcome: None,
+) -> list[Outcome]:
+    """Does what is not finished, each run once, and shows how far it is.
+
+    Runs whose inputs are missing are told on standard error and left out.
+
+    Returns:
+        An outcome for every run that can run here.
+    """
+    runs = distinct(planned)
+    done = sum(entry.finished is not None for entry in runs)
+    print(f"{title}: {len(runs)} runs, {done} finished earlier", flush=True)
+    for reason in dict.fromkeys(entry.missing for entry in planned if entry.missing is not None):
+        count = sum(entry.missing == reason for entry in planned)
+        print(f"missing: {count} runs are left out: {reason}", file=sys.stderr)
+    preload = dict.fromkeys(name for entry in runs for name in entry.experiment.preload)
+    start_server(preload)
+    with sweep_progress(title) as display:
+        return run_sweep(runs, jobs=jobs, display=display, earlier=earlier_records(runs), on_outcome=on_outcome)
+
+
+def print_failures(outcomes: Sequence[Outcome]) -> int:
+    """One line per failed run on standard error; returns their number."""
+    failed = [outcome for outcome in outcomes if outcome.status == "failed"]
+    for outcome in failed:
+        print(f"failed: {outcome.run.name}: {outcome.error} ({outcome.run.path})", file=sys.stderr)
+    return len(failed)
+
+
+def earlier_records(planned: Iterable[PlannedRun]) -> list[Record]:
+    """Records to estimate costs from: those in the results folders, or else the committed ones."""
+    planned = list(planned)
+    folders = {entry.ledger.directory for entry in planned if entry.ledger.directory.is_dir()}
+    experiments = {entry.experiment.name: entry.experiment for entry in planned}
+    return read_records(*sorted(folders)) or [
+        record for experiment in experiments.values() for record in committed_records(experiment)
+    ]
+
+
+def committed_records(experiment: Experiment) -> list[Record]:
+    """All committed records of an experiment."""
+    folder = experiment.records_folder
+    return read_records(folder) if folder.is_dir() else []
+
+
+def adopt_records(planned: Sequence[PlannedRun]) -> list[PlannedRun]:
+    """Copies committed records of exactly these runs into the results folder, so that they count as done.
+
+    Returns:
+        The runs, those that were adopted with their record.
+    """
+    adopted: dict[str, Record] = {}
+    for experiment in {entry.experiment.name: entry.experiment for entry in planned}.values():
+        known = {record["run_id"]: record for record in committed_records(experiment)}
+        for entry in distinct(one for one in planned if one.experiment.name == experiment.name):
+            record = known.get(entry.run_id)
+            if record is not None and not is_finished(entry.record):
+                entry.ledger.write(record)
+                adopted[entry.run_id] = record
+                print(f"adopted: {entry.name} ({entry.run_id})")
+    print(f"{len(adopted)} committed records adopted")
+    return [
+        replace(entry, record=adopted[entry.run_id]) if entry.missing is None and entry.run_id in adopted else entry
+        for entry in planned
+    ]
+
+
+def save_finished(planned: Iterable[PlannedRun], path: Path) -> int:
+    """Adds what is finished of these runs to a file of committed records, which keeps what it has of others.
+
+    Returns:
+        The number of records in the file.
+    """
+    runs = distinct(planned)
+    finished = [record for entry in runs if is_finished(record := entry.ledger.read(entry.run_id))]
+    settings = {record["identity"]["settings"] for record in finished}
+    earlier = read_records(path) if path.exists() else []
+    kept = [record for record in earlier if record["identity"]["settings"] not in settings]
+    return collect_records([*kept, *finished], path) if finished or kept else 0

@@ -1,0 +1,102 @@
+"""What the command lines of all experiments share: options, errors in one line, and exit codes."""
+
+from __future__ import annotations
+
+import argparse
+import signal
+import sys
+import traceback
+from collections.abc import Callable, Sequence
+from typing import Any
+
+from randlora_core.experiment.interface import Experiment
+from randlora_core.experiment.loop.hardware import usable_cores
+
+FAILED, BAD_INPUT, INTERRUPTED = 1, 2, 130
+"""Exit codes: a run failed, bad input, stopped by a signal. 0: all is done."""
+
+
+class Parser(argparse.ArgumentParser):
+    """A parser whose complaints are errors like all others, in one line."""
+
+    def error(self, message: str) -> None:
+        """Raises the message; the command line of `guarded` prints it."""
+        accepted = ", ".join(option for action in self._actions for option in action.option_strings[-1:])
+        raise ValueError(f"{message}; accepted: SETTING=VALUE, {accepted}")
+
+
+def split_arguments(arguments: Sequence[str]) -> tuple[list[str], list[str]]:
+    """Options and Hydra overrides, wherever they stand: an override has a "=" or begins with "~", and is no option."""
+    overrides = [text for text in arguments if not text.startswith("-") and ("=" in text or text.startswith("~"))]
+    return [text for text in arguments if text not in overrides], overrides
+
+
+def guarded(work: Callable[[], int], *, show_traceback: bool, hint: str) -> int:
+    """Runs a command and turns whatever goes wrong into lines on standard error and an exit code.
+
+    Args:
+        work: Gives the exit code of a command that came to its end.
+        show_traceback: Print the traceback of an error, too.
+        hint: What to do after an interruption.
+    """
+    signal.signal(signal.SIGTERM, _interrupt)
+    try:
+        return work()
+    except KeyboardInterrupt:
+        print(f"interrupted; {hint}", file=sys.stderr)
+        return INTERRUPTED
+    except Exception as error:
+        if show_traceback:
+            traceback.print_exc()
+        for line in error_lines(error):
+            print(f"error: {line}", file=sys.stderr)
+        return BAD_INPUT if isinstance(error, (ValueError, FileNotFoundError)) else FAILED
+
+
+def error_lines(error: Exception) -> list[str]:
+    """An error's message, with its type where it is not a plain complaint about a value."""
+    lines = [" ".join(line.split()) for line in str(error).splitlines() if line.strip()]
+    if isinstance(error, ValueError) and lines:
+        return lines
+    return [f"{type(error).__name__}: {' '.join(lines)}"]
+
+
+def make_parser(program: str, description: str, usage: str) -> Parser:
+    """A parser with the options that every command has."""
+    parser = Parser(
+        prog=f"python -m {program}",
+        description=description,
+        usage=f"%(prog)s {usage}",
+        formatter_class=argparse.RawDescriptionHelpFormatter,
+    )
+    parser.add_argument("--traceback", action="store_true", help="show the traceback of an error")
+    return parser
+
+
+def add_jobs(parser: argparse.ArgumentParser) -> None:
+    """The option for the number of runs at a time."""
+    default = default_jobs()
+    parser.add_argument("--jobs", type=int, default=default, help=f"runs at a time (default here: {default})")
+
+
+def default_jobs() -> int:
+    """Runs at a time: small models use separate cores better than one after the other uses all; a GPU is not shared."""
+    import torch
+
+    return 1 if torch.cuda.is_available() else min(4, usable_cores())
+
+
+def describe_settings(experiment: Experiment) -> str:
+    """The settings of an experiment as its YAML files explain them, and the names in each group."""
+    from randlora_core.experiment.compose import choices
+
+    own = (experiment.configs / f"{experiment.name}.yaml").read_text(encoding="utf-8")
+    shared = experiment.configs / "run.yaml"
+    settings = own + (f"\n{shared.read_text(encoding='utf-8')}" if shared.is_file() else "")
+    groups = [path.name for path in sorted(experiment.configs.iterdir()) if f"  - {path.name}: " in own]
+    listed = "\n".join(f"  {group}={'|'.join(choices(group, experiment.configs))}" for group in groups)
+    return f"Groups:\n{listed}\n\nSettings:\n{settings}"
+
+
+def _interrupt(signal_number: int, frame: Any) -> None:
+    raise KeyboardInterrupt

@@ -1,0 +1,99 @@
+"""The command line of one run, or of a small sweep of runs: overrides in, records out."""
+
+from __future__ import annotations
+
+import sys
+from collections.abc import Sequence
+from typing import Any
+
+from randlora_core.experiment.commands.execution import execute_runs, print_failures
+from randlora_core.experiment.commands.options import (
+    FAILED,
+    add_jobs,
+    describe_settings,
+    guarded,
+    make_parser,
+    split_arguments,
+)
+from randlora_core.experiment.compose import expand
+from randlora_core.experiment.interface import Experiment
+from randlora_core.experiment.planning import PlannedRun, plan_run, plan_runs
+from randlora_core.experiment.records.reading import Record
+from randlora_core.experiment.reports.report import make_console, make_report, print_report
+from randlora_core.experiment.reports.results import collect_results
+from randlora_core.experiment.running import execute
+
+PROGRESS_LINES = 10
+
+
+def main(experiment: Experiment, arguments: Sequence[str] | None = None) -> int:
+    """Runs the command line of an experiment and returns the exit code: 0, or as `commands.options` says."""
+    arguments = sys.argv[1:] if arguments is None else list(arguments)
+    hint = "the same command goes on from the last saved state, if there is one"
+    return guarded(lambda: _main(experiment, arguments), show_traceback="--traceback" in arguments, hint=hint)
+
+
+def _main(experiment: Experiment, arguments: Sequence[str]) -> int:
+    options, overrides = split_arguments(arguments)
+    usage = "[-m] [--cfg job] [SETTING=VALUE ...]"
+    parser = make_parser(f"{experiment.name}.train", describe_settings(experiment), usage)
+    parser.add_argument("-m", "--multirun", action="store_true", help="a run for every combination of values: seed=1,2")
+    parser.add_argument("--cfg", choices=["job"], help="print the configuration and train nothing")
+    add_jobs(parser)
+    chosen = parser.parse_args(options)
+    if chosen.multirun:
+        return _train_many(experiment, expand(overrides), chosen.jobs)
+    planned = plan_run(experiment, overrides)
+    if chosen.cfg:
+        return _print_config(planned)
+    return _train_one(planned)
+
+
+def _print_config(planned: PlannedRun) -> int:
+    from omegaconf import OmegaConf
+
+    print(OmegaConf.to_yaml(OmegaConf.create(planned.config.model_dump(mode="json"))), end="")
+    return 0
+
+
+def _train_one(planned: PlannedRun) -> int:
+    record = planned.finished
+    if record is not None:
+        print(f"run {planned.run_id} has finished before; delete {planned.path} to do it again")
+    else:
+        print(f"run {planned.run_id}: {planned.name}\nlearning rate: {planned.learning_rate.describe()}", flush=True)
+        record = execute(planned, show_progress)
+    print(summary(planned, record))
+    return 0
+
+
+def _train_many(experiment: Experiment, override_lists: Sequence[Sequence[str]], jobs: int) -> int:
+    planned = plan_runs(experiment, override_lists)
+    for entry in planned:
+        if entry.missing is not None:
+            raise ValueError(entry.missing)
+    outcomes = execute_runs(planned, "sweep", jobs=jobs)
+    records = {outcome.run.run_id: outcome.record for outcome in outcomes}
+    results = collect_results("sweep", planned, lambda entry: records[entry.run_id])
+    print_report(make_report(results), make_console())
+    return FAILED if print_failures(outcomes) else 0
+
+
+def show_progress(event: dict[str, Any]) -> None:
+    """Prints about ten lines a run."""
+    step, steps = event["step"], event["steps"]
+    if event["phase"] == "train" and (step == steps or step % max(1, steps // PROGRESS_LINES) == 0):
+        speed = f"  {event['speed']:.0f} {event['unit']}/s" if event["speed"] else ""
+        print(f"step {step}/{steps}  loss {event['loss']:.4f}{speed}", flush=True)
+
+
+def summary(planned: PlannedRun, record: Record) -> str:
+    """The result in a line, and where the rest is."""
+    scores = record["scores"]
+    shown = [f"{name} {100 * score['value']:.2f} %" for name, score in scores["test"].items()]
+    if len(shown) > 1 and scores["mean"] is not None:
+        shown.append(f"mean {100 * scores['mean']:.2f} %")
+    validation = f"validation {planned.experiment.format_criterion(scores['validation'])}"
+    trainable, seconds = record["parameters"]["trainable"], record["time"]["total_seconds"]
+    facts = f"{', '.join([*shown, validation])}; {trainable:,} trainable parameters; {seconds:.1f} s"
+    return f"{planned.label}: {facts}\nrecord: {planned.path}"

@@ -1,0 +1,183 @@
+"""The tuning command: chooses every method's learning rate on the validation split and keeps every record.
+
+    python -m vision_language.tune                        for the default comparison
+    python -m vision_language.tune figure3 paths.data=/data
+    python -m vision_language.tune --records try.jsonl training.steps=5      a trial that changes no committed record
+
+Every method gets the same number of values around its own centre (`configs/comparison/<name>.yaml`), widened where the
+best lies at an end. The test sets are not touched. The records go to `<experiment>/records/tuning_<name>.jsonl`, which
+is committed and from which runs take their learning rate, or to the file that `--records` names.
+"""
+
+from __future__ import annotations
+
+import argparse
+import sys
+from collections.abc import Mapping, Sequence
+from dataclasses import dataclass, field
+from pathlib import Path
+
+from randlora_core.experiment.commands.compare import HINT, parse_comparison
+from randlora_core.experiment.commands.execution import adopt_records, execute_runs, print_failures
+from randlora_core.experiment.commands.options import FAILED, guarded
+from randlora_core.experiment.interface import Experiment
+from randlora_core.experiment.planning import plan_runs
+from randlora_core.experiment.records.ledger import read_records
+from randlora_core.experiment.records.reading import Record, collect_records, validation_of
+from randlora_core.experiment.reports.report import make_console, print_table
+from randlora_core.experiment.reports.tables import TextTable
+from randlora_core.experiment.sweeps.comparison_file import Comparison, GridRule, select
+from randlora_core.experiment.sweeps.rate_grid import choose, next_values
+from randlora_core.experiment.sweeps.sweep import Outcome
+
+
+@dataclass
+class RateSearch:
+    """One method under one setting while its learning rate is sought.
+
+    Attributes:
+        experiment: Whose runs they are.
+        overrides: What makes a run of it, without the learning rate.
+        centre: Middle of the first grid.
+        name: The setting in a few words.
+        scores: Learning rate -> validation score, None for a failed run.
+    """
+
+    experiment: Experiment
+    overrides: tuple[str, ...]
+    centre: float
+    name: str
+    scores: dict[float, float | None] = field(default_factory=dict)
+
+
+def main(experiment: Experiment | None = None, arguments: Sequence[str] | None = None) -> int:
+    """Runs the command line and returns the exit code.
+
+    Args:
+        experiment: The experiment whose comparisons are meant; None for that of the comparison's file.
+        arguments: The command line; None for the process's own.
+    """
+    arguments = sys.argv[1:] if arguments is None else list(arguments)
+    return guarded(lambda: _main(experiment, arguments), show_traceback="--traceback" in arguments, hint=HINT)
+
+
+def _main(experiment: Experiment | None, arguments: Sequence[str]) -> int:
+    options, comparison, experiments = parse_comparison(experiment, arguments, "tune", __doc__ or "", _add_options)
+    searches = find_searches(comparison, experiments, options.methods)
+    failures = 0
+    for name, ours in searches.items():
+        path = options.records or experiments[name].records_folder / f"tuning_{comparison.name}.jsonl"
+        outcomes = search_rates(ours, comparison.file.tuning, path, jobs=options.jobs, adopt=options.adopt_records)
+        records = [outcome.record for outcome in outcomes if outcome.record is not None]
+        print_table(choice_table(ours), make_console())
+        print(f"{merge_records(path, records)} records in {path}")
+        failures += print_failures(outcomes)
+    return FAILED if failures else 0
+
+
+def _add_options(parser: argparse.ArgumentParser) -> None:
+    parser.add_argument(
+        "--records", type=Path, metavar="FILE", help="file for the records (default: the committed one)"
+    )
+
+
+def find_searches(
+    comparison: Comparison, experiments: Mapping[str, Experiment], labels: Sequence[str] | None = None
+) -> dict[str, list[RateSearch]]:
+    """What there is to tune by experiment: every row with a centre, under every setting that its rates are taken from.
+
+    Raises:
+        ValueError: Bad input, inputs that are not here, or a label that is none of the rows'.
+    """
+    found: dict[str, list[RateSearch]] = {}
+    known: dict[str, None] = {}
+    for name, experiment in experiments.items():
+        rows = [(row, runs) for row, runs in comparison.runs(name, [comparison.file.tuning.seed]) if row.centre]
+        overrides = [(*runs, *(row.tuned_on or ()), "training.rate_from=null", "evaluate.test=false") for row, runs in rows]
+        by_setting: dict[str, RateSearch] = {}
+        for (row, _), entry in zip(rows, plan_runs(experiment, overrides), strict=True):
+            if entry.missing is not None:
+                raise ValueError(entry.missing)
+            known[entry.label] = None
+            where = f"{experiment.describe(entry.point)}, {entry.label}"
+            search = RateSearch(experiment, entry.overrides, row.centre, where)
+            if labels is None or entry.label in labels:
+                by_setting.setdefault(entry.identity.tuning, search)
+        found[name] = list(by_setting.values())
+    select(list(known), labels, "method")
+    return found
+
+
+def search_rates(
+    searches: Sequence[RateSearch], rule: GridRule, path: Path, *, jobs: int = 1, adopt: bool = False
+) -> list[Outcome]:
+    """Runs the grids round by round until none is widened any more; fills in the searches' scores.
+
+    Args:
+        searches: What to tune, all of one experiment.
+        rule: Size and limit of the grids.
+        path: Gets the records after every round.
+        jobs: Runs at a time.
+        adopt: Take over committed records of exactly these runs.
+
+    Returns:
+        The outcomes of all runs.
+    """
+    outcomes: list[Outcome] = []
+    for number in range(1, rule.limit + 1):
+        wanted = {
+            (*search.overrides, f"training.learning_rate={value}"): (search, value)
+            for search in searches
+            for value in next_values(
+                search.scores, centre=search.centre, num_values=rule.num_values, limit=rule.limit
+            )
+        }
+        if not wanted:
+            break
+        planned = plan_runs(searches[0].experiment, wanted)
+        planned = adopt_records(planned) if adopt else planned
+        done = {outcome.run.run_id: outcome for outcome in execute_runs(planned, f"tuning, round {number}", jobs=jobs)}
+        for entry in planned:
+            search, value = wanted[entry.overrides]
+            record = done[entry.run_id].record
+            search.scores[value] = None if record is None else validation_of(record)
+        outcomes += done.values()
+        merge_records(path, [outcome.record for outcome in outcomes if outcome.record is not None])
+    return outcomes
+
+
+def merge_records(path: Path, records: Sequence[Record]) -> int:
+    """Writes tuning records to a file; settings that are tuned again, in the same number format, replace what it holds.
+
+    Returns:
+        The number of records in the file.
+    """
+    tuned = {_setting(record) for record in records}
+    earlier = read_records(path) if path.exists() else []
+    kept = [record for record in earlier if _setting(record) not in tuned]
+    return collect_records([*kept, *records], path, statuses=("finished", "failed"))
+
+
+def _setting(record: Record) -> tuple[str, str]:
+    return record["identity"]["tuning"], record["config"]["training"]["precision"]
+
+
+def choice_table(searches: Sequence[RateSearch]) -> TextTable:
+    """What was chosen, one row for each search."""
+    rows = []
+    for search in searches:
+        value = choose(search.scores)
+        if value is None:
+            rows.append((search.name, "-", "-", "every run failed"))
+            continue
+        tried = f"{len(search.scores)} from {min(search.scores):g} to {max(search.scores):g}"
+        interior = min(search.scores) < value < max(search.scores)
+        best = search.experiment.format_criterion(search.scores[value])
+        rows.append((search.name, f"{value:g}", best, tried + ("" if interior else ", at an end")))
+    criterion = searches[0].experiment.criterion if searches else ""
+    columns = ("Data, method", "Learning rate", f"Validation {criterion}", "Values tried")
+    return TextTable("Learning rates chosen on the validation split", columns, tuple(rows))
+
+
+if __name__ == "__main__":
+    sys.exit(main())

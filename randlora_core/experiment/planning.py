@@ -1,0 +1,195 @@
+"""From overrides to runs that are checked and identified, but not begun: no model is built and no data set is read."""
+
+from __future__ import annotations
+
+from collections.abc import Iterable, Mapping, Sequence
+from dataclasses import dataclass, replace
+from pathlib import Path
+from typing import Any, Literal
+
+from randlora_core.experiment.compose import CONFIGS
+from randlora_core.experiment.config import RunConfig
+from randlora_core.experiment.identity import Identity, identify_settings, run_id
+from randlora_core.experiment.interface import Experiment, MissingInputError
+from randlora_core.experiment.loop.hardware import pick_device, pick_precision
+from randlora_core.experiment.rates import LearningRate, build_config, choose_rate
+from randlora_core.experiment.records.ledger import Ledger
+from randlora_core.experiment.records.reading import Record, is_finished
+
+Status = Literal["planned", "done", "failed", "missing"]
+
+
+@dataclass(frozen=True)
+class PlannedRun:
+    """A run that has been checked and identified, but not begun.
+
+    Attributes:
+        experiment: Whose run it is.
+        overrides: What it was planned from.
+        config: Its configuration.
+        learning_rate: The learning rate it takes, and why.
+        identity: What identifies it; data and weights are "" where they are missing.
+        missing: Why it cannot run here; None where it can.
+        record: The record found when it was planned, of whatever status, or None.
+    """
+
+    experiment: Experiment
+    overrides: tuple[str, ...]
+    config: RunConfig
+    learning_rate: LearningRate
+    identity: Identity
+    missing: str | None = None
+    record: Record | None = None
+
+    @property
+    def run_id(self) -> str:
+        """The run's identity in sixteen hexadecimal digits."""
+        return run_id(self.identity)
+
+    @property
+    def ledger(self) -> Ledger:
+        """Where its record belongs."""
+        results = self.config.paths.results
+        folder = CONFIGS.parent / "results" if results is None else Path(results).expanduser()
+        return Ledger(folder / self.experiment.name)
+
+    @property
+    def path(self) -> Path:
+        """The file of the run's record."""
+        return self.ledger.path(self.run_id)
+
+    @property
+    def scratch(self) -> Path:
+        """The folder for what the run keeps beside its record: resumable state, trained weights."""
+        return self.ledger.scratch(self.run_id)
+
+    @property
+    def recorded(self) -> dict[str, Any]:
+        """Its configuration as the record carries it."""
+        return self.config.recorded(self.learning_rate.value)
+
+    @property
+    def label(self) -> str:
+        """The method's name in tables."""
+        return self.config.adapter.label
+
+    @property
+    def point(self) -> tuple[Any, ...]:
+        """Where it stands on the experiment's axes."""
+        return self.experiment.point(self.recorded)
+
+    @property
+    def name(self) -> str:
+        """The run in a few words, such as "digits LoRA-16 seed 1"."""
+        return f"{self.experiment.describe(self.point)} {self.label} seed {self.config.seed}"
+
+    @property
+    def status(self) -> Status:
+        """Whether it is done, has failed, cannot run here, or is still to do."""
+        if self.missing is not None:
+            return "missing"
+        if self.finished is not None:
+            return "done"
+        return "failed" if self.record is not None and self.record["status"] == "failed" else "planned"
+
+    @property
+    def finished(self) -> Record | None:
+        """The record if the run came to its end and left all that is asked for, else None."""
+        if self.missing is not None or not is_finished(self.record):
+            return None
+        lacks_test = self.config.evaluate.test and not self.record["scores"]["test"]
+        trains = self.config.adapter.method not in self.config.UNTRAINED
+        lacks_weights = self.config.save.adapter and trains and not (self.scratch / "weights").is_dir()
+        return None if lacks_test or lacks_weights else self.record
+
+
+def plan_run(experiment: Experiment, overrides: Sequence[str]) -> PlannedRun:
+    """Composes, checks and identifies a run.
+
+    Args:
+        experiment: The experiment.
+        overrides: Hydra overrides of its entry in `configs/`.
+
+    Raises:
+        ValueError: A setting, data set, backbone or method that does not exist or does not fit, or one that is not here.
+    """
+    (planned,) = plan_runs(experiment, [overrides])
+    if planned.missing is not None:
+        raise ValueError(planned.missing)
+    return planned
+
+
+def plan_runs(experiment: Experiment, override_lists: Iterable[Sequence[str]]) -> list[PlannedRun]:
+    """Plans many runs; data and weights that they share are identified once.
+
+    A run whose data, weights or tuned learning rate are not here is planned as missing.
+
+    Raises:
+        ValueError: As `plan_run`, for what does not exist.
+    """
+    inputs = _Inputs(experiment)
+    return [_plan(experiment, tuple(overrides), inputs) for overrides in override_lists]
+
+
+class _Inputs:
+    """The identities of data and weights, each found once; an input that is not here is remembered as such."""
+
+    def __init__(self, experiment: Experiment):
+        self.experiment = experiment
+        self._found: dict[str, str | MissingInputError] = {}
+
+    def data(self, config: RunConfig) -> str:
+        """The data's fingerprint."""
+        values = {key: config.recorded(None).get(key) for key in (axis.key for axis in self.experiment.axes)}
+        return self._identify(f"data {values} {config.paths}", self.experiment.identify_data, config)
+
+    def weights(self, config: RunConfig) -> str:
+        """The weights' identity; random ones are drawn from the run's seed."""
+        return self._identify(f"weights {config.backbone} {config.seed}", self.experiment.identify_weights, config)
+
+    def _identify(self, key: str, identify: Any, config: RunConfig) -> str:
+        if key not in self._found:
+            try:
+                self._found[key] = identify(config)
+            except MissingInputError as error:
+                self._found[key] = error
+        found = self._found[key]
+        if isinstance(found, MissingInputError):
+            raise found
+        return found
+
+
+def _plan(experiment: Experiment, overrides: tuple[str, ...], inputs: _Inputs) -> PlannedRun:
+    config = _settled(build_config(experiment, overrides))
+    missing: list[str] = []
+
+    def here(find: Any, otherwise: Any) -> Any:
+        try:
+            return find()
+        except MissingInputError as error:
+            missing.append(str(error))
+            return otherwise
+
+    rate = here(lambda: choose_rate(experiment, config, overrides), LearningRate(None, "none"))
+    data, weights = here(lambda: inputs.data(config), ""), here(lambda: inputs.weights(config), "")
+    settings = identify_settings(config.identity(rate.value), experiment.name)
+    planned = PlannedRun(experiment, overrides, config, rate, Identity(**settings, data=data, weights=weights))
+    if missing:
+        return replace(planned, missing="; ".join(missing))
+    return replace(planned, record=planned.ledger.read(planned.run_id))
+
+
+def _settled(config: RunConfig) -> RunConfig:
+    """The configuration with the number format that `auto` stands for on this machine."""
+    precision = pick_precision(config.training.precision, pick_device(config.device))
+    return config.model_copy(update={"training": config.training.model_copy(update={"precision": precision})})
+
+
+def distinct(planned: Iterable[PlannedRun]) -> list[PlannedRun]:
+    """The runs that can run here, each once: settings that make no difference to a run do not make it another one."""
+    return list({entry.run_id: entry for entry in planned if entry.missing is None}.values())
+
+
+def by_run(records: Iterable[Mapping[str, Any]]) -> dict[str, Mapping[str, Any]]:
+    """Finished records by their run's identity."""
+    return {record["run_id"]: record for record in records if is_finished(record)}

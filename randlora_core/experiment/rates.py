@@ -1,0 +1,125 @@
+"""A run's learning rate and where it comes from: the command line, a committed tuning, or the method's preset."""
+
+from __future__ import annotations
+
+import functools
+from collections.abc import Mapping, Sequence
+from dataclasses import asdict, dataclass
+from pathlib import Path
+from typing import Any, Literal
+
+from randlora_core.experiment.config import RunConfig, validated
+from randlora_core.experiment.compose import compose
+from randlora_core.experiment.identity import identify_settings
+from randlora_core.experiment.interface import Experiment, MissingInputError
+from randlora_core.experiment.records.ledger import read_records
+from randlora_core.experiment.sweeps.rate_grid import choose, scores_of
+
+
+@dataclass(frozen=True)
+class LearningRate:
+    """A learning rate and where it comes from.
+
+    Attributes:
+        value: Peak of the schedule; None where the training loop does not run.
+        source: "config" (given for this run), "tuned" (for exactly these settings), "tuned_otherwise" (for those that
+            `tuned_for` turns this run into), "preset" (the method's YAML file), or "none".
+        tuned_for: The overrides of "tuned_otherwise".
+        grid: The tried values with their score on the validation split, where it was tuned.
+    """
+
+    value: float | None
+    source: Literal["none", "config", "tuned", "tuned_otherwise", "preset"]
+    tuned_for: tuple[str, ...] = ()
+    grid: tuple[Mapping[str, Any], ...] = ()
+
+    def describe(self) -> str:
+        """The learning rate in a few words, for the line that a run prints before it trains."""
+        origin = {
+            "config": "given",
+            "tuned": f"tuned for exactly these settings, {len(self.grid)} values tried",
+            "tuned_otherwise": f"tuned for other settings: {' '.join(self.tuned_for)}",
+            "preset": "the method's preset, not tuned for these settings",
+        }
+        return "nothing to choose" if self.value is None else f"{self.value:g} ({origin[self.source]})"
+
+    def recorded(self) -> dict[str, Any]:
+        """As the record carries it."""
+        return {**asdict(self), "tuned_for": list(self.tuned_for), "grid": [dict(entry) for entry in self.grid]}
+
+
+def build_config(experiment: Experiment, overrides: Sequence[str], base: Mapping[str, Any] | None = None) -> RunConfig:
+    """Composes and checks the configuration that overrides of an experiment's entry mean.
+
+    Args:
+        experiment: The experiment.
+        overrides: Hydra overrides.
+        base: A recorded configuration to start from in place of the entry's defaults.
+
+    Raises:
+        ValueError: One line for each thing that is wrong.
+    """
+    return validated(experiment.config_class, compose(experiment.name, overrides, experiment.configs, base))
+
+
+def choose_rate(experiment: Experiment, config: RunConfig, overrides: Sequence[str]) -> LearningRate:
+    """Chooses as the module's first line says, in that order.
+
+    Raises:
+        MissingInputError: `training.rate_from` names settings for which nothing has been tuned yet.
+        ValueError: There is none: not given, not tuned, and the preset has no default.
+    """
+    if not config.is_fitted:
+        return LearningRate(None, "none")
+    if config.training.learning_rate is not None:
+        return LearningRate(config.training.learning_rate, "config")
+    if (tuned_for := config.training.rate_from) is not None:
+        other = build_config(experiment, [*overrides, *tuned_for])
+        found = tuned_rate(experiment, other)
+        if found is None:
+            raise MissingInputError(f"no learning rate has been tuned for {' '.join(tuned_for) or 'these settings'}")
+        return LearningRate(found[0], "tuned_otherwise" if tuned_for else "tuned", tuned_for, found[1])
+    if (found := tuned_rate(experiment, config)) is not None:
+        return LearningRate(found[0], "tuned", grid=found[1])
+    if config.adapter.learning_rate is None:
+        label = config.adapter.label
+        raise ValueError(f"training.learning_rate=None: {label!r} has no tuned and no preset one; give a number")
+    return LearningRate(config.adapter.learning_rate, "preset")
+
+
+def tuned_rate(experiment: Experiment, config: RunConfig) -> tuple[float, tuple[dict[str, Any], ...]] | None:
+    """The learning rate that the committed tuning of exactly these settings chooses, and its grid; None without one.
+
+    The seed and the number format are no part of the settings: what was tuned in fp32 serves machines that train in
+    bf16. Of tunings in several formats the run's own comes first, then the newest.
+    """
+    key = identify_settings(config.identity(None), experiment.name)["tuning"]
+    tunings = _tunings(experiment.records_folder).get(key, {})
+    if not tunings:
+        return None
+    precision = config.training.precision
+    newest = {name: max(record["created"] for record in records) for name, records in tunings.items()}
+    chosen = max(tunings, key=lambda name: (name == precision, newest[name]))
+    scores = scores_of(tunings[chosen])
+    value = choose(scores)
+    return None if value is None else (value, grid_entries(scores))
+
+
+def grid_entries(scores: Mapping[float, float | None]) -> tuple[dict[str, Any], ...]:
+    """Tried learning rates with their validation scores, ascending, as records carry them."""
+    return tuple({"value": value, "validation": scores[value]} for value in sorted(scores))
+
+
+def _tunings(folder: Path) -> dict[str, dict[str, list[dict[str, Any]]]]:
+    """The committed tuning records by what they tuned, then by number format."""
+    files = sorted(folder.glob("tuning_*.jsonl"))
+    return _read_tunings(tuple((file, file.stat().st_mtime_ns) for file in files))
+
+
+@functools.lru_cache(maxsize=16)
+def _read_tunings(files: tuple[tuple[Path, int], ...]) -> dict[str, dict[str, list[dict[str, Any]]]]:
+    found: dict[str, dict[str, list[dict[str, Any]]]] = {}
+    for record in read_records(*(file for file, _ in files)) if files else []:
+        precision = record["config"]["training"]["precision"]
+        found.setdefault(record["identity"]["tuning"], {}).setdefault(precision, []).append(record)
+    return found

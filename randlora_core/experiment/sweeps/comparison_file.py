@@ -1,0 +1,220 @@
+"""Comparison files: which methods, data and seeds stand in one table.
+
+A file `configs/comparison/<name>.yaml` holds what the comparison varies; everything else is the run's own Hydra config,
+to which the file's and the command line's overrides are passed. With `like: <name>` a file states only what differs
+from another one.
+"""
+
+from __future__ import annotations
+
+import itertools
+from collections.abc import Collection, Iterable, Mapping, Sequence
+from dataclasses import dataclass
+from pathlib import Path
+from typing import Annotated, Any
+
+from pydantic import Field, model_validator
+
+from randlora_core.experiment.compose import CONFIGS
+from randlora_core.experiment.config import Names, Section, validated
+from randlora_core.experiment.interface import Experiment, find_experiment
+
+Values = Annotated[tuple[str | int | float | None, ...], Field(strict=False, min_length=1)]
+Seeds = Annotated[tuple[int, ...], Field(strict=False, min_length=1)]
+
+
+class Row(Section):
+    """One method of a comparison.
+
+    Attributes:
+        overrides: What makes a run of this method, such as `adapter=lora adapter.rank=4`.
+        experiment: Whose runs they are where they are not those of the file's experiment.
+        axes: Values on the experiment's axes where they are not the file's.
+        centre: Middle of the learning-rate grid; null for a method without one.
+        tuned_on: Overrides that name the settings whose tuned learning rates this row takes; empty for its own.
+    """
+
+    overrides: Names
+    experiment: str | None = None
+    axes: Mapping[str, Values] | None = None
+    centre: Annotated[float, Field(gt=0)] | None = None
+    tuned_on: Names | None = None
+
+
+class Where(Section):
+    """Overrides for the runs that stand at some values of the axes, such as longer training on one data set.
+
+    Attributes:
+        at: Values on axes.
+        overrides: Passed to the runs that have them, after the file's own overrides.
+    """
+
+    at: Mapping[str, str | int | float | None]
+    overrides: Names
+
+
+class GridRule(Section):
+    """How learning rates are chosen.
+
+    Attributes:
+        seed: Seed of the tuning runs; none of the comparison's.
+        num_values: Values in every method's first grid.
+        limit: Values per method after which a grid is widened no more.
+    """
+
+    seed: Annotated[int, Field(ge=0)]
+    num_values: Annotated[int, Field(ge=3)]
+    limit: Annotated[int, Field(ge=3)]
+
+
+class ComparisonFile(Section):
+    """A comparison as its file states it.
+
+    Attributes:
+        experiment: Whose runs its rows are, unless they say otherwise.
+        axes: Axis -> values; the table has a column for every combination.
+        seeds: Seeds of every row.
+        methods: The rows, in order.
+        tuning: How learning rates are chosen.
+        overrides: Passed to every run.
+        where: Passed to some runs.
+        pairs: (method, rival) labels for the verdict.
+        reference: Label of the row against which every other one is held, such as the linear probe's.
+    """
+
+    experiment: str
+    axes: Mapping[str, Values]
+    seeds: Seeds
+    methods: Annotated[tuple[Row, ...], Field(strict=False, min_length=1)]
+    tuning: GridRule
+    overrides: Names = ()
+    where: Annotated[tuple[Where, ...], Field(strict=False)] = ()
+    pairs: Annotated[tuple[Annotated[tuple[str, str], Field(strict=False)], ...], Field(strict=False)] = ()
+    reference: str | None = None
+
+    @model_validator(mode="after")
+    def _fits(self) -> ComparisonFile:
+        if self.tuning.seed in self.seeds:
+            raise ValueError(f"tuning.seed={self.tuning.seed} is a seed of the comparison; accepted: any other")
+        for where in self.where:
+            for axis, value in where.at.items():
+                if value not in (known := self.axes.get(axis, ())):
+                    accepted = ", ".join(map(str, known)) or f"an axis of {', '.join(self.axes)}"
+                    raise ValueError(f"where.at.{axis}={value}; accepted: {accepted}")
+        return self
+
+
+@dataclass(frozen=True)
+class Comparison:
+    """A comparison that is about to be run, narrowed and overridden by the command line.
+
+    Attributes:
+        name: The file's name.
+        file: What the file states.
+        overrides: Of the command line, after all others.
+        axes: Values that the command line gives in place of the file's.
+        seeds: Seeds that the command line gives, or the file's.
+    """
+
+    name: str
+    file: ComparisonFile
+    overrides: tuple[str, ...]
+    axes: Mapping[str, tuple[Any, ...]]
+    seeds: tuple[int, ...]
+
+    def experiments(self, known: Experiment | None = None) -> dict[str, Experiment]:
+        """The experiments whose runs it has, by name; `known` need not be looked up."""
+        names = dict.fromkeys([self.file.experiment, *(row.experiment for row in self.file.methods if row.experiment)])
+        return {name: known if known and known.name == name else find_experiment(name) for name in names}
+
+    def runs(self, experiment: str, seeds: Iterable[int] | None = None) -> list[tuple[Row, tuple[str, ...]]]:
+        """The rows and overrides of all runs of one experiment: column by column, row by row, seed by seed.
+
+        Args:
+            experiment: Its name.
+            seeds: Seeds in place of the comparison's.
+        """
+        rows = [row for row in self.file.methods if (row.experiment or self.file.experiment) == experiment]
+        found = []
+        for axes in dict.fromkeys(tuple(self._axes(row).items()) for row in rows):
+            keys = [key for key, _ in axes]
+            for values in itertools.product(*(choices for _, choices in axes)):
+                at = dict(zip(keys, values, strict=True))
+                for row in rows:
+                    if tuple(self._axes(row).items()) == axes:
+                        shared = self._overrides(row, at)
+                        found += [(row, (*shared, f"seed={seed}")) for seed in seeds or self.seeds]
+        return found
+
+    def _axes(self, row: Row) -> dict[str, tuple[Any, ...]]:
+        return {**(row.axes if row.axes is not None else self.file.axes), **self.axes}
+
+    def _overrides(self, row: Row, at: Mapping[str, Any]) -> tuple[str, ...]:
+        own = [where for where in self.file.where if all(at.get(axis) == value for axis, value in where.at.items())]
+        special = tuple(text for where in own for text in where.overrides)
+        position = tuple(f"{axis}={'null' if value is None else value}" for axis, value in at.items())
+        rate = () if row.tuned_on is None else (f"training.rate_from=[{','.join(row.tuned_on)}]",)
+        return (*self.file.overrides, *special, *self.overrides, *row.overrides, *position, *rate)
+
+
+def load_comparison(
+    name: str,
+    *,
+    overrides: Sequence[str] = (),
+    axes: Mapping[str, Sequence[Any]] | None = None,
+    seeds: Sequence[int] | None = None,
+    configs: Path = CONFIGS,
+) -> Comparison:
+    """Reads `configs/comparison/<name>.yaml`.
+
+    Args:
+        name: The file's name without its ending.
+        overrides: Overrides of the command line, after the file's.
+        axes: Values in place of the file's.
+        seeds: Seeds in place of the file's.
+        configs: The configuration tree.
+
+    Raises:
+        ValueError: No such file, a file with unknown or missing keys, or an override of what the comparison varies; the
+            message names what is accepted.
+    """
+    from omegaconf import OmegaConf
+
+    folder = configs / "comparison"
+    known = sorted(file.stem for file in folder.glob("*.yaml"))
+    if name not in known:
+        raise ValueError(f"unknown comparison {name!r}; accepted: {', '.join(known)}")
+    values: Any = OmegaConf.to_container(OmegaConf.load(folder / f"{name}.yaml"), resolve=True)
+    if like := values.pop("like", None):
+        values = OmegaConf.to_container(OmegaConf.load(folder / f"{like}.yaml"), resolve=True) | values
+    file = validated(ComparisonFile, values, where=f"{name}.yaml")
+    varied = {"seed": "--seeds NUMBER ...", "adapter": "--methods LABEL ..."}
+    varied |= {axis: f"{option_of(axis)} VALUE ..." for axis in file.axes}
+    for text in overrides:
+        if option := varied.get(text.partition("=")[0]):
+            raise ValueError(f"{text}: every run of a comparison has its own; accepted: {option}")
+    chosen = {axis: tuple(values) for axis, values in (axes or {}).items() if values}
+    for axis in chosen:
+        if axis not in file.axes:
+            raise ValueError(f"{option_of(axis)}: this comparison does not vary it; accepted: {axis}=VALUE")
+    comparison = Comparison(name, file, tuple(overrides), chosen, tuple(seeds or file.seeds))
+    if file.tuning.seed in comparison.seeds:
+        raise ValueError(f"tuning.seed={file.tuning.seed} is a seed of the comparison; accepted: any other")
+    return comparison
+
+
+def option_of(axis: str) -> str:
+    """The command line's option for an axis: --datasets, --shots."""
+    return f"--{axis.removesuffix('s')}s"
+
+
+def select(values: Sequence[str], chosen: Collection[str] | None, what: str) -> tuple[str, ...]:
+    """The chosen ones among `values`, in the order of `values`; all of them for None.
+
+    Raises:
+        ValueError: A chosen value is none of `values`.
+    """
+    for value in chosen or ():
+        if value not in values:
+            raise ValueError(f"unknown {what} {value!r}; accepted: {', '.join(values)}")
+    return tuple(value for value in values if chosen is None or value in chosen)

@@ -1,0 +1,63 @@
+"""The images of a run: identified when it is planned, loaded when it begins."""
+
+from __future__ import annotations
+
+from typing import Any
+
+from randlora_core.datasets.images import ImageData
+from randlora_core.datasets.load import MissingDataError, fingerprint_data, load_data
+from randlora_core.experiment.interface import Axis, MissingInputError
+from randlora_core.image_classification.config import ImageRunConfig
+
+
+def _describe_shots(shots: int | None) -> str:
+    return "" if shots is None else f"{shots} shot{'s' if shots > 1 else ''}"
+
+
+def _describe_fraction(fraction: float | None) -> str:
+    return "" if fraction is None else f"{100 * fraction:g} %"
+
+
+IMAGE_AXES = (
+    Axis("dataset"),
+    Axis("shots", _describe_shots),
+    Axis("fraction", _describe_fraction),
+    Axis("backbone"),
+)
+"""The settings by which runs on images differ."""
+
+
+def identify_images(config: ImageRunConfig) -> str:
+    """The fingerprint of a run's data set.
+
+    Raises:
+        ValueError: There is no data set of this name.
+        MissingInputError: Its files are not here.
+    """
+    try:
+        return fingerprint_data(config.dataset, config.paths.data)
+    except MissingDataError as error:
+        raise MissingInputError(str(error)) from error
+
+
+def load_images(config: ImageRunConfig) -> ImageData:
+    """A run's images, its training images chosen by the run's seed."""
+    subset = {"shots": config.shots, "fraction": config.fraction, "seed": config.seed}
+    return load_data(config.dataset, root=config.paths.data, **subset)
+
+
+def data_section(data: ImageData, shots: int | None) -> dict[str, Any]:
+    """The record's section on the images, with what a reader of a table must know about them."""
+    remarks = []
+    if data.is_subset:
+        remarks.append(f"{data.name} is a subset of the published data set: its numbers are not comparable to published ones.")
+    if counts := data.short_classes:
+        fewest = min(counts.values())
+        remarks.append(f"{data.name}: {len(counts)} classes have fewer than {shots} training images and gave all (fewest {fewest}).")
+    return {
+        "name": data.name,
+        "sizes": dict(data.sizes),
+        "is_subset": data.is_subset,
+        "paper_name": data.paper_name,
+        "remarks": remarks,
+    }

@@ -1,0 +1,91 @@
+"""What a task on images is, whatever its model and its loss."""
+
+from __future__ import annotations
+
+import abc
+from typing import Any
+
+import torch
+from torch import Tensor
+from torch.utils.data import DataLoader
+
+from randlora_core.datasets.images import ImageData, ImageSplit
+from randlora_core.experiment.interface import Score, Split, Task
+from randlora_core.experiment.loop.hardware import pick_device, pick_workers
+from randlora_core.image_classification.batches import ImageBatches, evaluation_loader, training_transform
+from randlora_core.image_classification.config import ImageRunConfig
+from randlora_core.image_classification.data import data_section
+from randlora_core.image_classification.prediction import Classifier, compute_features, score_images
+from randlora_core.image_classification.probe import LinearHead, Probe, fit_probe
+from randlora_core.models import Backbone
+
+
+class ImageTask(Task):
+    """A backbone on an image data set; the linear probe is the same for all of them.
+
+    Args:
+        config: The run.
+        backbone: The pre-trained model.
+        data: The images.
+    """
+
+    def __init__(self, config: ImageRunConfig, backbone: Backbone, data: ImageData):
+        self.config, self.backbone, self.images = config, backbone, data
+        self.model = backbone.model
+        self.default_targets = backbone.default_targets
+        self.num_examples = len(data.train)
+        self.data = data_section(data, config.shots)
+        self.test_sets = (data.name,)
+        if config.adapter.method in config.SOLVED:
+            self.module = Probe(self.model, LinearHead(backbone.embed_dim, len(data.class_names)))
+
+    @abc.abstractmethod
+    def encode(self, images: Tensor) -> Tensor:
+        """Features (B, E) of images (B, 3, S, S)."""
+
+    @abc.abstractmethod
+    def classifier(self, device: torch.device, precision: str) -> Classifier:
+        """The classifier as it is now, for a method that is no probe."""
+
+    def image_batches(self, count: int, size: int) -> ImageBatches:
+        """Micro-batches of training images with their labels."""
+        training = self.config.training
+        flip = self.images.allow_flip if training.flip is None else training.flip
+        transform = training_transform(self.backbone, crop=training.crop, flip=flip)
+        return ImageBatches(self.images.train, transform, batch_size=size, num_batches=count, seed=self.config.seed)
+
+    def evaluate(self, split: Split, device: torch.device, precision: str) -> dict[str, Score]:
+        """The accuracy on the validation or the test split."""
+        images = self._loader(self.images.test if split == "test" else self.images.validation)
+        was_training = self.module.training
+        self.module.to(device).eval()
+        try:
+            is_probe = isinstance(self.module, Probe)
+            classify = self._probe if is_probe else self.classifier(device, precision)
+            return {self.images.name: score_images(classify, images, device, precision)}
+        finally:
+            self.module.train(was_training)
+
+    def solve(self, device: torch.device, precision: str) -> dict[str, Any]:
+        """Fits the linear probe on features that are computed once."""
+        self.module.to(device).eval()
+        train, validation = (
+            compute_features(self.encode, self._loader(split), device, precision)
+            for split in (self.images.train, self.images.validation)
+        )
+        fitted = fit_probe(self.module.head, train, validation)
+        grid = [{"strength": strength, "validation": score} for strength, score in fitted.grid]
+        return {"strength": fitted.strength, "grid": grid}
+
+    def _probe(self, images: Tensor) -> Tensor:
+        return self.module.head(self.encode(images))
+
+    def _loader(self, split: ImageSplit) -> DataLoader:
+        device = pick_device(self.config.device)
+        return evaluation_loader(
+            split,
+            self.backbone,
+            batch_size=self.config.evaluate.batch_size,
+            workers=pick_workers(self.config.workers, device),
+            pin_memory=device.type == "cuda",
+        )

@@ -1,0 +1,97 @@
+"""Fine-tuning of both CLIP towers by the contrastive loss (sections 5.3 and 6.3 of the paper)."""
+
+from __future__ import annotations
+
+from typing import ClassVar, Literal
+
+import torch
+from torch import Tensor
+from torch.utils.data import Dataset
+
+from randlora_core.experiment.interface import Experiment, MissingInputError
+from randlora_core.image_classification.config import ImageRunConfig, ImageTrainingConfig
+from randlora_core.image_classification.data import IMAGE_AXES, identify_images, load_images
+from randlora_core.image_classification.prediction import Classifier
+from randlora_core.image_classification.task import ImageTask
+from randlora_core.models import Backbone, build_backbone, identify_weights
+from vision_language.objective import ContrastiveObjective, TextBatches, similarities
+from vision_language.texts import class_embeddings, class_tokens
+
+
+class VisionLanguageTrainingConfig(ImageTrainingConfig):
+    """How both towers are trained.
+
+    Attributes:
+        objective: What an image is contrasted with: the distinct classes of its micro-batch, or all classes.
+    """
+
+    objective: Literal["in_batch", "class_wise"]
+
+
+class VisionLanguageConfig(ImageRunConfig):
+    """One run on both CLIP towers."""
+
+    training: VisionLanguageTrainingConfig
+
+
+class VisionLanguageTask(ImageTask):
+    """CLIP's two towers, the classes as texts.
+
+    Args:
+        config: The run.
+        backbone: A CLIP model.
+    """
+
+    frozen: ClassVar[tuple[str, ...]] = ("logit_scale",)
+
+    def __init__(self, config: VisionLanguageConfig, backbone: Backbone):
+        if backbone.kind != "clip":
+            raise ValueError(f"backbone {backbone.name!r} has no text tower; accepted: CLIP models")
+        super().__init__(config, backbone, load_images(config))
+        self.tokens = class_tokens(backbone, self.images.class_names, self.images.templates)
+        if not hasattr(self, "module"):
+            self.module = ContrastiveObjective(self.model)
+
+    def encode(self, images: Tensor) -> Tensor:
+        """Features of the image tower."""
+        return self.model.encode_image(images)
+
+    def batches(self, count: int, size: int) -> Dataset:
+        """Micro-batches of images with the texts that they are contrasted with."""
+        every_class = self.config.training.objective == "class_wise"
+        return TextBatches(self.image_batches(count, size), self.tokens[0], every_class=every_class)
+
+    def classifier(self, device: torch.device, precision: str) -> Classifier:
+        """Images against the texts of all classes, which are encoded once, averaged over all templates."""
+        texts = class_embeddings(self.model, self.tokens, device, precision)
+        return lambda images: similarities(self.encode(images), texts, self.model.logit_scale)
+
+
+def build_task(config: VisionLanguageConfig) -> VisionLanguageTask:
+    """The task of a run, its model not yet adapted."""
+    return VisionLanguageTask(config, build_backbone(config.backbone.name, seed=config.seed, **config.backbone.options))
+
+
+def identify(config: VisionLanguageConfig) -> str:
+    """The identity of a run's pre-trained weights.
+
+    Raises:
+        ValueError: An unknown backbone or an option that its builder does not take.
+        MissingInputError: The weights are not here.
+    """
+    try:
+        return identify_weights(config.backbone.name, seed=config.seed, **config.backbone.options)
+    except OSError as error:
+        raise MissingInputError(str(error)) from error
+
+
+EXPERIMENT = Experiment(
+    name="vision_language",
+    config_class=VisionLanguageConfig,
+    axes=IMAGE_AXES,
+    identify_data=identify_images,
+    identify_weights=identify,
+    build_task=build_task,
+    unit="images",
+    preload=("torch", "open_clip", "accelerate", "sklearn.datasets", "sklearn.linear_model", "vision_language.experiment"),
+)
