@@ -3,6 +3,8 @@
 from __future__ import annotations
 
 import contextlib
+import hashlib
+import json
 import os
 import uuid
 from collections.abc import Iterator
@@ -37,3 +39,27 @@ def cache_folder() -> Path:
     if chosen := os.environ.get("RANDLORA_CACHE"):
         return Path(chosen)
     return Path(os.environ.get("XDG_CACHE_HOME") or Path.home() / ".cache") / "randlora"
+
+
+def file_fingerprint(path: Path) -> str:
+    """The SHA-256 of a file's bytes; a file is read again only after its size or modification time has changed.
+
+    What was computed is kept in the cache folder under (path, size, modification time in nanoseconds). Where the cache
+    folder cannot be written, the file is read at every call.
+
+    Raises:
+        OSError: The file is not there or cannot be read.
+    """
+    path = Path(path).resolve()
+    status = path.stat()
+    key = {"path": str(path), "size": status.st_size, "mtime_ns": status.st_mtime_ns}
+    kept = cache_folder() / "fingerprints" / f"{hashlib.sha256(os.fsencode(path)).hexdigest()}.json"
+    with contextlib.suppress(OSError, ValueError, KeyError, TypeError):
+        entry = json.loads(kept.read_text(encoding="utf-8"))
+        if entry == {**key, "sha256": entry["sha256"]}:
+            return entry["sha256"]
+    with path.open("rb") as file:
+        sha256 = hashlib.file_digest(file, "sha256").hexdigest()
+    with contextlib.suppress(OSError), atomic_file(kept) as part:
+        part.write_text(json.dumps({**key, "sha256": sha256}), encoding="utf-8")
+    return sha256

@@ -1,0 +1,78 @@
+import hashlib
+import os
+from pathlib import Path
+
+import pytest
+
+from randlora_core import files
+from randlora_core.files import cache_folder, file_fingerprint
+
+
+@pytest.fixture
+def reads(monkeypatch):
+    """The files that were read for their checksum."""
+    read, digest = [], hashlib.file_digest
+
+    def counted(file, algorithm):
+        read.append(Path(file.name).name)
+        return digest(file, algorithm)
+
+    monkeypatch.setattr(files.hashlib, "file_digest", counted)
+    return read
+
+
+@pytest.fixture(autouse=True)
+def cache(tmp_path, monkeypatch):
+    monkeypatch.setenv("RANDLORA_CACHE", str(tmp_path / "cache"))
+    return cache_folder()
+
+
+def test_a_fingerprint_is_the_sha256_and_an_unchanged_file_is_read_once(tmp_path, reads):
+    path, other = tmp_path / "weights", tmp_path / "other"
+    path.write_bytes(b"one")
+    other.write_bytes(b"another")
+    for _ in range(3):
+        assert file_fingerprint(path) == hashlib.sha256(b"one").hexdigest()
+        assert file_fingerprint(other) == hashlib.sha256(b"another").hexdigest()
+    assert sorted(reads) == ["other", "weights"]
+
+
+def test_one_path_however_it_is_written(tmp_path, reads, monkeypatch):
+    (tmp_path / "weights").write_bytes(b"one")
+    (tmp_path / "link").symlink_to(tmp_path / "weights")
+    monkeypatch.chdir(tmp_path)
+    assert len({file_fingerprint(path) for path in (tmp_path / "weights", Path("weights"), "link")}) == 1
+    assert reads == ["weights"]
+
+
+@pytest.mark.parametrize(("content", "later_ns"), [(b"longer", 0), (b"two", 1)])
+def test_another_size_or_another_time_is_another_fingerprint(tmp_path, reads, content, later_ns):
+    path = tmp_path / "weights"
+    path.write_bytes(b"one")
+    os.utime(path, ns=(10**18, 10**18))
+    file_fingerprint(path)
+    path.write_bytes(content)
+    os.utime(path, ns=(10**18, 10**18 + later_ns))
+    assert file_fingerprint(path) == hashlib.sha256(content).hexdigest()
+    assert reads == ["weights"] * 2
+
+
+@pytest.mark.parametrize("damage", ["", "{", "[]", "{}", "3"])
+def test_a_damaged_entry_is_made_again(tmp_path, cache, reads, damage):
+    path = tmp_path / "weights"
+    path.write_bytes(b"one")
+    file_fingerprint(path)
+    (entry,) = (cache / "fingerprints").iterdir()
+    entry.write_text(damage)
+    assert [file_fingerprint(path), file_fingerprint(path)] == [hashlib.sha256(b"one").hexdigest()] * 2
+    assert len(reads) == 2
+
+
+def test_a_cache_that_cannot_be_written_costs_a_read_and_a_missing_file_is_an_error(tmp_path, cache, reads):
+    path = tmp_path / "weights"
+    path.write_bytes(b"one")
+    cache.write_text("a file where the folder would be")
+    assert [file_fingerprint(path), file_fingerprint(path)] == [hashlib.sha256(b"one").hexdigest()] * 2
+    assert len(reads) == 2
+    with pytest.raises(FileNotFoundError, match="absent"):
+        file_fingerprint(tmp_path / "absent")
