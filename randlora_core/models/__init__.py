@@ -1,6 +1,6 @@
-"""Pre-trained models by name: `BACKBONES`, `build_backbone` and what a builder returns, `Backbone`."""
+"""Pre-trained models by name: `BACKBONES`, `build_backbone`, `identify_weights`, and their result, `Backbone`."""
 
 from randlora_core.models.backbone import Backbone
-from randlora_core.models.registry import BACKBONES, build_backbone
+from randlora_core.models.registry import BACKBONES, build_backbone, identify_weights
 
-__all__ = ["BACKBONES", "Backbone", "build_backbone"]
+__all__ = ["BACKBONES", "Backbone", "build_backbone", "identify_weights"]

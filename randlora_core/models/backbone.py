@@ -1,11 +1,11 @@
-"""What every builder of a pre-trained model returns."""
+"""What every builder of a pre-trained model returns, and how it draws random weights."""
 
 from __future__ import annotations
 
-import hashlib
-from collections.abc import Callable
+import contextlib
+from collections.abc import Callable, Iterator
 from dataclasses import dataclass
-from typing import Literal
+from typing import Any, Literal
 
 import torch
 from torch import Tensor, nn
@@ -19,38 +19,41 @@ class Backbone:
 
     Attributes:
         name: Its name in `BACKBONES`.
-        model: The network. Kind "clip" has `encode_image(images)`, `encode_text(tokens)` and `logit_scale`; kind
-            "vision" maps images to features (batch, embed_dim).
-        kind: "clip" or "vision".
-        image_size: Side of the square input in pixels.
+        model: The network, in eval mode. Kind "clip" has `encode_image(images)`, `encode_text(tokens)` and
+            `logit_scale`; kind "vision" maps images to features (batch, embed_dim); kind "causal_lm" is a causal
+            language model of transformers.
+        kind: "clip", "vision" or "causal_lm".
+        default_targets: Module suffixes that adapters go on unless a config says otherwise.
+        embed_dim: Width of the features, or of a language model's hidden states.
+        image_size: Side of the square input in pixels. None for a language model, as the four fields that follow.
         mean: Per-channel mean that the input is normalised with, for RGB in [0, 1].
         std: Per-channel standard deviation, likewise.
         interpolation: "bicubic" or "bilinear": how the model's own preprocessing resizes.
-        tokenize: Texts to a LongTensor (texts, context length); None for kind "vision".
-        default_targets: Module suffixes that adapters go on unless a config says otherwise.
-        embed_dim: Width of the features.
-        weights_hash: SHA-256 over the names, types, shapes and bytes of all tensors of the model.
+        image_transform: The model's own evaluation preprocessing, made by the library that the model comes from: an
+            RGB PIL image to a float32 tensor (3, image_size, image_size). It can be pickled.
+        tokenize: Texts to a LongTensor (texts, context length); kind "clip" only.
+        tokenizer: transformers' tokenizer; kind "causal_lm" only, and None there for random weights without a path.
+        max_length: Tokens in the longest sequence that a language model takes.
     """
 
     name: str
     model: nn.Module
-    kind: Literal["clip", "vision"]
-    image_size: int
-    mean: tuple[float, float, float]
-    std: tuple[float, float, float]
-    interpolation: Literal["bicubic", "bilinear"]
-    tokenize: Callable[[list[str]], Tensor] | None
+    kind: Literal["clip", "vision", "causal_lm"]
     default_targets: tuple[str, ...]
     embed_dim: int
-    weights_hash: str
+    image_size: int | None = None
+    mean: tuple[float, float, float] | None = None
+    std: tuple[float, float, float] | None = None
+    interpolation: Literal["bicubic", "bilinear"] | None = None
+    image_transform: Callable[[Any], Tensor] | None = None
+    tokenize: Callable[[list[str]], Tensor] | None = None
+    tokenizer: Any = None
+    max_length: int | None = None
 
 
-def hash_weights(model: nn.Module) -> str:
-    """SHA-256 over every tensor of the state dict: name, type, shape and bytes; "meta" for a model without values."""
-    digest = hashlib.sha256()
-    for name, tensor in sorted(model.state_dict().items()):
-        if tensor.is_meta:
-            return "meta"
-        digest.update(f"{name}:{tensor.dtype}:{tuple(tensor.shape)};".encode())
-        digest.update(tensor.detach().cpu().contiguous().reshape(-1).view(torch.uint8).numpy().tobytes())
-    return digest.hexdigest()
+@contextlib.contextmanager
+def seeded(seed: int) -> Iterator[None]:
+    """Draws random numbers on the CPU from `seed`; the global random state, that of GPUs included, is left alone."""
+    with torch.random.fork_rng(devices=[]):
+        torch.default_generator.manual_seed(seed)
+        yield

