@@ -2,8 +2,8 @@
 
 from .catalog import CATALOG, PaperDataset, find_paper_dataset
 from .images import ImageData, ImageSource, ImageSplit
-from .load import BUILT_IN, available, load_data
-from .transforms import EvaluationSplit, eval_transform, train_transform
+from .load import BUILT_IN, MissingDataError, available, fingerprint_data, load_data
+from .transforms import EvaluationSplit, TrainingSplit, eval_transform, train_transform, training_transform
 
 __all__ = [
     "BUILT_IN",
@@ -12,10 +12,14 @@ __all__ = [
     "ImageData",
     "ImageSource",
     "ImageSplit",
+    "MissingDataError",
     "PaperDataset",
+    "TrainingSplit",
     "available",
     "eval_transform",
     "find_paper_dataset",
+    "fingerprint_data",
     "load_data",
     "train_transform",
+    "training_transform",
 ]

@@ -6,7 +6,6 @@ with a stroke behind every second one, blurred and noisy. Half of the test image
 shows.
 """
 
-import contextlib
 import hashlib
 import math
 from functools import cache
@@ -15,9 +14,9 @@ from pathlib import Path
 import numpy as np
 from PIL import Image, ImageDraw, ImageFilter, ImageFont, features
 
-from randlora_core.files import atomic_file, cache_folder
-
-from . import streams
+from .arrays import kept_array
+from .images import ImageSource
+from .stored import Identity
 from .streams import Stream
 
 CHARACTERS = "0123456789ABCDEFGHIJKLMNOPQRSTUVWXYZabcdefghijklmnopqrstuvwxyz"
@@ -69,21 +68,43 @@ def _class_name(character: str) -> str:
     return f"capital letter {character}" if character.isupper() else f"lower-case letter {character}"
 
 
-class CharacterSource:
-    """The images of one split, drawn when first asked for and kept in the user's cache folder for later processes.
-
-    Args:
-        split: "train" or "test".
+class Characters:
+    """The data set: it needs no files but matplotlib's fonts.
 
     Raises:
         ValueError: If matplotlib's font folder lacks one of `FONTS`.
     """
 
-    def __init__(self, split: str) -> None:
+    names = class_names()
+    templates = TEMPLATES
+
+    def __init__(self) -> None:
+        self.files = {"fonts": tuple(_font_folder() / font for font in FONTS)}
+        renderer = (features.version("pil"), features.version("freetype2"))
+        self.recipe = repr(("characters", VERSION, IMAGES_PER_CLASS, IMAGE_SIZE, CHARACTERS, renderer))
+
+    def classes(self) -> tuple[str, ...]:
+        """Returns the names of the 62 classes."""
+        return self.names
+
+    def open(self, identity: Identity) -> dict[str, ImageSource]:
+        """Returns "train" and "test", of which nothing is drawn yet."""
+        return {split: CharacterSource(split, identity.content) for split in IMAGES_PER_CLASS}
+
+
+class CharacterSource:
+    """The images of one split, drawn when first asked for and kept in the user's cache folder for later processes.
+
+    Args:
+        split: "train" or "test".
+        content: Hash of all that decides the images.
+    """
+
+    def __init__(self, split: str, content: str) -> None:
         self.split = split
         self.per_class = IMAGES_PER_CLASS[split]
         self.labels = np.repeat(np.arange(len(CHARACTERS)), self.per_class)
-        self._folder = _font_folder()
+        self._content = content
         self._pixels: np.ndarray | None = None
 
     def image(self, index: int) -> Image.Image:
@@ -96,14 +117,6 @@ class CharacterSource:
         """Says which image of the recipe this is."""
         return f"generated image {index} of class {CHARACTERS[self.labels[index]]!r}"
 
-    def update(self, digest: "hashlib._Hash") -> None:
-        """Feeds what decides the images: recipe, fonts and the renderer's versions (drawing all would take seconds)."""
-        recipe = (VERSION, self.split, self.per_class, IMAGE_SIZE, CHARACTERS)
-        renderer = (features.version("pil"), features.version("freetype2"))
-        digest.update(repr((recipe, renderer)).encode())
-        for font in FONTS:
-            digest.update((self._folder / font).read_bytes())
-
     def font(self, index: int) -> str:
         """Returns the font file of image `index`: in "test" every second image has one of `TEST_ONLY_FONTS`."""
         label, number = divmod(index, self.per_class)
@@ -112,26 +125,24 @@ class CharacterSource:
 
     def _kept(self) -> np.ndarray:
         """All images as (images, height, width, 3) bytes: from the cache, where nothing that decides them changed."""
-        digest = hashlib.sha256(Path(__file__).read_bytes() + Path(streams.__file__).read_bytes())
-        digest.update(np.__version__.encode())
-        self.update(digest)
-        name = f"characters-{self.split}-{digest.hexdigest()[:16]}.npy"
+        code = hashlib.sha256(Path(__file__).read_bytes() + np.__version__.encode() + self._content.encode())
         shape = (len(self.labels), IMAGE_SIZE, IMAGE_SIZE, 3)
-        with contextlib.suppress(OSError, ValueError, EOFError, RuntimeError):
-            found = np.load(cache_folder() / name, mmap_mode="r", allow_pickle=False)
-            if found.shape == shape and found.dtype == np.uint8:
-                return found
-        pixels = np.stack([np.asarray(self._draw(index)) for index in range(len(self.labels))])
-        with contextlib.suppress(OSError, RuntimeError):  # a cache that cannot be written costs seconds, not the run
-            with atomic_file(cache_folder() / name) as part, part.open("wb") as file:
-                np.save(file, pixels)
-        return pixels
+        file = kept_array(f"characters-{self.split}-{code.hexdigest()[:32]}", shape, self._drawn)
+        # A cache that cannot be written costs seconds, not the run.
+        return (
+            np.stack([self._drawn(index) for index in range(len(self.labels))])
+            if file is None
+            else np.load(file, mmap_mode="r")
+        )
+
+    def _drawn(self, index: int) -> np.ndarray:
+        return np.asarray(self._draw(index))
 
     def _draw(self, index: int) -> Image.Image:
         label, number = divmod(index, self.per_class)
         stream = Stream("character image", self.split, label, number)
         size = round(IMAGE_SIZE * stream.uniform(0.70, 0.86))
-        glyph = _glyph(CHARACTERS[label], str(self._folder / self.font(index)), size)
+        glyph = _glyph(CHARACTERS[label], str(_font_folder() / self.font(index)), size)
         return _photograph(_distorted(glyph, stream), stream)
 
 

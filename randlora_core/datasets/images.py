@@ -1,6 +1,5 @@
 """What a data set is here: splits of labelled images that are decoded when asked for."""
 
-import hashlib
 from dataclasses import dataclass
 from typing import Protocol
 
@@ -10,7 +9,7 @@ from PIL import Image
 
 
 class ImageSource(Protocol):
-    """Where the images of a split come from: encoded bytes, files, arrays or a generator.
+    """Where the images of a split come from: Parquet rows, files, arrays or a generator.
 
     Attributes:
         labels: Class index of every image, int64, shape (number of images,).
@@ -24,9 +23,6 @@ class ImageSource(Protocol):
     def where(self, index: int) -> str:
         """Says where image `index` is stored, for messages."""
 
-    def update(self, digest: "hashlib._Hash") -> None:
-        """Feeds the content of all images, without the labels, into `digest`."""
-
 
 @dataclass(frozen=True)
 class ImageSplit:
@@ -37,12 +33,14 @@ class ImageSplit:
         name: "train", "validation" or "test".
         source: Where the images come from.
         indices: Positions in the source, int64, shape (number of images,).
+        fingerprint: The data set's fingerprint, under which resized images are kept; None where there is none.
     """
 
     dataset: str
     name: str
     source: ImageSource
     indices: np.ndarray
+    fingerprint: str | None = None
 
     def __len__(self) -> int:
         return len(self.indices)
@@ -86,8 +84,8 @@ class ImageData:
         test: The images to report on.
         class_names: Readable name of every class, in label order.
         templates: Prompts with one `{}` for the class name; the first is the one to use where one is needed.
-        fingerprint: SHA-256 over sizes, labels, class names, templates and the content of the whole data set; it does
-            not depend on shots, fraction or seed.
+        fingerprint: SHA-256 over the content of all files, class names and templates; it does not depend on shots,
+            fraction or seed.
         sizes: Number of images in "train", "validation" and "test".
         short_classes: Classes with fewer than the wanted shots, and how many images each gives; empty without shots.
         is_subset: Whether the paper names this data set but with other split sizes or classes.

@@ -1,26 +1,86 @@
-"""Images to tensors: deterministic evaluation, and augmentation that depends on (seed, epoch, index) alone."""
+"""Images to tensors: evaluation as a function of the image, augmentation as one of image and random stream."""
 
 import math
 from collections.abc import Callable, Sequence
 from functools import partial
+from typing import TYPE_CHECKING
 
-import numpy as np
 import torch
 from PIL import Image
 from torch.utils.data import Dataset
 
 from .images import ImageSplit
+from .pixels import kept_pixels
 from .streams import Stream
 
-INTERPOLATIONS = {
-    "nearest": Image.Resampling.NEAREST,
-    "bilinear": Image.Resampling.BILINEAR,
-    "bicubic": Image.Resampling.BICUBIC,
-    "lanczos": Image.Resampling.LANCZOS,
-}
+if TYPE_CHECKING:
+    from torchvision.transforms import InterpolationMode
+
+EvaluationTransform = Callable[[Image.Image], torch.Tensor]
+TrainingTransform = Callable[[Image.Image, Stream], torch.Tensor]
+
+INTERPOLATIONS = ("nearest", "bilinear", "bicubic", "lanczos")
 
 ASPECT_RATIOS = (3 / 4, 4 / 3)
 """Range of width / height of a random crop."""
+
+
+def eval_transform(
+    image_size: int, mean: Sequence[float], std: Sequence[float], *, interpolation: str = "bicubic"
+) -> EvaluationTransform:
+    """Makes the evaluation transform of CLIP: the short side resized, the centre cut out, normalised.
+
+    It gives the same bits as `open_clip.image_transform(image_size, is_train=False, ...)`.
+
+    Args:
+        image_size: Width and height of the result in pixels.
+        mean: Mean of each channel, for pixels in [0, 1].
+        std: Standard deviation of each channel.
+        interpolation: One of `INTERPOLATIONS`.
+
+    Returns:
+        A torchvision `Compose` from an RGB image to a tensor, float32, shape (3, image_size, image_size).
+
+    Raises:
+        ValueError: If the interpolation is unknown or the size is not positive.
+    """
+    from torchvision.transforms import CenterCrop, Compose, InterpolationMode, Resize
+
+    _check(image_size, interpolation)
+    resize = Resize(image_size, interpolation=InterpolationMode(interpolation))
+    return Compose([resize, CenterCrop(image_size), *_to_tensor(mean, std).transforms])
+
+
+def training_transform(
+    evaluation_transform: EvaluationTransform,
+    image_size: int,
+    mean: Sequence[float],
+    std: Sequence[float],
+    interpolation: str,
+    *,
+    crop: float,
+    flip: bool,
+) -> TrainingTransform:
+    """Makes the augmentation of a run.
+
+    Args:
+        evaluation_transform: The model's own preprocessing, which a run without random crops trains on.
+        image_size: Width and height of a random crop's result in pixels.
+        mean: Mean of each channel, for pixels in [0, 1].
+        std: Standard deviation of each channel.
+        interpolation: One of `INTERPOLATIONS`.
+        crop: Smallest part of the image's area that a random crop shows, in (0, 1]; 1 for no random crops.
+        flip: Whether half of the images are mirrored; not for data sets whose `allow_flip` is False.
+
+    Returns:
+        A function (image, stream) -> tensor, float32, shape (3, image_size, image_size); it can be pickled.
+
+    Raises:
+        ValueError: If the interpolation is unknown, the size is not positive or `crop` is out of range.
+    """
+    if crop == 1:
+        return partial(_whole, transform=evaluation_transform, flip=flip)
+    return train_transform(image_size, mean, std, interpolation=interpolation, crop_scale=(crop, 1.0), flip=flip)
 
 
 def train_transform(
@@ -31,8 +91,11 @@ def train_transform(
     interpolation: str = "bicubic",
     crop_scale: tuple[float, float] = (0.5, 1.0),
     flip: bool = True,
-) -> Callable[[Image.Image, Stream], torch.Tensor]:
+) -> TrainingTransform:
     """Makes the augmentation of the official code: a random resized crop, a random flip, normalisation.
+
+    As torchvision's `RandomResizedCrop` and `RandomHorizontalFlip`, except that a stream decides instead of the global
+    generator.
 
     Args:
         image_size: Width and height of the result in pixels.
@@ -40,7 +103,7 @@ def train_transform(
         std: Standard deviation of each channel.
         interpolation: One of `INTERPOLATIONS`.
         crop_scale: Smallest and largest part of the image's area that a crop shows, 0 < low <= high <= 1.
-        flip: Whether half of the images are mirrored; not for data sets whose `allow_flip` is False.
+        flip: Whether half of the images are mirrored.
 
     Returns:
         A function (image, stream) -> tensor, float32, shape (3, image_size, image_size); it can be pickled.
@@ -48,106 +111,143 @@ def train_transform(
     Raises:
         ValueError: If the interpolation is unknown, the size is not positive or the scales are out of range.
     """
+    from torchvision.transforms import InterpolationMode
+
+    _check(image_size, interpolation)
     low, high = crop_scale
     if not 0 < low <= high <= 1:
         raise ValueError(f"crop_scale={tuple(crop_scale)!r}: accepted are 0 < low <= high <= 1")
-    resample = _resample(image_size, interpolation)
-    to_tensor = partial(_normalised, mean=tuple(mean), std=tuple(std))
-    return partial(_augmented, size=image_size, resample=resample, scale=(low, high), flip=flip, to_tensor=to_tensor)
-
-
-def eval_transform(
-    image_size: int, mean: Sequence[float], std: Sequence[float], *, interpolation: str = "bicubic"
-) -> Callable[[Image.Image], torch.Tensor]:
-    """Makes the evaluation transform of CLIP: the largest centred square, resized and normalised.
-
-    Args:
-        image_size: Width and height of the result in pixels.
-        mean: Mean of each channel, for pixels in [0, 1].
-        std: Standard deviation of each channel.
-        interpolation: One of `INTERPOLATIONS`.
-
-    Returns:
-        A function image -> tensor, float32, shape (3, image_size, image_size); it can be pickled.
-
-    Raises:
-        ValueError: If the interpolation is unknown or the size is not positive.
-    """
-    resample = _resample(image_size, interpolation)
-    return partial(_centred, size=image_size, resample=resample, mean=tuple(mean), std=tuple(std))
+    return partial(
+        _cropped,
+        size=image_size,
+        mode=InterpolationMode(interpolation),
+        scale=(low, high),
+        flip=flip,
+        to_tensor=_to_tensor(mean, std),
+    )
 
 
 class EvaluationSplit(Dataset):
     """A split as tensors.
 
+    Resizing is the same for every run. Where the transform is a torchvision `Compose` that ends in `ToTensor` and
+    `Normalize`, the pixels before these two are therefore computed once, kept in the cache folder and mapped into
+    memory; the tensors are the same to the bit. They are computed anew for other data, images of the split, transform
+    or versions of the libraries.
+
     Args:
         split: The images.
-        transform: A function from `eval_transform`.
+        transform: The model's evaluation transform, a function of the image alone. All results have one shape.
+
+    Raises:
+        ValueError: If an image cannot be decoded; see `ImageSplit.image`.
     """
 
-    def __init__(self, split: ImageSplit, transform: Callable[[Image.Image], torch.Tensor]) -> None:
+    def __init__(self, split: ImageSplit, transform: EvaluationTransform) -> None:
         self.split = split
         self.transform = transform
         self.labels = split.labels
+        self.pixels = kept_pixels(split, transform)
 
     def __len__(self) -> int:
         return len(self.split)
 
     def __getitem__(self, index: int) -> tuple[torch.Tensor, int]:
         """Returns the image, float32 (3, size, size), and its class index."""
-        return self.transform(self.split.image(index)), int(self.labels[index])
+        image = self.transform(self.split.image(index)) if self.pixels is None else self.pixels.tensor(index)
+        return image, int(self.labels[index])
 
 
-def _resample(image_size: int, interpolation: str) -> Image.Resampling:
+class TrainingSplit:
+    """Training images as augmented tensors; without random crops, from the array that evaluation would use.
+
+    Args:
+        split: The images.
+        evaluation_transform: As all further arguments, see `training_transform`.
+        image_size: Width and height in pixels.
+        mean: Mean of each channel.
+        std: Standard deviation of each channel.
+        interpolation: How random crops are resized.
+        crop: Smallest area of random crops; 1 for none.
+        flip: Whether half of the images are mirrored.
+    """
+
+    def __init__(
+        self,
+        split: ImageSplit,
+        evaluation_transform: EvaluationTransform,
+        image_size: int,
+        mean: Sequence[float],
+        std: Sequence[float],
+        interpolation: str,
+        *,
+        crop: float,
+        flip: bool,
+    ) -> None:
+        self.split, self.flip = split, flip
+        self._whole = EvaluationSplit(split, evaluation_transform) if crop == 1 else None
+        settings = (evaluation_transform, image_size, mean, std, interpolation)
+        self._transform = training_transform(*settings, crop=crop, flip=flip)
+
+    def __len__(self) -> int:
+        return len(self.split)
+
+    def image(self, index: int, stream: Stream) -> torch.Tensor:
+        """Returns image `index` as the numbers of `stream` augment it, float32, shape (3, size, size)."""
+        if self._whole is None:
+            return self._transform(self.split.image(index), stream)
+        return _mirrored(self._whole[index][0], stream, self.flip)
+
+
+def _mirrored(image: torch.Tensor, stream: Stream, flip: bool) -> torch.Tensor:
+    """Mirrors an image (..., height, width) from left to right in half of all draws, where `flip` asks for it."""
+    from torchvision.transforms.v2 import functional
+
+    return functional.horizontal_flip(image) if flip and stream.integer(2) else image
+
+
+def _check(image_size: int, interpolation: str) -> None:
     if image_size < 1:
         raise ValueError(f"image_size={image_size!r}: accepted are positive integers")
     if interpolation not in INTERPOLATIONS:
         raise ValueError(f"interpolation {interpolation!r}: accepted are {', '.join(INTERPOLATIONS)}")
-    return INTERPOLATIONS[interpolation]
 
 
-def _normalised(image: Image.Image, mean: tuple[float, ...], std: tuple[float, ...]) -> torch.Tensor:
-    pixels = torch.from_numpy(np.array(image)).permute(2, 0, 1).to(torch.float32, memory_format=torch.contiguous_format)
-    shape = (-1, 1, 1)
-    return (pixels / 255 - torch.tensor(mean).view(shape)) / torch.tensor(std).view(shape)
+def _to_tensor(mean: Sequence[float], std: Sequence[float]) -> Callable[[Image.Image], torch.Tensor]:
+    from torchvision.transforms import Compose, Normalize, ToTensor
+
+    return Compose([ToTensor(), Normalize(tuple(mean), tuple(std))])
 
 
-def _centred(
-    image: Image.Image, size: int, resample: Image.Resampling, mean: tuple[float, ...], std: tuple[float, ...]
-) -> torch.Tensor:
-    side = min(image.size)
-    left, top = (image.width - side) / 2, (image.height - side) / 2
-    square = image.resize((size, size), resample, box=(left, top, left + side, top + side))
-    return _normalised(square, mean, std)
+def _whole(image: Image.Image, stream: Stream, transform: EvaluationTransform, flip: bool) -> torch.Tensor:
+    return _mirrored(transform(image), stream, flip)
 
 
-def _augmented(
+def _cropped(
     image: Image.Image,
     stream: Stream,
     size: int,
-    resample: Image.Resampling,
+    mode: "InterpolationMode",
     scale: tuple[float, float],
     flip: bool,
     to_tensor: Callable[[Image.Image], torch.Tensor],
 ) -> torch.Tensor:
-    crop = image.resize((size, size), resample, box=_random_box(image.size, stream, scale))
-    if flip and stream.integer(2):
-        crop = crop.transpose(Image.Transpose.FLIP_LEFT_RIGHT)
-    return to_tensor(crop)
+    from torchvision.transforms.v2 import functional
+
+    crop = functional.resized_crop(image, *_random_box(*image.size, stream, scale), [size, size], mode)
+    return _mirrored(to_tensor(crop), stream, flip)
 
 
-def _random_box(
-    image_size: tuple[int, int], stream: Stream, scale: tuple[float, float]
-) -> tuple[float, float, float, float]:
-    """Draws a box of random area and shape; after ten that do not fit, takes the largest of the wanted shape."""
-    width, height = image_size
+def _random_box(width: int, height: int, stream: Stream, scale: tuple[float, float]) -> tuple[int, int, int, int]:
+    """Draws top, left, height and width of a crop; after ten that do not fit, takes the largest of a wanted shape.
+
+    The rule is that of `torchvision.transforms.RandomResizedCrop.get_params`.
+    """
     for _ in range(10):
         area = width * height * stream.uniform(*scale)
         ratio = math.exp(stream.uniform(math.log(ASPECT_RATIOS[0]), math.log(ASPECT_RATIOS[1])))
-        across, down = math.sqrt(area * ratio), math.sqrt(area / ratio)
-        if across <= width and down <= height:
-            left, top = stream.uniform(0, width - across), stream.uniform(0, height - down)
-            return left, top, min(width, left + across), min(height, top + down)
-    across, down = min(width, height * ASPECT_RATIOS[1]), min(height, width / ASPECT_RATIOS[0])
-    left, top = (width - across) / 2, (height - down) / 2
-    return left, top, left + across, top + down
+        across, down = round(math.sqrt(area * ratio)), round(math.sqrt(area / ratio))
+        if 0 < across <= width and 0 < down <= height:
+            return stream.integer(height - down + 1), stream.integer(width - across + 1), down, across
+    across, down = min(width, round(height * ASPECT_RATIOS[1])), min(height, round(width / ASPECT_RATIOS[0]))
+    return (height - down) // 2, (width - across) // 2, down, across
