@@ -30,7 +30,7 @@ from randlora_core.benchmarking.cases import Case
 from randlora_core.benchmarking.measure import Step, measure
 from randlora_core.benchmarking.methods import METHODS, make_subject
 from randlora_core.benchmarking.report import Result, ResultsFile, hardware, plot, print_result, rows
-from randlora_core.experiment.hardware import multiplies_bf16
+from randlora_core.experiment.loop.hardware import multiplies_bf16
 
 QUICK_METHODS = ("frozen", "full", "lora", "randlora", "peft_lora", "peft_randlora")
 PEFT_METHODS = tuple(name for name in METHODS if "peft" in name)

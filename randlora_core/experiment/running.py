@@ -23,6 +23,9 @@ from randlora_core.experiment.records.provenance import provenance
 from randlora_core.experiment.records.tracking import Tracker, make_tracker
 from randlora_core.experiment.training import FitResult, FitSettings, Resume, fit
 
+FLOORS = {"cosine": 0.01, "linear": 0.0}
+"""Share of the peak learning rate at which a schedule ends; the cosine's as in the paper's released code."""
+
 OnProgress = Callable[[dict[str, Any]], None]
 
 
@@ -144,7 +147,7 @@ class _Run:
                 solution = self.task.solve(self.device, self.config.training.precision)
         self._report(phase="evaluate", step=self.steps, loss=fitted.losses[-1] if fitted.losses else None)
         with measured(self.device) as evaluation:
-            validation = self._validate()
+            validation = _last_validation(fitted) if fitted.validation else self._validate()
             tested = self._evaluate_test() if self.config.evaluate.test else {}
         trains = self.config.adapter.method not in self.config.UNTRAINED
         return {
@@ -169,6 +172,7 @@ class _Run:
             precision=training.precision,
             schedule=training.schedule,
             warmup_steps=training.warmup_steps,
+            floor=FLOORS[training.schedule],
             seed=self.config.seed,
             validate_every=self.config.evaluate.every,
             keep_best=training.keep_best,
@@ -225,6 +229,12 @@ class _Speed:
         elapsed = now - self.started
         speed = (step - self.first) * self.batch_size / elapsed if elapsed > 0 else None
         self.report(phase="train", step=step, loss=loss, speed=speed)
+
+
+def _last_validation(fitted: FitResult) -> float:
+    """The validation score of the weights that training ended with."""
+    scores = dict(fitted.validation)
+    return scores[max(scores) if fitted.best_step is None else fitted.best_step]
 
 
 def _curves(fitted: FitResult) -> dict[str, list[list[float]]]:

@@ -1,22 +1,19 @@
-"""Training images as micro-batches that are a function of their number alone."""
+"""Images as batches: for training micro-batches that are a function of their number alone, for evaluation in order."""
 
 from __future__ import annotations
 
 import functools
-from collections.abc import Callable, Iterator
+from collections.abc import Iterator
 
 import torch
-from PIL import Image
 from torch import Tensor
 from torch.utils.data import DataLoader, Dataset
 
 from randlora_core.datasets.images import ImageSplit
 from randlora_core.datasets.streams import Stream
-from randlora_core.datasets.transforms import EvaluationSplit, eval_transform, train_transform
+from randlora_core.datasets.transforms import EvaluationSplit, TrainingSplit
 from randlora_core.experiment.seeding import generator
 from randlora_core.models import Backbone
-
-AugmentedTransform = Callable[[Image.Image, Stream], Tensor]
 
 
 class DataOrder:
@@ -45,20 +42,17 @@ class ImageBatches(Dataset):
     """Micro-batch i as (images float32 (batch, 3, size, size), labels int64 (batch,)).
 
     Args:
-        split: The training images.
-        transform: From an image and a stream of random numbers to a tensor.
+        images: The training images and their augmentation.
         batch_size: Images per micro-batch.
         num_batches: How many there are.
         seed: The run's seed; order and augmentation have streams of their own.
     """
 
-    def __init__(
-        self, split: ImageSplit, transform: AugmentedTransform, *, batch_size: int, num_batches: int, seed: int
-    ):
-        self.split, self.transform, self.seed = split, transform, seed
+    def __init__(self, images: TrainingSplit, *, batch_size: int, num_batches: int, seed: int):
+        self.images, self.seed = images, seed
         self.batch_size, self.num_batches = batch_size, num_batches
-        self.order = DataOrder(len(split), seed)
-        self.labels = split.labels
+        self.order = DataOrder(len(images), seed)
+        self.labels = images.split.labels
 
     def __len__(self) -> int:
         return self.num_batches
@@ -71,39 +65,25 @@ class ImageBatches(Dataset):
         return torch.stack(images), self.labels[[image for _, image in chosen]]
 
     def _image(self, epoch: int, index: int) -> Tensor:
-        return self.transform(self.split.image(index), Stream("augmentation", self.seed, epoch, index))
+        return self.images.image(index, Stream("augmentation", self.seed, epoch, index))
 
 
-def training_transform(backbone: Backbone, *, crop: float, flip: bool) -> AugmentedTransform:
-    """The augmentation at a backbone's size.
+def training_images(split: ImageSplit, backbone: Backbone, *, crop: float, flip: bool) -> TrainingSplit:
+    """A split with the augmentation at a backbone's size.
 
     Args:
-        backbone: Says size, normalisation and interpolation.
-        crop: Smallest area of the random crops, as a share of the image; 1 for the whole centred square.
+        split: The training images.
+        backbone: Says preprocessing, size, normalisation and interpolation.
+        crop: Smallest area of the random crops, as a share of the image; 1 for the model's own preprocessing.
         flip: Mirror half of the images.
     """
-    sizes = (backbone.image_size, backbone.mean, backbone.std)
-    if crop < 1:
-        scale = (crop, 1.0)
-        return train_transform(*sizes, interpolation=backbone.interpolation, crop_scale=scale, flip=flip)
-    return _WholeImage(eval_transform(*sizes, interpolation=backbone.interpolation), flip)
-
-
-class _WholeImage:
-    """The evaluation transform, mirrored with probability one half where asked for."""
-
-    def __init__(self, transform: Callable[[Image.Image], Tensor], flip: bool):
-        self.transform, self.flip = transform, flip
-
-    def __call__(self, image: Image.Image, stream: Stream) -> Tensor:
-        tensor = self.transform(image)
-        return tensor.flip(-1) if self.flip and stream.integer(2) else tensor
+    sizes = (backbone.image_size, backbone.mean, backbone.std, backbone.interpolation)
+    return TrainingSplit(split, backbone.image_transform, *sizes, crop=crop, flip=flip)
 
 
 def evaluation_loader(
-    split: ImageSplit, backbone: Backbone, *, batch_size: int, workers: int = 0, pin_memory: bool = False
+    split: ImageSplit, backbone: Backbone, *, batch_size: int, workers: int, pin_memory: bool
 ) -> DataLoader:
-    """A split in its order, as (images, labels), the centred square of each image at the backbone's size."""
-    transform = eval_transform(backbone.image_size, backbone.mean, backbone.std, interpolation=backbone.interpolation)
-    images = EvaluationSplit(split, transform)
+    """A split in its order, as (images, labels), by the model's own preprocessing."""
+    images = EvaluationSplit(split, backbone.image_transform)
     return DataLoader(images, batch_size=batch_size, num_workers=workers, pin_memory=pin_memory)

@@ -12,7 +12,7 @@ from torch.utils.data import DataLoader
 from randlora_core.datasets.images import ImageData, ImageSplit
 from randlora_core.experiment.interface import Score, Split, Task
 from randlora_core.experiment.loop.hardware import pick_device, pick_workers
-from randlora_core.image_classification.batches import ImageBatches, evaluation_loader, training_transform
+from randlora_core.image_classification.batches import ImageBatches, evaluation_loader, training_images
 from randlora_core.image_classification.config import ImageRunConfig
 from randlora_core.image_classification.data import data_section
 from randlora_core.image_classification.prediction import Classifier, compute_features, score_images
@@ -51,8 +51,8 @@ class ImageTask(Task):
         """Micro-batches of training images with their labels."""
         training = self.config.training
         flip = self.images.allow_flip if training.flip is None else training.flip
-        transform = training_transform(self.backbone, crop=training.crop, flip=flip)
-        return ImageBatches(self.images.train, transform, batch_size=size, num_batches=count, seed=self.config.seed)
+        images = training_images(self.images.train, self.backbone, crop=training.crop, flip=flip)
+        return ImageBatches(images, batch_size=size, num_batches=count, seed=self.config.seed)
 
     def evaluate(self, split: Split, device: torch.device, precision: str) -> dict[str, Score]:
         """The accuracy on the validation or the test split."""

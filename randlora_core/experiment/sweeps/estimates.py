@@ -23,7 +23,7 @@ class Estimate:
 
 
 class RunEstimates:
-    """Looks up runs like a given one: same method, model and length, on the same data first, then on any.
+    """Looks up runs like a given one: same model, method and length on the same data, then on any; then other methods.
 
     A run of the same method comes first because methods differ in cost by more than seeds, learning rates and the
     number of examples do once steps and batch size are fixed.
@@ -72,4 +72,6 @@ def _likeness(experiment: str, config: Mapping[str, Any]) -> list[tuple]:
     training = config["training"]
     length = (experiment, backbone_of(config), *(training[key] for key in ("steps", "epochs", "batch_size")))
     data, label = str(config.get("dataset")), label_of(config)
-    return [("method", data, label, length), ("data", data, length), ("length", label, length)]
+    alike = [("method", data, label, length), ("length", label, length)]
+    trained = training["learning_rate"] is not None  # what is not trained tells nothing of what is
+    return [*alike, ("data", data, length)] if trained else alike
