@@ -49,7 +49,7 @@ class AdapterChoice(OpenSection):
     """The method of a run; its further keys are the fields of the method's own configuration.
 
     Attributes:
-        method: A name of `METHODS`, or one that is no adapter: zero_shot, full, or one that the experiment solves itself.
+        method: A name of `METHODS`, or one that is no adapter: zero_shot, full, or one that the experiment solves.
         label: The row's name in tables and figures.
         targets: Modules to adapt, as `inject_adapter` takes them; null for the backbone's own.
         learning_rate: Used where neither the configuration nor a tuning gives one.

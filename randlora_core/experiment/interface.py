@@ -1,4 +1,4 @@
-"""What an experiment supplies to the skeleton: how to identify its inputs, and a task that can be trained and scored."""
+"""What an experiment supplies to the skeleton: how its inputs are identified, and a task to be trained and scored."""
 
 from __future__ import annotations
 
@@ -48,8 +48,8 @@ class Task(abc.ABC):
     """A model on data: what the skeleton adapts, trains and evaluates.
 
     Attributes:
-        module: Its forward takes a micro-batch (*tensors) and gives (sum of losses, number of terms). Parameters outside
-            `model`, such as a classifier's head, are trained by every method.
+        module: Its forward takes a micro-batch (*tensors) and gives (sum of losses, number of terms). Parameters
+            outside `model`, such as a classifier's head, are trained by every method.
         model: The pre-trained model inside `module`, which a method freezes, adapts or trains whole.
         default_targets: Modules of `model` that adapters go on where the configuration names none.
         frozen: Names of parameters of `model` that no method trains, full fine-tuning included.
@@ -68,7 +68,7 @@ class Task(abc.ABC):
 
     @abc.abstractmethod
     def batches(self, count: int, size: int) -> Dataset:
-        """Micro-batches 0 to `count` - 1 of `size` examples each, every one a function of its number and the run's seed.
+        """Micro-batches 0 to `count` - 1 of `size` examples, every one a function of its number and the run's seed.
 
         Args:
             count: Number of micro-batches.
@@ -163,7 +163,6 @@ class Experiment:
         """A point in a few words, such as "caltech101, 4 shots"."""
         parts = (axis.describe(value) for axis, value in zip(self.axes, point, strict=True))
         return ", ".join(part for part in parts if part)
-
 
     def format_criterion(self, value: float) -> str:
         """A validation score as text."""

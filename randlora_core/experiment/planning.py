@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Iterable, Mapping, Sequence
+from collections.abc import Iterable, Sequence
 from dataclasses import dataclass, replace
 from pathlib import Path
 from typing import Any, Literal
@@ -111,7 +111,7 @@ def plan_run(experiment: Experiment, overrides: Sequence[str]) -> PlannedRun:
         overrides: Hydra overrides of its entry in `configs/`.
 
     Raises:
-        ValueError: A setting, data set, backbone or method that does not exist or does not fit, or one that is not here.
+        ValueError: A setting, data set, backbone or method that does not exist, does not fit or is not here.
     """
     (planned,) = plan_runs(experiment, [overrides])
     if planned.missing is not None:
@@ -187,9 +187,8 @@ def _settled(config: RunConfig) -> RunConfig:
 
 def distinct(planned: Iterable[PlannedRun]) -> list[PlannedRun]:
     """The runs that can run here, each once: settings that make no difference to a run do not make it another one."""
-    return list({entry.run_id: entry for entry in planned if entry.missing is None}.values())
-
-
-def by_run(records: Iterable[Mapping[str, Any]]) -> dict[str, Mapping[str, Any]]:
-    """Finished records by their run's identity."""
-    return {record["run_id"]: record for record in records if is_finished(record)}
+    found: dict[str, PlannedRun] = {}
+    for entry in planned:
+        if entry.missing is None:
+            found.setdefault(entry.run_id, entry)
+    return list(found.values())

@@ -8,8 +8,8 @@ from dataclasses import asdict, dataclass
 from pathlib import Path
 from typing import Any, Literal
 
-from randlora_core.experiment.config import RunConfig, validated
 from randlora_core.experiment.compose import compose
+from randlora_core.experiment.config import RunConfig, validated
 from randlora_core.experiment.identity import identify_settings
 from randlora_core.experiment.interface import Experiment, MissingInputError
 from randlora_core.experiment.records.ledger import read_records

@@ -50,10 +50,12 @@ def data_section(data: ImageData, shots: int | None) -> dict[str, Any]:
     """The record's section on the images, with what a reader of a table must know about them."""
     remarks = []
     if data.is_subset:
-        remarks.append(f"{data.name} is a subset of the published data set: its numbers are not comparable to published ones.")
+        remarks.append(
+            f"{data.name} is a subset of the published data set; its numbers do not compare to published ones."
+        )
     if counts := data.short_classes:
-        fewest = min(counts.values())
-        remarks.append(f"{data.name}: {len(counts)} classes have fewer than {shots} training images and gave all (fewest {fewest}).")
+        fewest = f"(fewest {min(counts.values())})"
+        remarks.append(f"{data.name}: {len(counts)} classes have fewer than {shots} training images {fewest}.")
     return {
         "name": data.name,
         "sizes": dict(data.sizes),

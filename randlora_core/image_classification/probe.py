@@ -61,9 +61,7 @@ class FittedProbe:
 
 
 @torch.no_grad()
-def fit_probe(
-    head: LinearHead, train: tuple[Tensor, Tensor], validation: tuple[Tensor, Tensor]
-) -> FittedProbe:
+def fit_probe(head: LinearHead, train: tuple[Tensor, Tensor], validation: tuple[Tensor, Tensor]) -> FittedProbe:
     """Fits a head on features and labels, in place.
 
     Every strength is fitted to convergence; the best on the validation split is taken, of equal ones the strongest

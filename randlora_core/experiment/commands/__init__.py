@@ -1,0 +1,1 @@
+"""The command lines: train, compare, tune and evaluate, for any experiment."""

@@ -70,7 +70,11 @@ def _main(experiment: Experiment | None, arguments: Sequence[str]) -> int:
 def _run(comparison: Comparison, planned: Sequence[PlannedRun], options: argparse.Namespace) -> int:
     def keep(outcome: Outcome) -> None:
         if options.save_records and outcome.status == "finished":
-            _save(comparison, [entry for entry in planned if entry.experiment.name == outcome.run.experiment.name], quiet=True)
+            _save(
+                comparison,
+                [entry for entry in planned if entry.experiment.name == outcome.run.experiment.name],
+                quiet=True,
+            )
 
     outcomes = execute_runs(planned, f"comparison {comparison.name}", jobs=options.jobs, on_outcome=keep)
     records = {outcome.run.run_id: outcome.record for outcome in outcomes}
@@ -186,9 +190,7 @@ def _committed(
     return build_reports(comparison, planned, find_by_settings(records))
 
 
-def _show_committed(
-    comparison: Comparison, experiments: dict[str, Experiment], planned: Sequence[PlannedRun]
-) -> int:
+def _show_committed(comparison: Comparison, experiments: dict[str, Experiment], planned: Sequence[PlannedRun]) -> int:
     for report in _committed(comparison, experiments, planned):
         print_report(report, make_console())
     return 0

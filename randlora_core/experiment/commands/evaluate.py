@@ -63,7 +63,7 @@ def evaluate_run(experiment: Experiment, name: str, overrides: Sequence[str] = (
         The scores as a record has them.
 
     Raises:
-        ValueError: There is no such run, it kept nothing, or what it kept does not fit, such as a head of other classes.
+        ValueError: There is no such run, it kept nothing, or what it kept does not fit, as a head of other classes.
     """
     folder = _find(experiment, name, overrides)
     recorded = json.loads((folder / RUN_FILE).read_text(encoding="utf-8"))["config"]

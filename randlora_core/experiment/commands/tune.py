@@ -93,7 +93,9 @@ def find_searches(
     known: dict[str, None] = {}
     for name, experiment in experiments.items():
         rows = [(row, runs) for row, runs in comparison.runs(name, [comparison.file.tuning.seed]) if row.centre]
-        overrides = [(*runs, *(row.tuned_on or ()), "training.rate_from=null", "evaluate.test=false") for row, runs in rows]
+        overrides = [
+            (*runs, *(row.tuned_on or ()), "training.rate_from=null", "evaluate.test=false") for row, runs in rows
+        ]
         by_setting: dict[str, RateSearch] = {}
         for (row, _), entry in zip(rows, plan_runs(experiment, overrides), strict=True):
             if entry.missing is not None:
@@ -128,9 +130,7 @@ def search_rates(
         wanted = {
             (*search.overrides, f"training.learning_rate={value}"): (search, value)
             for search in searches
-            for value in next_values(
-                search.scores, centre=search.centre, num_values=rule.num_values, limit=rule.limit
-            )
+            for value in next_values(search.scores, centre=search.centre, num_values=rule.num_values, limit=rule.limit)
         }
         if not wanted:
             break

@@ -55,7 +55,9 @@ def collect_records(records: Iterable[Record], path: Path, *, statuses: Collecti
         OSError: The file cannot be written; what was there before is unchanged.
     """
     chosen = {record["run_id"]: _publishable(record) for record in records if record["status"] in statuses}
-    ordered = sorted(chosen.values(), key=lambda record: (label_of(record["config"]), record["created"], record["run_id"]))
+    ordered = sorted(
+        chosen.values(), key=lambda record: (label_of(record["config"]), record["created"], record["run_id"])
+    )
     lines = [json.dumps(record, separators=(",", ":"), allow_nan=False) + "\n" for record in ordered]
     with atomic_file(path) as part:
         part.write_text("".join(lines), encoding="utf-8")

@@ -1,0 +1,1 @@
+"""What is read from records: statistics, tables, figures and notes."""

@@ -200,7 +200,9 @@ def _rate_notes(results: Results) -> Iterable[str]:
     others: dict[str, list[str]] = {}
     for (method, point), cell in cells:
         if (rate := cell.learning_rate)["source"] != "tuned":
-            otherwise = f"tuned for {' '.join(rate['tuned_for'])}" if rate["tuned_for"] else "not tuned for these settings"
+            otherwise = (
+                f"tuned for {' '.join(rate['tuned_for'])}" if rate["tuned_for"] else "not tuned for these settings"
+            )
             others.setdefault(otherwise, []).append(f"{method} on {results.title(point)}")
     for origin, names in others.items():
         yield f"* Learning rate {origin}: {', '.join(names)}."

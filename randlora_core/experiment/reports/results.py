@@ -136,16 +136,14 @@ class Results:
         return tuple(dict.fromkeys(name for cell in cells for record in cell.runs for name in test_scores(record)))
 
     def average(self, method: str) -> Summary | None:
-        """Mean over the points, summarised over seeds; None unless every point has all its test sets at the same seeds."""
+        """Mean over the points, summarised over seeds; None unless every point has all test sets at the same seeds."""
         cells = [self.cell(method, point) for point in self.points]
         if any(cell is None or cell.mean is None for cell in cells):
             return None
         if len({tuple(sorted(cell.records)) for cell in cells}) != 1:
             return None
         seeds = sorted(cells[0].records) if any(len(cell.runs) > 1 for cell in cells) else sorted(cells[0].records)[:1]
-        return summarize(
-            [sum(cell.records[seed]["scores"]["mean"] for cell in cells) / len(cells) for seed in seeds]
-        )
+        return summarize([sum(cell.records[seed]["scores"]["mean"] for cell in cells) / len(cells) for seed in seeds])
 
     def records(self) -> list[Record]:
         """All records, each once."""
@@ -160,9 +158,7 @@ class Results:
         )
 
 
-def collect_results(
-    name: str, planned: Sequence[PlannedRun], find: Callable[[PlannedRun], Record | None]
-) -> Results:
+def collect_results(name: str, planned: Sequence[PlannedRun], find: Callable[[PlannedRun], Record | None]) -> Results:
     """Sorts the records of planned runs of one experiment into cells.
 
     Args:

@@ -101,8 +101,8 @@ def paired_difference(
 ) -> Difference:
     """Difference in accuracy between two methods on the same samples and seeds, with its intervals.
 
-    Every bootstrap resample draws seeds, and samples of each test set, with replacement, the same ones for both methods,
-    and takes the mean difference over the drawn seeds x samples, then over the test sets.
+    Every bootstrap resample draws seeds, and samples of each test set, with replacement, the same for both methods, and
+    takes the mean difference over the drawn seeds x samples, then over the test sets.
 
     Args:
         correct_a: For each test set (seeds, samples) 0/1 or bool: was the sample classified correctly by method a.
@@ -137,7 +137,7 @@ def paired_difference(
 
 
 def _difference(correct_a: "np.ndarray", correct_b: "np.ndarray") -> "np.ndarray":
-    """a - b of one test set as float64 (seeds, samples)."""
+    """A - b of one test set as float64 (seeds, samples)."""
     import numpy as np
 
     a, b = np.asarray(correct_a), np.asarray(correct_b)

@@ -1,0 +1,1 @@
+"""Many runs: comparison files, learning-rate grids, child processes, progress and estimates."""

@@ -153,7 +153,7 @@ class Comparison:
         own = [where for where in self.file.where if all(at.get(axis) == value for axis, value in where.at.items())]
         special = tuple(text for where in own for text in where.overrides)
         position = tuple(f"{axis}={'null' if value is None else value}" for axis, value in at.items())
-        rate = () if row.tuned_on is None else (f"training.rate_from=[{','.join(row.tuned_on)}]",)
+        rate = () if row.tuned_on is None else (f"training.rate_from={[*row.tuned_on]}",)
         return (*self.file.overrides, *special, *self.overrides, *row.overrides, *position, *rate)
 
 
