@@ -1,4 +1,7 @@
-"""The resumable state of a training run: one safetensors file, replaced atomically; nothing is unpickled."""
+"""The resumable state of a training run: one safetensors file, replaced atomically; nothing is unpickled.
+
+Tensors sharded over processes are written whole, so that the file does not depend on the number of processes.
+"""
 
 from __future__ import annotations
 
@@ -11,8 +14,11 @@ import torch
 from safetensors import SafetensorError, safe_open
 from safetensors.torch import save_file
 from torch import Tensor, nn
+from torch.distributed.tensor import DTensor, distribute_tensor
 
 from randlora_core.files import atomic_file
+
+Tensors = dict[str, Tensor]
 
 
 @dataclass(frozen=True)
@@ -21,27 +27,54 @@ class Progress:
 
     Attributes:
         key: Identity of the run; a state of another run is not resumed.
-        step: Optimiser steps done.
+        step: Optimizer steps done.
         seconds: Training time so far.
-        validation: (step, accuracy) pairs so far.
+        waited_seconds: The part of it spent waiting for data.
+        validation: (step, score) pairs so far.
+        best_step: Step of the best score so far, where its weights are kept; else None.
     """
 
     key: str
     step: int
     seconds: float
+    waited_seconds: float
     validation: tuple[tuple[int, float], ...]
+    best_step: int | None
 
 
 def save_state(
-    path: Path, model: nn.Module, optimiser: torch.optim.Optimizer, losses: Tensor, progress: Progress
+    path: Path,
+    model: nn.Module,
+    optimizer: torch.optim.Optimizer,
+    losses: Tensor,
+    best: Mapping[str, Tensor],
+    progress: Progress,
+    *,
+    write: bool = True,
 ) -> None:
-    """Writes trained parameters, buffers, optimiser state, losses (steps,) and progress.
+    """Writes the state of a run.
+
+    Args:
+        path: Where to.
+        model: Its trained parameters and persistent buffers are written.
+        optimizer: Its state is written.
+        losses: Loss of each step, (steps,).
+        best: The best weights so far, as `copy_trained` gives them; empty where none are kept.
+        progress: How far the run has come.
+        write: False in all processes but one, which only take part in gathering what is sharded.
 
     Raises:
         OSError: The file cannot be written; an earlier state is kept.
     """
-    tensors = {"losses": losses, **_model_tensors(model), **_optimiser_tensors(optimiser)}
-    tensors = {name: tensor.detach().cpu().contiguous().clone() for name, tensor in tensors.items()}
+    groups = {
+        "model": copy_trained(model),
+        "best": best,
+        "optimizer": {name: _copy(tensor) for name, tensor in _optimizer_tensors(optimizer).items()},
+    }
+    if not write:
+        return
+    tensors = {f"{group}/{name}": tensor for group, named in groups.items() for name, tensor in named.items()}
+    tensors["losses"] = _copy(losses)
     with atomic_file(path) as part:
         try:
             save_file(tensors, part, metadata={"progress": json.dumps(asdict(progress))})
@@ -50,59 +83,94 @@ def save_state(
 
 
 def load_state(
-    path: Path, model: nn.Module, optimiser: torch.optim.Optimizer, losses: Tensor, key: str
-) -> Progress | None:
-    """Restores in place what `save_state` wrote.
+    path: Path, model: nn.Module, optimizer: torch.optim.Optimizer, losses: Tensor, key: str
+) -> tuple[Progress, Tensors] | None:
+    """Restores model, optimizer and losses in place to what `save_state` wrote.
 
     Returns:
-        The progress, or None where there is no state of the run `key`.
+        The progress and the best trained tensors, which are none where none were kept; None where there is no state
+        of the run `key`.
 
     Raises:
-        ValueError: The file is damaged or holds other tensors than the model and the optimiser have.
+        ValueError: The file is damaged or holds other tensors than the model has; nothing was changed.
     """
     if not path.exists():
         return None
     try:
         with safe_open(path, framework="pt") as file:
             values = json.loads(file.metadata()["progress"])
-            tensors = {name: file.get_tensor(name) for name in file.keys()}  # noqa: SIM118
+            stored = {name: file.get_tensor(name) for name in file.keys()}  # noqa: SIM118
+        values["validation"] = tuple((step, score) for step, score in values["validation"])
+        progress = Progress(**values)
     except (SafetensorError, KeyError, TypeError, json.JSONDecodeError) as error:
         raise ValueError(f"{path}: not a resumable state: {error}; delete it to start afresh") from error
-    if values["key"] != key:
+    if progress.key != key:
         return None
-    _restore(tensors, path, model, optimiser, losses)
-    validation = tuple((step, accuracy) for step, accuracy in values["validation"])
-    return Progress(key, values["step"], values["seconds"], validation)
-
-
-def _restore(
-    tensors: Mapping[str, Tensor], path: Path, model: nn.Module, optimiser: torch.optim.Optimizer, losses: Tensor
-) -> None:
-    targets = {"losses": losses, **_model_tensors(model)}
-    stored = {name for name in tensors if not name.startswith("optimiser/")}
-    shapes_differ = any(tensors[name].shape != target.shape for name, target in targets.items() if name in tensors)
-    if stored != set(targets) or shapes_differ:
+    groups: dict[str, Tensors] = {"losses": {}, "model": {}, "best": {}, "optimizer": {}}
+    for name, tensor in stored.items():
+        group, _, rest = name.partition("/")
+        groups[group][rest] = tensor
+    trained = _trained_tensors(model)
+    fits = _fit(groups["losses"], {"": losses}) and _fit(groups["model"], trained)
+    if not fits or (groups["best"] and not _fit(groups["best"], trained)):
         raise ValueError(f"{path}: the state of another model or number of steps; delete it to start afresh")
+    restore_trained(model, groups["model"])
+    losses.copy_(groups["losses"][""])
+    _restore_optimizer(optimizer, groups["optimizer"])
+    return progress, groups["best"]
+
+
+def copy_trained(model: nn.Module) -> Tensors:
+    """Copies on the CPU of all that training can change: trained parameters and persistent buffers, by name."""
+    return {name: _copy(tensor) for name, tensor in _trained_tensors(model).items()}
+
+
+def restore_trained(model: nn.Module, tensors: Mapping[str, Tensor]) -> None:
+    """Puts what `copy_trained` gave back into the model, in place."""
     with torch.no_grad():
-        for name, target in targets.items():
-            target.copy_(tensors[name])
-    state: dict[int, dict[str, Tensor]] = {}
-    for name in tensors.keys() - stored:
-        _, index, entry = name.split("/")
-        state.setdefault(int(index), {})[entry] = tensors[name]
-    optimiser.load_state_dict({**optimiser.state_dict(), "state": state})
+        for name, target in _trained_tensors(model).items():
+            target.copy_(_sharded_like(target, tensors[name]))
 
 
-def _model_tensors(model: nn.Module) -> dict[str, Tensor]:
-    """Trained parameters and persistent buffers: all that training can change."""
+def _trained_tensors(model: nn.Module) -> Tensors:
     frozen = {name for name, parameter in model.named_parameters() if not parameter.requires_grad}
-    return {f"model/{name}": tensor for name, tensor in model.state_dict().items() if name not in frozen}
+    return {name: tensor for name, tensor in model.state_dict().items() if name not in frozen}
 
 
-def _optimiser_tensors(optimiser: torch.optim.Optimizer) -> dict[str, Tensor]:
-    state = optimiser.state_dict()["state"]
+def _fit(tensors: Mapping[str, Tensor], targets: Mapping[str, Tensor]) -> bool:
+    same_names = tensors.keys() == targets.keys()
+    return same_names and all(tensors[name].shape == target.shape for name, target in targets.items())
+
+
+def _optimizer_tensors(optimizer: torch.optim.Optimizer) -> Tensors:
+    state = optimizer.state_dict()["state"]
     return {
-        f"optimiser/{index}/{entry}": torch.as_tensor(value)
+        f"{index}/{entry}": torch.as_tensor(value)
         for index, entries in state.items()
         for entry, value in entries.items()
     }
+
+
+def _restore_optimizer(optimizer: torch.optim.Optimizer, tensors: Mapping[str, Tensor]) -> None:
+    parameters = [parameter for group in optimizer.param_groups for parameter in group["params"]]
+    state: dict[int, Tensors] = {}
+    for name, tensor in tensors.items():
+        index, entry = name.split("/")
+        state.setdefault(int(index), {})[entry] = _sharded_like(parameters[int(index)], tensor)
+    optimizer.load_state_dict({**optimizer.state_dict(), "state": state})
+
+
+def whole(tensor: Tensor) -> Tensor:
+    """The tensor itself, or gathered from all processes where it is sharded; all of them have to call this."""
+    return tensor.full_tensor() if isinstance(tensor, DTensor) else tensor
+
+
+def _copy(tensor: Tensor) -> Tensor:
+    return whole(tensor).detach().to("cpu", copy=True).contiguous()
+
+
+def _sharded_like(target: Tensor, tensor: Tensor) -> Tensor:
+    """A whole tensor, sharded as `target` is where that is sharded and has its shape (a step counter has not)."""
+    if isinstance(target, DTensor) and tensor.shape == target.shape:
+        return distribute_tensor(tensor.to(target.device), target.device_mesh, target.placements)
+    return tensor

@@ -3,49 +3,71 @@
 from __future__ import annotations
 
 import contextlib
-import signal
-import threading
+import math
 import time
+from collections import defaultdict
 from collections.abc import Callable, Iterator, Sequence
 from dataclasses import dataclass, field
 from pathlib import Path
-from types import FrameType
-from typing import Any
+from typing import Literal
 
 import torch
 from torch import Tensor, nn
+from torch.distributed.tensor import DTensor
 from torch.utils.data import DataLoader, Dataset
 
-from randlora_core.experiment.optimiser import cosine, make_optimiser, set_learning_rate
+from randlora_core.experiment.distributed import is_placed, is_sharded, make_accelerator
+from randlora_core.experiment.optimizer import learning_rate_share, make_optimizer, set_learning_rate
 from randlora_core.experiment.seeding import seed_global
-from randlora_core.experiment.state import Progress, load_state, save_state
+from randlora_core.experiment.state import (
+    Progress,
+    Tensors,
+    copy_trained,
+    load_state,
+    restore_trained,
+    save_state,
+    whole,
+)
+from randlora_core.experiment.stopping import Stop, stop_between_steps
 
 REPORT_STEPS = {"cpu": 1}
 """Steps between two readings of the loss, by device type; a reading waits for the device."""
 DEFAULT_REPORT_STEPS = 10
 
 
-@dataclass(frozen=True)
+@dataclass(frozen=True, kw_only=True)
 class FitSettings:
-    """What `fit` does; see `TrainingConfig` for the meaning of the shared names.
+    """What `fit` does. The defaults are the configuration's.
 
     Attributes:
-        steps: Optimiser steps.
-        accumulate: Micro-batches per step.
+        steps: Optimizer steps.
+        accumulate: Micro-batches per step, over all processes.
+        learning_rate: Peak of the schedule.
+        weight_decay: AdamW's, on every trained parameter.
+        clip: Largest norm of the gradient; None for no limit.
+        precision: Number format of the products; parameters and optimizer state keep theirs.
+        schedule: How the learning rate falls, see `learning_rate_share`.
+        warmup_steps: Steps in which the learning rate rises to its peak.
+        floor: Share of the peak learning rate at the last step.
         seed: The run's seed; `fit` itself uses its dropout stream.
-        evaluate_every: Steps between calls of `evaluate`; None for never.
+        validate_every: Steps between calls of `validate`, which is also called at the end; None for never.
+        keep_best: Whether the model ends with the weights of its best validation score instead of the last ones.
         workers: Processes that prepare micro-batches ahead; 0 prepares them in this one.
     """
 
     steps: int
+    accumulate: int
     learning_rate: float
-    accumulate: int = 1
-    weight_decay: float = 0.1
-    clip: float | None = 1.0
-    precision: str = "bf16"
-    seed: int = 0
-    evaluate_every: int | None = None
-    workers: int = 0
+    weight_decay: float
+    clip: float | None
+    precision: Literal["bf16", "fp32"]
+    schedule: Literal["cosine", "linear"]
+    warmup_steps: int
+    floor: float
+    seed: int
+    validate_every: int | None
+    keep_best: bool
+    workers: int
 
 
 @dataclass(frozen=True)
@@ -54,7 +76,7 @@ class Resume:
 
     path: Path
     key: str
-    seconds: float = 60.0
+    seconds: float
 
 
 @dataclass
@@ -62,215 +84,281 @@ class FitResult:
     """What training left besides the weights.
 
     Attributes:
-        losses: Loss of each optimiser step, mean over its micro-batches.
+        losses: Loss of each optimizer step: the mean over all terms of its micro-batches.
         validation: (step, score) pairs.
-        seconds: Training time without evaluation, over all the parts of a resumed run.
+        seconds: Training time without validation, over all the parts of a resumed run.
+        waited_seconds: The part of `seconds` in which the loop waited for data.
         resumed_at: Steps that were already done when this process began.
+        best_step: The step whose weights the model has, where `keep_best` chose it; else None.
     """
 
     losses: list[float] = field(default_factory=list)
     validation: list[tuple[int, float]] = field(default_factory=list)
     seconds: float = 0.0
+    waited_seconds: float = 0.0
     resumed_at: int = 0
+    best_step: int | None = None
 
 
 @contextlib.contextmanager
 def compute(device: torch.device, precision: str) -> Iterator[None]:
     """The context in which models are run, in training and in evaluation.
 
-    The autocast is not Accelerate's, whose precision is one per process. On CPUs attention takes the plain path: at 36
-    tokens under bf16, a training step of the small CLIP took 0.17 s with it and 0.50 s with the fused kernel.
+    The autocast is not Accelerate's, whose precision is one per process.
     """
-    from torch.nn.attention import SDPBackend, sdpa_kernel
-
-    with contextlib.ExitStack() as stack:
-        stack.enter_context(torch.autocast(device.type, dtype=torch.bfloat16, enabled=precision == "bf16"))
-        if device.type == "cpu":
-            stack.enter_context(sdpa_kernel(SDPBackend.MATH))
+    with torch.autocast(device.type, dtype=torch.bfloat16, enabled=precision == "bf16"):
         yield
 
 
 def fit(
-    objective: nn.Module,
+    module: nn.Module,
     batches: Dataset,
     settings: FitSettings,
     device: torch.device,
     *,
     resume: Resume | None = None,
     on_step: Callable[[int, float], None] | None = None,
-    evaluate: Callable[[], float] | None = None,
+    validate: Callable[[], float] | None = None,
 ) -> FitResult:
-    """Trains an objective's trainable parameters in place.
+    """Trains a module's trainable parameters in place.
+
+    The gradient of a step is that of the mean loss over all terms (samples, tokens) of its micro-batches, however they
+    are cut. In several processes (torchrun, accelerate launch) each takes its part of every step's micro-batches, so
+    that losses and weights are those of one process up to rounding.
 
     A run that is killed and called again with the same arguments gives the same losses and weights to the bit: its
-    state is written between steps, and all randomness is a function of seed and step.
+    state is written between steps, and all randomness is a function of seed, step and micro-batch.
 
     Args:
-        objective: Module whose forward takes a micro-batch (*tensors) and gives its scalar loss.
+        module: Its forward takes a micro-batch (*tensors) and gives the sum of the losses over the micro-batch's terms
+            and the number of these terms, an integer or a tensor of no dimension. It is moved to the device unless it
+            is already placed, see `is_placed`.
         batches: Micro-batch i, a tuple of CPU tensors, for i in [0, steps * accumulate); a function of i alone.
-        settings: The optimiser's and the loop's settings.
+        settings: The optimizer's and the loop's settings.
         device: Where to train.
         resume: Where to keep resumable state; None for nowhere.
-        on_step: Called with the number of steps done and the latest loss, every step on a CPU, less often elsewhere.
-        evaluate: Gives a validation score, called every `settings.evaluate_every` steps.
+        on_step: Called with the number of steps done and the latest loss, every step on a CPU, less often elsewhere;
+            of several processes only the first calls it.
+        validate: Gives a score of which more is better; called in every process.
 
     Returns:
         Losses, scores and seconds.
 
     Raises:
-        FloatingPointError: The loss is not finite.
+        ValueError: No parameter is trainable, a step has no terms, `keep_best` without validation, micro-batches that
+            cannot be dealt out evenly to the processes, or a device other than that Accelerate uses in this process.
+        FloatingPointError: The loss or the norm of the gradient is not finite.
         KeyboardInterrupt: SIGINT or SIGTERM came; the state after the last whole step has been written.
         OSError: The state cannot be written.
     """
-    return _Loop(objective, settings, device, resume).run(batches, on_step, evaluate)
+    if settings.keep_best and (validate is None or settings.validate_every is None):
+        raise ValueError("keep_best=True needs a validation to choose by: give validate and validate_every")
+    return _Loop(module, batches, settings, device, resume).run(on_step, validate)
 
 
 class _Loop:
     """The moving parts of one call of `fit`."""
 
-    def __init__(self, objective: nn.Module, settings: FitSettings, device: torch.device, resume: Resume | None):
-        from accelerate import Accelerator
-
+    def __init__(
+        self, module: nn.Module, batches: Dataset, settings: FitSettings, device: torch.device, resume: Resume | None
+    ):
         self.settings, self.resume = settings, resume
-        self.accelerator = Accelerator(
-            mixed_precision="no", cpu=device.type == "cpu", gradient_accumulation_steps=settings.accumulate
-        )
+        self.accelerator = make_accelerator(device, settings.accumulate)
         self.device = self.accelerator.device
-        objective.to(self.device)
-        optimiser = make_optimiser(
-            objective.parameters(), learning_rate=settings.learning_rate, weight_decay=settings.weight_decay
+        if not is_sharded(module):  # a sharded model averages its gradients over the processes itself
+            module = self.accelerator.prepare_model(module, device_placement=not is_placed(module))
+        self.module = module
+        self.trained = [parameter for parameter in module.parameters() if parameter.requires_grad]
+        optimizer = make_optimizer(
+            self.trained, learning_rate=settings.learning_rate, weight_decay=settings.weight_decay
         )
-        self.objective, self.optimiser = self.accelerator.prepare(objective, optimiser)
-        self.trained = [parameter for parameter in objective.parameters() if parameter.requires_grad]
-        self.losses = torch.zeros(settings.steps, device=self.device)
+        self.optimizer = self.accelerator.prepare_optimizer(optimizer)
+        self.losses, self.num_terms, self.norms = torch.zeros(3, settings.steps, device=self.device)
         self.result = FitResult()
+        self.best: Tensors = {}
         self.step = 0
         self.started = self.written = 0.0
-
-    def run(
-        self,
-        batches: Dataset,
-        on_step: Callable[[int, float], None] | None,
-        evaluate: Callable[[], float] | None,
-    ) -> FitResult:
-        """Does the steps that are left."""
         self._restore()
-        micro_batches = iter(self._loader(batches))
-        with _stop_between_steps() as stop:
+        self.micro_batches = iter(self._loader(batches))
+
+    def run(self, on_step: Callable[[int, float], None] | None, validate: Callable[[], float] | None) -> FitResult:
+        """Does the steps that are left."""
+        settings = self.settings
+        with stop_between_steps() as stop:
             self.started = self.written = time.perf_counter()
-            while self.step < self.settings.steps:
-                self._optimise(micro_batches)
+            while self.step < settings.steps:
+                self._optimize()
                 self.step += 1
-                if self._is_due(REPORT_STEPS.get(self.device.type, DEFAULT_REPORT_STEPS)):
+                reporting = self._is_due(REPORT_STEPS.get(self.device.type, DEFAULT_REPORT_STEPS))
+                if reporting:
                     self._report(on_step)
-                if evaluate is not None and self.settings.evaluate_every and self._is_due(self.settings.evaluate_every):
-                    self._score(evaluate)
-                self._keep(stop)
+                if validate is not None and settings.validate_every and self._is_due(settings.validate_every):
+                    self._validate(validate)
+                if reporting or self.accelerator.num_processes == 1:
+                    self._keep(stop)
             self._count_seconds()
+        if self.best:
+            restore_trained(self._unwrapped(), self.best)
         self.result.losses = self.losses.tolist()
         return self.result
 
     def _loader(self, batches: Dataset) -> DataLoader:
-        remaining = range(self.step * self.settings.accumulate, self.settings.steps * self.settings.accumulate)
-        return DataLoader(
+        """The micro-batches that are left, dealt out to the processes in turn: process p has p, p + processes, ..."""
+        accumulate = self.settings.accumulate
+        loader = DataLoader(
             batches,
-            batch_size=None,
-            sampler=remaining,
+            batch_size=1,
+            sampler=range(self.step * accumulate, self.settings.steps * accumulate),
+            collate_fn=_only,
             num_workers=self.settings.workers,
             pin_memory=self.device.type == "cuda",
         )
+        return self.accelerator.prepare_data_loader(loader)
 
-    def _optimise(self, micro_batches: Iterator[Sequence[Tensor]]) -> None:
-        """One optimiser step: forward and backward over its micro-batches, clip, update."""
+    def _optimize(self) -> None:
+        """One optimizer step: forward and backward over its micro-batches, scale, clip, update."""
         settings, index = self.settings, self.step
-        self.objective.train()
-        set_learning_rate(self.optimiser, settings.learning_rate * cosine(index, settings.steps))
-        for micro in range(settings.accumulate):
-            batch = [tensor.to(self.device, non_blocking=True) for tensor in next(micro_batches)]
+        self.module.train()
+        share = learning_rate_share(
+            index,
+            schedule=settings.schedule,
+            steps=settings.steps,
+            warmup_steps=settings.warmup_steps,
+            floor=settings.floor,
+        )
+        set_learning_rate(self.optimizer, settings.learning_rate * share)
+        totals = torch.zeros(2, device=self.device)
+        for micro in range(self.accelerator.process_index, settings.accumulate, self.accelerator.num_processes):
+            batch = self._next_batch()
             seed_global(settings.seed, "dropout", index, micro)
-            with self.accelerator.accumulate(self.objective):
+            with self.accelerator.accumulate(self.module):
                 with compute(self.device, settings.precision):
-                    loss = self.objective(*batch)
-                self.accelerator.backward(loss)
-                self.losses[index] += loss.detach() / settings.accumulate
-                if settings.clip is not None and self.accelerator.sync_gradients:
-                    self.accelerator.clip_grad_norm_(self.trained, settings.clip)
-                self.optimiser.step()
-                self.optimiser.zero_grad()
+                    loss_sum, num_terms = self.module(*batch)
+                self.accelerator.backward(loss_sum)
+            totals[0] += loss_sum.detach().to(self.device)
+            totals[1] += num_terms.to(self.device) if isinstance(num_terms, Tensor) else num_terms
+        totals = self.accelerator.reduce(totals, reduction="sum")
+        self.losses[index], self.num_terms[index] = totals[0] / totals[1], totals[1]
+        self._scale_gradients(settings.accumulate / totals[1])
+        limit = math.inf if settings.clip is None else settings.clip
+        self.norms[index] = whole(self.accelerator.clip_grad_norm_(self.trained, limit))
+        self.optimizer.step()
+        self.optimizer.zero_grad()
+
+    def _next_batch(self) -> Sequence[Tensor]:
+        began = time.perf_counter()
+        batch = next(self.micro_batches)
+        self.result.waited_seconds += time.perf_counter() - began
+        return batch
+
+    def _scale_gradients(self, scale: Tensor) -> None:
+        """Turns what backward left into the gradient of the mean over all terms of the step.
+
+        Backward left the gradient of the sum of the losses, divided by `accumulate`: Accelerate divides by the
+        micro-batches of one process, and the processes are averaged. The number of terms is known only after the last
+        forward, so it divides last. This also keeps the gradients inside the model as large as those of a single term:
+        the gradients of a mean over many tokens can vanish in fp16, in which 8-bit layers compute.
+        """
+        by_device = defaultdict(list)
+        for parameter in self.trained:
+            if parameter.grad is not None:
+                gradient = parameter.grad.to_local() if isinstance(parameter.grad, DTensor) else parameter.grad
+                by_device[gradient.device].append(gradient)
+        for device, gradients in by_device.items():
+            torch._foreach_mul_(gradients, scale.to(device))
 
     def _is_due(self, every: int) -> bool:
         return self.step % every == 0 or self.step == self.settings.steps
 
     def _report(self, on_step: Callable[[int, float], None] | None) -> None:
-        finite = torch.isfinite(self.losses[: self.step])
-        if not finite.all():
-            first = int((~finite).nonzero()[0])
-            value, rate = float(self.losses[first]), self.settings.learning_rate
-            raise FloatingPointError(f"the loss is {value} at step {first + 1} with learning rate {rate:g}")
-        if on_step is not None:
+        self._check()
+        if on_step is not None and self.accelerator.is_main_process:
             on_step(self.step, float(self.losses[self.step - 1]))
 
-    def _score(self, evaluate: Callable[[], float]) -> None:
+    def _check(self) -> None:
+        """Raises for the first step without terms, or whose loss or gradient is not finite."""
+        finite = torch.isfinite(self.losses[: self.step]) & torch.isfinite(self.norms[: self.step])
+        if finite.all():
+            return
+        index = int((~finite).nonzero()[0])
+        loss, num_terms, norm = (float(values[index]) for values in (self.losses, self.num_terms, self.norms))
+        if num_terms == 0:
+            raise ValueError(f"step {index + 1} has no terms to take the loss of: its micro-batches count 0 in all")
+        what, value = ("norm of the gradient", norm) if math.isfinite(loss) else ("loss", loss)
+        rate = self.settings.learning_rate
+        raise FloatingPointError(f"the {what} is {value} at step {index + 1} with learning rate {rate:g}")
+
+    def _validate(self, validate: Callable[[], float]) -> None:
+        from accelerate.utils import broadcast_object_list
+
         self._count_seconds()
-        self.result.validation.append((self.step, evaluate()))
+        (score,) = broadcast_object_list([float(validate())])  # one score, so that all processes keep the same weights
+        result, best = self.result, dict(self.result.validation).get(self.result.best_step, -math.inf)
+        result.validation.append((self.step, score))
+        if self.settings.keep_best and score > best:
+            result.best_step, self.best = self.step, copy_trained(self._unwrapped())
         self.started = time.perf_counter()
 
-    def _keep(self, stop: _Stop) -> None:
+    def _keep(self, stop: Stop) -> None:
         """Writes the state when it is time or a stop is asked for, and stops."""
         if self.step == self.settings.steps:
             return
-        if self.resume is not None and (stop or time.perf_counter() - self.written >= self.resume.seconds):
-            self._count_seconds()
-            progress = Progress(self.resume.key, self.step, self.result.seconds, tuple(self.result.validation))
-            save_state(self.resume.path, *self._unwrapped(), self.losses, progress)
-            self.started = self.written = time.perf_counter()
-        if stop:
+        due = self.resume is not None and time.perf_counter() - self.written >= self.resume.seconds
+        stopping, due = self._agree(bool(stop), due)
+        if self.resume is not None and (stopping or due):
+            self._save(self.resume)
+        if stopping:
             raise KeyboardInterrupt(f"stopped after step {self.step} of {self.settings.steps}")
+
+    def _agree(self, *wishes: bool) -> Sequence[bool]:
+        """What any of the processes wants, since what follows has to be done by all or by none."""
+        if self.accelerator.num_processes == 1:
+            return wishes
+        votes = torch.tensor(wishes, dtype=torch.float32, device=self.device)
+        return (self.accelerator.reduce(votes, reduction="sum") > 0).tolist()
+
+    def _save(self, resume: Resume) -> None:
+        self._check()
+        self._count_seconds()
+        result = self.result
+        progress = Progress(
+            key=resume.key,
+            step=self.step,
+            seconds=result.seconds,
+            waited_seconds=result.waited_seconds,
+            validation=tuple(result.validation),
+            best_step=result.best_step,
+        )
+        model, write = self._unwrapped(), self.accelerator.is_main_process
+        save_state(resume.path, model, self.optimizer, self.losses, self.best, progress, write=write)
+        self.started = self.written = time.perf_counter()
+
+    def _restore(self) -> None:
+        if self.resume is None:
+            return
+        loaded = load_state(self.resume.path, self._unwrapped(), self.optimizer, self.losses, self.resume.key)
+        if loaded is None:
+            return
+        progress, self.best = loaded
+        self.step = progress.step
+        self.result = FitResult(
+            validation=list(progress.validation),
+            seconds=progress.seconds,
+            waited_seconds=progress.waited_seconds,
+            resumed_at=progress.step,
+            best_step=progress.best_step,
+        )
 
     def _count_seconds(self) -> None:
         if self.device.type == "cuda":
             torch.cuda.synchronize(self.device)
         self.result.seconds += time.perf_counter() - self.started
 
-    def _restore(self) -> None:
-        if self.resume is None:
-            return
-        progress = load_state(self.resume.path, *self._unwrapped(), self.losses, self.resume.key)
-        if progress is not None:
-            self.step = self.result.resumed_at = progress.step
-            self.result.seconds, self.result.validation = progress.seconds, list(progress.validation)
-
-    def _unwrapped(self) -> tuple[nn.Module, torch.optim.Optimizer]:
-        return self.accelerator.unwrap_model(self.objective), self.optimiser
+    def _unwrapped(self) -> nn.Module:
+        return self.accelerator.unwrap_model(self.module)
 
 
-class _Stop:
-    """Whether a signal asked to stop."""
-
-    def __init__(self) -> None:
-        self.requested = False
-
-    def __bool__(self) -> bool:
-        return self.requested
-
-    def request(self, number: int, frame: FrameType | None) -> None:
-        """Handles a signal: the first asks to stop after the step, the second stops at once."""
-        if self.requested:
-            raise KeyboardInterrupt
-        self.requested = True
-
-
-@contextlib.contextmanager
-def _stop_between_steps() -> Iterator[_Stop]:
-    """Turns SIGINT and SIGTERM into a request, since a step that is cut in half cannot be resumed to the bit."""
-    stop = _Stop()
-    if threading.current_thread() is not threading.main_thread():
-        yield stop
-        return
-    signals = (signal.SIGINT, signal.SIGTERM)
-    before: dict[int, Any] = {number: signal.signal(number, stop.request) for number in signals}
-    try:
-        yield stop
-    finally:
-        for number, handler in before.items():
-            signal.signal(number, handler)
+def _only(micro_batches: Sequence[Sequence[Tensor]]) -> Sequence[Tensor]:
+    """The one micro-batch that the loader was told to fetch."""
+    (micro_batch,) = micro_batches
+    return micro_batch

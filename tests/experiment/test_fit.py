@@ -1,128 +1,114 @@
+"""The loop in one process: what it computes, what it refuses, and runs that are killed and taken up again."""
+
 import json
 import os
 import signal
 import subprocess
 import sys
+from dataclasses import replace
 from pathlib import Path
 
 import pytest
 import torch
+from fitting import (
+    CPU,
+    Batches,
+    Joined,
+    Killed,
+    Regression,
+    assert_close,
+    assert_identical,
+    kill_at,
+    sample_wise,
+    settings,
+    weights,
+)
 from safetensors.torch import load_file
 from torch import nn
-from torch.utils.data import Dataset
+from torch.nn import functional as F
 
-from randlora_core.experiment.optimiser import cosine
-from randlora_core.experiment.training import FitSettings, Resume, fit
-
-CPU = torch.device("cpu")
-
-
-class Regression(nn.Module):
-    """A frozen layer, dropout, a batch norm with running statistics and a trained layer."""
-
-    def __init__(self):
-        super().__init__()
-        torch.manual_seed(0)
-        self.frozen = nn.Linear(6, 8).requires_grad_(False)
-        self.norm = nn.BatchNorm1d(8)
-        self.dropout = nn.Dropout(0.3)
-        self.head = nn.Linear(8, 3)
-
-    def forward(self, x, y):
-        return nn.functional.mse_loss(self.head(self.dropout(self.norm(self.frozen(x)))).float(), y)
-
-
-class Batches(Dataset):
-    def __init__(self, count, size=8):
-        self.count, self.size = count, size
-
-    def __len__(self):
-        return self.count
-
-    def __getitem__(self, index):
-        draw = torch.Generator().manual_seed(index)
-        return torch.randn(self.size, 6, generator=draw), torch.randn(self.size, 3, generator=draw)
-
-
-class Killed(BaseException):
-    pass
-
-
-def settings(**changes):
-    return FitSettings(**{"steps": 7, "learning_rate": 0.05, "precision": "fp32", "seed": 3, **changes})
-
-
-def weights(model):
-    return {name: tensor.clone() for name, tensor in model.state_dict().items()}
-
-
-def assert_identical(first, second):
-    assert first.keys() == second.keys()
-    for name, tensor in first.items():
-        assert torch.equal(tensor, second[name]), name
+from randlora_core.experiment import training
+from randlora_core.experiment.optimizer import learning_rate_share
+from randlora_core.experiment.training import Resume, fit
 
 
 @pytest.mark.parametrize("precision", ["fp32", "bf16"])
 @pytest.mark.parametrize("accumulate", [1, 2])
 @pytest.mark.parametrize("killed_after", [1, 4, 6])
 def test_a_killed_run_resumes_to_the_bit(tmp_path, killed_after, accumulate, precision):
-    plan = settings(accumulate=accumulate, precision=precision, evaluate_every=2)
-    whole = Regression()
-    scores = iter(range(100))
-    expected = fit(whole, Batches(7 * accumulate), plan, CPU, evaluate=lambda: float(next(scores)))
+    plan = settings(accumulate=accumulate, precision=precision, validate_every=2, keep_best=True)
+    by_step = {2: 0.5, 4: 0.9, 6: 0.9, 7: 0.7}
     resume = Resume(tmp_path / "run" / "state.safetensors", "run", seconds=0)
 
-    def kill(step, loss):
-        if step == killed_after + 1:
-            raise Killed
-
-    scores = iter(range(100))
-    with pytest.raises(Killed):
+    def run(module, resume, on_step=None, done=0):
+        scores = iter([score for step, score in by_step.items() if step > done])
         batches = Batches(7 * accumulate)
-        fit(Regression(), batches, plan, CPU, resume=resume, on_step=kill, evaluate=lambda: float(next(scores)))
+        return fit(module, batches, plan, CPU, resume=resume, on_step=on_step, validate=lambda: next(scores))
+
+    whole, resumed = Regression(), Regression()
+    expected = run(whole, None)
+    with pytest.raises(Killed):
+        run(Regression(), resume, on_step=kill_at(killed_after + 1))
     torch.rand(17)
-    resumed = Regression()
-    scores = iter(range(killed_after // 2, 100))
-    got = fit(resumed, Batches(7 * accumulate), plan, CPU, resume=resume, evaluate=lambda: float(next(scores)))
+    got = run(resumed, resume, done=killed_after)
     assert got.resumed_at == killed_after
     assert got.losses == expected.losses and len(got.losses) == 7
-    assert got.validation == expected.validation
+    assert got.validation == expected.validation == list(by_step.items())
+    assert got.best_step == expected.best_step == 4
     assert_identical(weights(resumed), weights(whole))
 
 
-def test_the_loop_is_adamw_with_clipping_and_a_cosine():
-    model, oracle = Regression(), Regression()
-    model.dropout.p = oracle.dropout.p = 0.0
-    result = fit(model, Batches(5), settings(steps=5, clip=0.1, weight_decay=0.2), CPU)
-    optimiser = torch.optim.AdamW([*oracle.norm.parameters(), *oracle.head.parameters()], lr=1.0, weight_decay=0.2)
+@pytest.mark.parametrize("clip", [0.1, None])
+@pytest.mark.parametrize("schedule", ["cosine", "linear"])
+def test_the_loop_is_adamw_with_clipping_and_a_schedule(schedule, clip):
+    module, oracle = Regression(), Regression()
+    module.dropout.p = oracle.dropout.p = 0.0
+    plan = settings(steps=5, clip=clip, weight_decay=0.2, schedule=schedule, warmup_steps=2, floor=0.1)
+    result = fit(module, Batches(5), plan, CPU)
+    optimizer = torch.optim.AdamW([*oracle.norm.parameters(), *oracle.head.parameters()], lr=1.0, weight_decay=0.2)
     losses = []
     for step in range(5):
-        optimiser.param_groups[0]["lr"] = 0.05 * cosine(step, 5)
-        loss = oracle(*Batches(5)[step])
+        share = learning_rate_share(step, schedule=schedule, steps=5, warmup_steps=2, floor=0.1)
+        optimizer.param_groups[0]["lr"] = 0.05 * share
+        x, y = Batches(5)[step]
+        loss = F.mse_loss(oracle.head(oracle.norm(oracle.frozen(x))), y)
         loss.backward()
-        nn.utils.clip_grad_norm_(oracle.parameters(), 0.1)
-        optimiser.step()
-        optimiser.zero_grad()
+        if clip is not None:
+            nn.utils.clip_grad_norm_(oracle.parameters(), clip)
+        optimizer.step()
+        optimizer.zero_grad()
         losses.append(loss.item())
     assert result.losses == pytest.approx(losses, rel=1e-6)
-    for name, tensor in oracle.state_dict().items():
-        assert torch.allclose(model.state_dict()[name], tensor, atol=1e-6), name  # fused against unfused update
+    assert_close(weights(module), weights(oracle), atol=1e-6)  # fused against unfused update
 
 
-def test_accumulated_micro_batches_are_one_batch():
-    class Joined(Batches):
-        def __getitem__(self, index):
-            halves = [super(Joined, self).__getitem__(2 * index + half) for half in (0, 1)]
-            return tuple(torch.cat(parts) for parts in zip(*halves, strict=True))
-
-    split, whole = Regression().eval(), Regression().eval()
-    for model in (split, whole):
-        model.dropout.p, model.norm = 0.0, nn.Identity()
-    one = fit(split, Batches(8), settings(steps=4, accumulate=2), CPU)
-    other = fit(whole, Joined(4), settings(steps=4), CPU)
+@pytest.mark.parametrize("clip", [0.1, None])
+def test_accumulated_micro_batches_of_unequal_weight_are_one_batch(clip):
+    """Steps of 3 + 17, 5 + 1 and 9 + 9 terms; the totals differ, since AdamW would not see one factor for all steps."""
+    batches = Batches(6, sizes=(3, 17, 5, 1, 9, 9))
+    cut, whole = sample_wise(), sample_wise()
+    one = fit(cut, batches, settings(steps=3, accumulate=2, clip=clip), CPU)
+    other = fit(whole, Joined(batches, 2), settings(steps=3, clip=clip), CPU)
     assert one.losses == pytest.approx(other.losses, rel=1e-5)
-    for name, tensor in whole.state_dict().items():
-        assert torch.allclose(split.state_dict()[name], tensor, atol=1e-5), name
+    assert_close(weights(cut), weights(whole), atol=1e-6)
+
+
+def test_the_number_of_terms_may_be_a_tensor():
+    class Counting(Regression):
+        def forward(self, x, y):
+            loss_sum, num_terms = super().forward(x, y)
+            return loss_sum, torch.tensor(num_terms)
+
+    counting, module = Counting(), Regression()
+    assert fit(counting, Batches(7), settings(), CPU).losses == fit(module, Batches(7), settings(), CPU).losses
+    assert_identical(weights(counting), weights(module))
+
+
+def test_a_step_without_terms_is_an_error_that_names_it():
+    batches = Batches(14, sizes=(4, 4, 0, 4, 0, 0, 4))  # micro-batches 4 and 5 make the third step
+    module = sample_wise()
+    with pytest.raises(ValueError, match="step 3 has no terms"):
+        fit(module, batches, settings(accumulate=2), CPU)
 
 
 def test_the_seed_decides_dropout_and_nothing_is_left_to_chance():
@@ -133,38 +119,143 @@ def test_the_seed_decides_dropout_and_nothing_is_left_to_chance():
     assert losses[0] == losses[1] != losses[2]
 
 
+class Masks(Regression):
+    """Keeps what its dropout does to ones."""
+
+    def __init__(self):
+        super().__init__()
+        self.masks = []
+
+    def forward(self, x, y):
+        self.masks.append(self.dropout(torch.ones(64)))
+        return super().forward(x, y)
+
+
+def test_no_two_dropout_masks_are_the_same_and_a_resumed_run_has_those_of_a_whole_one(tmp_path):
+    plan, batches = settings(steps=4, accumulate=3), Batches(12)
+    whole, resumed = Masks(), Masks()
+    fit(whole, batches, plan, CPU)
+    masks = torch.stack(whole.masks)
+    assert masks.shape == (12, 64) and len(masks.unique(dim=0)) == 12
+    resume = Resume(tmp_path / "state.safetensors", "run", seconds=0)
+    with pytest.raises(Killed):
+        fit(Masks(), batches, plan, CPU, resume=resume, on_step=kill_at(3))
+    fit(resumed, batches, plan, CPU, resume=resume)
+    assert torch.equal(torch.stack(resumed.masks), masks[6:])
+
+
 def test_frozen_weights_stay_as_they_are():
-    model = Regression()
-    before = weights(model.frozen)
-    fit(model, Batches(7), settings(), CPU)
-    assert_identical(weights(model.frozen), before)
-    assert not torch.equal(model.head.weight, Regression().head.weight)
+    module = Regression()
+    before = weights(module.frozen)
+    fit(module, Batches(7), settings(), CPU)
+    assert_identical(weights(module.frozen), before)
+    assert not torch.equal(module.head.weight, Regression().head.weight)
+
+
+def test_validation_comes_every_so_many_steps_and_at_the_end():
+    module, scores, done = Regression(), iter([0.5, 0.25, 0.75]), []
+    result = fit(
+        module,
+        Batches(7),
+        settings(validate_every=3),
+        CPU,
+        on_step=lambda step, loss: done.append(step),
+        validate=lambda: done.append("validated") or next(scores),
+    )
+    assert result.validation == [(3, 0.5), (6, 0.25), (7, 0.75)]
+    assert done == [1, 2, 3, "validated", 4, 5, 6, "validated", 7, "validated"]
+    last = Regression()
+    fit(last, Batches(7), settings(), CPU)
+    assert result.best_step is None
+    assert_identical(weights(module), weights(last))
+
+
+@pytest.mark.parametrize(
+    ("scores", "best"), [((0.1, 0.9, 0.9, 0.3), 4), ((0.9, 0.1, 0.2, 0.3), 2), ((-3.0, -2.0, -2.0, -1.0), 7)]
+)
+def test_the_weights_of_the_best_validation_are_kept_and_of_equals_the_earlier(scores, best):
+    module, seen, given = Regression(), [], iter(scores)
+
+    def validate():
+        module.eval()
+        seen.append(weights(module))
+        return next(given)
+
+    result = fit(module, Batches(7), settings(validate_every=2, keep_best=True), CPU, validate=validate)
+    assert result.best_step == best and len(result.losses) == 7
+    assert_identical(weights(module), seen[(2, 4, 6, 7).index(best)])
+    assert not torch.equal(seen[0]["head.weight"], seen[1]["head.weight"])
+    assert not torch.equal(seen[0]["norm.running_mean"], seen[1]["norm.running_mean"])
+
+
+def test_the_best_weights_cannot_be_kept_without_a_validation():
+    with pytest.raises(ValueError, match="keep_best=True needs a validation"):
+        fit(Regression(), Batches(7), settings(keep_best=True, validate_every=2), CPU)
+    with pytest.raises(ValueError, match="keep_best=True needs a validation"):
+        fit(Regression(), Batches(7), settings(keep_best=True), CPU, validate=lambda: 1.0)
+
+
+def test_seconds_leave_out_validation_and_say_how_long_the_loop_waited(monkeypatch, tmp_path):
+    now = [0.0]
+
+    def takes(seconds, value):
+        now[0] += seconds
+        return value
+
+    class Slow(Batches):
+        def __getitem__(self, index):
+            return takes(10, super().__getitem__(index))
+
+    class Module(Regression):
+        def forward(self, x, y):
+            return takes(1, super().forward(x, y))
+
+    monkeypatch.setattr(training.time, "perf_counter", lambda: now[0])
+    plan, resume = settings(steps=4, accumulate=2, validate_every=2), Resume(tmp_path / "state", "run", 0)
+    arguments = {"resume": resume, "validate": lambda: takes(1000, 0.5)}
+    result = fit(Module(), Slow(8), plan, CPU, **arguments)
+    assert result.waited_seconds == 8 * 10 and result.seconds == 8 * 10 + 8 * 1
+    resumed = fit(Module(), Slow(8), plan, CPU, **arguments)  # from the state that was written after step 3
+    assert resumed.resumed_at == 3
+    assert 8 * 10 <= resumed.waited_seconds < 10 * 10  # the loader had fetched a micro-batch ahead
+    assert resumed.seconds == resumed.waited_seconds + 8 * 1
 
 
 def test_a_state_of_another_run_or_a_damaged_one_is_not_resumed(tmp_path):
     path = tmp_path / "state.safetensors"
-
-    def interrupted(step, loss):
-        if step == 3:
-            raise Killed
-
     with pytest.raises(Killed):
-        fit(Regression(), Batches(7), settings(), CPU, resume=Resume(path, "a", 0), on_step=interrupted)
+        fit(Regression(), Batches(7), settings(), CPU, resume=Resume(path, "a", 0), on_step=kill_at(3))
     assert fit(Regression(), Batches(7), settings(), CPU, resume=Resume(path, "b", 1e9)).resumed_at == 0
     with pytest.raises(ValueError, match=r"state\.safetensors.*another model"):
         fit(Regression(), Batches(9), settings(steps=9), CPU, resume=Resume(path, "a", 1e9))
+    other = sample_wise()
+    before = weights(other)
+    with pytest.raises(ValueError, match=r"state\.safetensors.*another model"):
+        fit(other, Batches(7), settings(), CPU, resume=Resume(path, "a", 1e9))
+    assert_identical(weights(other), before)
     path.write_bytes(path.read_bytes()[:-10])
     with pytest.raises(ValueError, match="not a resumable state"):
         fit(Regression(), Batches(7), settings(), CPU, resume=Resume(path, "a", 1e9))
 
 
-def test_a_diverging_run_says_where(tmp_path):
+def test_a_diverging_run_says_where():
     class Diverging(Regression):
         def forward(self, x, y):
-            return super().forward(x, y) * (float("nan") if x[0, 0] == Batches(7)[2][0][0, 0] else 1)
+            loss_sum, num_terms = super().forward(x, y)
+            return loss_sum * (float("nan") if x[0, 0] == Batches(7)[2][0][0, 0] else 1), num_terms
 
-    with pytest.raises(FloatingPointError, match=r"nan at step 3 with learning rate 0\.05"):
+    with pytest.raises(FloatingPointError, match=r"the loss is nan at step 3 with learning rate 0\.05"):
         fit(Diverging(), Batches(7), settings(), CPU)
+
+
+@pytest.mark.parametrize("clip", [1.0, None])
+def test_a_gradient_that_is_not_finite_is_an_error_though_the_loss_is(clip, tmp_path):
+    module, backwards = Regression(), iter(range(7))
+    module.head.weight.register_hook(lambda gradient: gradient * (float("inf") if next(backwards) == 1 else 1))
+    resume = Resume(tmp_path / "state.safetensors", "run", 0)
+    with pytest.raises(FloatingPointError, match=r"norm of the gradient is (inf|nan) at step 2 with learning rate"):
+        fit(module, Batches(7), settings(clip=clip), CPU, resume=resume)
+    assert fit(Regression(), Batches(7), settings(clip=clip), CPU, resume=resume).resumed_at == 1
 
 
 @pytest.mark.parametrize("number", [signal.SIGINT, signal.SIGTERM])
@@ -179,10 +270,10 @@ def test_a_signal_stops_after_the_step_and_keeps_the_state(tmp_path, number):
     with pytest.raises(KeyboardInterrupt, match="after step 3 of 7"):
         fit(Regression(), Batches(7), settings(), CPU, resume=resume, on_step=send)
     assert signal.getsignal(number) is handler
-    model, whole = Regression(), Regression()
-    assert fit(model, Batches(7), settings(), CPU, resume=resume).resumed_at == 3
+    module, whole = Regression(), Regression()
+    assert fit(module, Batches(7), settings(), CPU, resume=resume).resumed_at == 3
     fit(whole, Batches(7), settings(), CPU)
-    assert_identical(weights(model), weights(whole))
+    assert_identical(weights(module), weights(whole))
 
 
 def test_a_state_that_cannot_be_written_is_an_os_error_and_leaves_nothing(tmp_path, monkeypatch):
@@ -200,21 +291,51 @@ def test_a_state_that_cannot_be_written_is_an_os_error_and_leaves_nothing(tmp_pa
     assert list(tmp_path.iterdir()) == []
 
 
+def test_worker_processes_give_the_same_run():
+    alone, helped = Regression(), Regression()
+    plan = settings(accumulate=2)
+    losses = fit(alone, Batches(14), plan, CPU).losses
+    assert fit(helped, Batches(14), replace(plan, workers=2), CPU).losses == losses
+    assert_identical(weights(helped), weights(alone))
+
+
+@pytest.mark.parametrize("mark", ["hf_device_map", "is_loaded_in_8bit", "is_loaded_in_4bit", None])
+def test_a_model_that_is_already_placed_is_not_moved(mark):
+    moves = []
+
+    class Moving(Regression):
+        def _apply(self, function, recurse=True):
+            moves.append(function)
+            return super()._apply(function, recurse)
+
+    module = Moving()
+    if mark is not None:
+        setattr(module.head, mark, {"": 0} if mark == "hf_device_map" else True)
+    result = fit(module, Batches(7), settings(), CPU)
+    assert len(result.losses) == 7
+    assert bool(moves) == (mark is None)
+
+
+@pytest.mark.skipif(torch.cuda.is_available(), reason="needs a machine without the device that is asked for")
+def test_a_device_that_accelerate_does_not_use_is_refused():
+    with pytest.raises(ValueError, match="device cuda cannot be used: Accelerate runs on cpu"):
+        fit(Regression(), Batches(7), settings(), torch.device("cuda"))
+
+
 SCRIPT = """
 import json, os, signal, sys
 sys.path.insert(0, {here!r})
-import torch
-from safetensors.torch import save_file
-from test_fit import Batches, CPU, Regression, settings
-from randlora_core.experiment.training import Resume, fit
 from pathlib import Path
-folder, kill_at = Path(sys.argv[1]), int(sys.argv[2])
+from fitting import Batches, CPU, Regression, settings
+from safetensors.torch import save_file
+from randlora_core.experiment.training import Resume, fit
+folder, fatal_step = Path(sys.argv[1]), int(sys.argv[2])
 def kill(step, loss):
-    if step == kill_at:
+    if step == fatal_step:
         os.kill(os.getpid(), signal.SIGKILL)
-model = Regression()
-result = fit(model, Batches(7), settings(), CPU, resume=Resume(folder / "state.safetensors", "run", 0), on_step=kill)
-save_file(model.state_dict(), folder / "weights.safetensors")
+module = Regression()
+result = fit(module, Batches(7), settings(), CPU, resume=Resume(folder / "state.safetensors", "run", 0), on_step=kill)
+save_file(module.state_dict(), folder / "weights.safetensors")
 (folder / "losses.json").write_text(json.dumps(result.losses))
 """
 
@@ -224,8 +345,8 @@ def test_sigkill_in_another_process(tmp_path):
     script = SCRIPT.format(here=str(Path(__file__).parent))
     environment = {**os.environ, "OMP_NUM_THREADS": str(torch.get_num_threads())}
     codes = [
-        subprocess.run([sys.executable, "-c", script, str(tmp_path), kill_at], env=environment).returncode
-        for kill_at in ("4", "0")
+        subprocess.run([sys.executable, "-c", script, str(tmp_path), step], env=environment).returncode
+        for step in ("4", "0")
     ]
     assert codes == [-signal.SIGKILL, 0]
     whole = Regression()

@@ -2,15 +2,14 @@
 
 import pytest
 import torch
+from fitting import CPU, Killed, kill_at, settings
 from torch import nn
 from torch.utils.data import Dataset
 
 from randlora_core import adapter_parameters, inject_adapter, make_config
-from randlora_core.experiment.training import FitSettings, Resume, fit
+from randlora_core.experiment.training import Resume, fit
 
 bnb = pytest.importorskip("bitsandbytes")
-
-CPU = torch.device("cpu")
 
 
 class Batches(Dataset):
@@ -33,34 +32,23 @@ class Objective(nn.Module):
         inject_adapter(self, make_config("randlora", rank=1), ["layer"])
 
     def forward(self, x, y):
-        return nn.functional.mse_loss(self.layer(x).float(), y)
-
-
-class Killed(BaseException):
-    pass
-
-
-def kill_at(step):
-    def on_step(done, loss):
-        if done == step:
-            raise Killed
-
-    return on_step
+        errors = nn.functional.mse_loss(self.layer(x).float(), y, reduction="none")
+        return errors.mean(1).sum(), len(x)
 
 
 @pytest.mark.parametrize("kind", ["nf4", "int8"])
 def test_quantised_layers_train_and_resume_to_the_bit(kind, tmp_path):
-    settings = FitSettings(steps=30, learning_rate=0.05, precision="fp32", seed=0)
+    plan = settings(steps=30)
     whole = Objective(kind)
     packed = whole.layer.base.weight.detach().clone()
-    losses = fit(whole, Batches(), settings, CPU).losses
+    losses = fit(whole, Batches(), plan, CPU).losses
     assert losses[-1] < 0.8 * losses[0]
     assert torch.equal(whole.layer.base.weight, packed)
 
     resume = Resume(tmp_path / "state.safetensors", "key", 0.0)
     with pytest.raises(Killed):
-        fit(Objective(kind), Batches(), settings, CPU, resume=resume, on_step=kill_at(11))
+        fit(Objective(kind), Batches(), plan, CPU, resume=resume, on_step=kill_at(11))
     resumed = Objective(kind)
-    assert fit(resumed, Batches(), settings, CPU, resume=resume).losses == losses
+    assert fit(resumed, Batches(), plan, CPU, resume=resume).losses == losses
     for ours, theirs in zip(adapter_parameters(resumed), adapter_parameters(whole), strict=True):
         assert torch.equal(ours, theirs) and ours.abs().sum() > 0

@@ -1,0 +1,110 @@
+"""A small module, its micro-batches and settings, for tests of the training loop."""
+
+import torch
+from torch import nn
+from torch.nn import functional as F
+from torch.utils.data import Dataset
+
+from randlora_core.experiment.training import FitSettings
+
+CPU = torch.device("cpu")
+
+
+class Regression(nn.Module):
+    """A frozen layer, a batch norm with running statistics, dropout and a trained layer; a term is a sample."""
+
+    def __init__(self):
+        super().__init__()
+        torch.manual_seed(0)
+        self.frozen = nn.Linear(6, 8).requires_grad_(False)
+        self.norm = nn.BatchNorm1d(8)
+        self.dropout = nn.Dropout(0.3)
+        self.head = nn.Linear(8, 3)
+
+    def forward(self, x, y):
+        output = self.head(self.dropout(self.norm(self.frozen(x)))).float()
+        return F.mse_loss(output, y, reduction="none").mean(1).sum(), len(x)
+
+
+def sample_wise():
+    """A `Regression` in which no sample acts on another."""
+    module = Regression()
+    module.norm, module.dropout.p = nn.Identity(), 0.0
+    return module
+
+
+class Batches(Dataset):
+    """Micro-batch i has `sizes[i % len(sizes)]` random samples."""
+
+    def __init__(self, count, sizes=(8,)):
+        self.count, self.sizes = count, sizes
+
+    def __len__(self):
+        return self.count
+
+    def __getitem__(self, index):
+        if index >= self.count:
+            raise IndexError(index)
+        draw, size = torch.Generator().manual_seed(index), self.sizes[index % len(self.sizes)]
+        return torch.randn(size, 6, generator=draw), torch.randn(size, 3, generator=draw)
+
+
+class Joined(Dataset):
+    """Every `parts` micro-batches of another data set as one."""
+
+    def __init__(self, batches, parts):
+        self.batches, self.parts = batches, parts
+
+    def __len__(self):
+        return len(self.batches) // self.parts
+
+    def __getitem__(self, index):
+        parts = [self.batches[index * self.parts + part] for part in range(self.parts)]
+        return tuple(torch.cat(tensors) for tensors in zip(*parts, strict=True))
+
+
+class Killed(BaseException):
+    pass
+
+
+def settings(**changes):
+    usual = {
+        "steps": 7,
+        "accumulate": 1,
+        "learning_rate": 0.05,
+        "weight_decay": 0.1,
+        "clip": 1.0,
+        "precision": "fp32",
+        "schedule": "cosine",
+        "warmup_steps": 0,
+        "floor": 0.01,
+        "seed": 3,
+        "validate_every": None,
+        "keep_best": False,
+        "workers": 0,
+    }
+    return FitSettings(**{**usual, **changes})
+
+
+def kill_at(step):
+    def on_step(done, loss):
+        if done == step:
+            raise Killed
+
+    return on_step
+
+
+def weights(module):
+    return {name: tensor.clone() for name, tensor in module.state_dict().items()}
+
+
+def assert_identical(first, second):
+    assert first.keys() == second.keys()
+    for name, tensor in first.items():
+        assert torch.equal(tensor, second[name]), name
+
+
+def assert_close(first, second, atol):
+    assert first.keys() == second.keys()
+    for name, tensor in first.items():
+        assert torch.allclose(tensor, second[name], rtol=0, atol=atol), name
