@@ -27,6 +27,13 @@ def require_splits(folder: Path, found: Sequence[str]) -> None:
         )
 
 
+def require_images(folder: Path, counts: Mapping[str, int]) -> None:
+    """Raises a ValueError that names the first split without an image."""
+    for split, count in counts.items():
+        if count == 0:
+            raise ValueError(f"{folder}: split {split!r} is empty")
+
+
 def sorted_labels(labels: Sequence[str]) -> tuple[str, ...]:
     """Sorts labels as numbers where all of them are, else as text."""
     numeric = all(label.isdecimal() for label in labels)

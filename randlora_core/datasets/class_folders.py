@@ -7,7 +7,7 @@ from typing import TYPE_CHECKING
 import numpy as np
 from PIL import Image
 
-from .arrow import SPLIT_NAMES, load_arrow, require_splits, sorted_labels
+from .arrow import SPLIT_NAMES, load_arrow, require_images, require_splits, sorted_labels
 from .images import ImageSource
 from .stored import Identity
 
@@ -59,9 +59,7 @@ class ClassFolders:
         files = {
             split: [path for name in self._classes for path in self.files[f"{split}/{name}"]] for split in self._splits
         }
-        for split, paths in files.items():
-            if not paths:
-                raise ValueError(f"{self.folder}: split {split!r} is empty; accepted are images in {split}/<class>/")
+        require_images(self.folder, {split: len(paths) for split, paths in files.items()})
         label = datasets.ClassLabel(names=list(self._classes))
         features = datasets.Features({"image": datasets.Image(decode=False), "label": label})
         options = {"drop_labels": False, "drop_metadata": True}

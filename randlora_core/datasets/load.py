@@ -168,8 +168,6 @@ def _split(
 
 
 def _check_classes(name: str, split: str, source: ImageSource, names: tuple[str, ...]) -> None:
-    if len(source.labels) == 0:
-        raise ValueError(f"data set {name!r}: split {split!r} is empty")
     absent = np.flatnonzero(np.bincount(source.labels, minlength=len(names)) == 0)
     if len(absent) and split != "validation":
         shown = ", ".join(repr(names[label]) for label in absent[:5])

@@ -10,7 +10,7 @@ from typing import TYPE_CHECKING
 import numpy as np
 from PIL import Image
 
-from .arrow import SPLIT_NAMES, load_arrow, require_splits, sorted_labels
+from .arrow import SPLIT_NAMES, load_arrow, require_images, require_splits, sorted_labels
 from .images import ImageSource
 from .stored import Identity
 
@@ -67,6 +67,11 @@ class ParquetFiles:
         import pyarrow.parquet
 
         columns = self._columns()
+        num_rows = {
+            split: [pyarrow.parquet.read_metadata(path).num_rows for path in paths]
+            for split, paths in self.files.items()
+        }
+        require_images(self.folder, {split: sum(counts) for split, counts in num_rows.items()})
         label_type = datasets.Value("int64" if columns.has_integers else "string")
         features = datasets.Features({columns.image: datasets.Image(decode=False), columns.label: label_type})
         options = {"columns": [columns.image, columns.label], "batch_size": ROWS_AT_A_TIME}
@@ -75,8 +80,7 @@ class ParquetFiles:
         for split, paths in self.files.items():
             stored = tables[split].data.column(columns.label)
             labels = _label_indices(stored, identity.classes, f"{self.folder}, split {split!r}")
-            num_rows = [pyarrow.parquet.read_metadata(path).num_rows for path in paths]
-            sources[split] = ParquetSource(tables[split], columns.image, labels, paths, num_rows)
+            sources[split] = ParquetSource(tables[split], columns.image, labels, paths, num_rows[split])
         return sources
 
     def _columns(self) -> "_Columns":
@@ -85,10 +89,10 @@ class ParquetFiles:
         first = _read_columns(paths[0])
         for path in paths[1:]:
             own = _read_columns(path)
+            if str(own) != str(first):
+                raise ValueError(f"{path} has columns {own}; accepted are those of {paths[0]}: {first}")
             if own.names != first.names:
                 raise ValueError(f"{path} has other class names than {paths[0]}")
-            if own != first:
-                raise ValueError(f"{path} has columns {own}; accepted are those of {paths[0]}: {first}")
         return first
 
 

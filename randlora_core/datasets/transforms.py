@@ -2,7 +2,7 @@
 
 import math
 from collections.abc import Callable, Sequence
-from functools import partial
+from dataclasses import dataclass
 from typing import TYPE_CHECKING
 
 import torch
@@ -79,7 +79,7 @@ def training_transform(
         ValueError: If the interpolation is unknown, the size is not positive or `crop` is out of range.
     """
     if crop == 1:
-        return partial(_whole, transform=evaluation_transform, flip=flip)
+        return WholeImage(evaluation_transform, flip)
     return train_transform(image_size, mean, std, interpolation=interpolation, crop_scale=(crop, 1.0), flip=flip)
 
 
@@ -117,14 +117,55 @@ def train_transform(
     low, high = crop_scale
     if not 0 < low <= high <= 1:
         raise ValueError(f"crop_scale={tuple(crop_scale)!r}: accepted are 0 < low <= high <= 1")
-    return partial(
-        _cropped,
-        size=image_size,
-        mode=InterpolationMode(interpolation),
-        scale=(low, high),
-        flip=flip,
-        to_tensor=_to_tensor(mean, std),
-    )
+    return RandomCrop(image_size, InterpolationMode(interpolation), (low, high), _to_tensor(mean, std), flip)
+
+
+@dataclass(frozen=True)
+class WholeImage:
+    """The evaluation transform, then in half of all draws the mirror image.
+
+    Attributes:
+        transform: From an image to a tensor.
+        flip: Whether there are mirror images.
+    """
+
+    transform: EvaluationTransform
+    flip: bool
+
+    def __call__(self, image: Image.Image, stream: Stream) -> torch.Tensor:
+        """Returns the tensor of an image as the numbers of `stream` augment it."""
+        return self.augment(self.transform(image), stream)
+
+    def augment(self, tensor: torch.Tensor, stream: Stream) -> torch.Tensor:
+        """Does the random part of it to the tensor that the evaluation transform gives."""
+        return _mirrored(tensor, stream) if self.flip else tensor
+
+
+@dataclass(frozen=True)
+class RandomCrop:
+    """A random resized crop, then in half of all draws its mirror image.
+
+    Attributes:
+        size: Width and height of the result in pixels.
+        mode: How the crop is resized.
+        scale: Smallest and largest part of the image's area that a crop shows.
+        to_tensor: From the resized image to a tensor.
+        flip: Whether there are mirror images.
+    """
+
+    size: int
+    mode: "InterpolationMode"
+    scale: tuple[float, float]
+    to_tensor: Callable[[Image.Image], torch.Tensor]
+    flip: bool
+
+    def __call__(self, image: Image.Image, stream: Stream) -> torch.Tensor:
+        """Returns the tensor of an image as the numbers of `stream` augment it."""
+        from torchvision.transforms.v2 import functional
+
+        box = _random_box(*image.size, stream, self.scale)
+        tensor = self.to_tensor(functional.resized_crop(image, *box, [self.size, self.size], self.mode))
+        return _mirrored(tensor, stream) if self.flip else tensor
 
 
 class EvaluationSplit(Dataset):
@@ -159,35 +200,20 @@ class EvaluationSplit(Dataset):
 
 
 class TrainingSplit:
-    """Training images as augmented tensors; without random crops, from the array that evaluation would use.
+    """A split as augmented tensors; without random crops, they come from the array that evaluation uses.
 
     Args:
         split: The images.
-        evaluation_transform: As all further arguments, see `training_transform`.
-        image_size: Width and height in pixels.
-        mean: Mean of each channel.
-        std: Standard deviation of each channel.
-        interpolation: How random crops are resized.
-        crop: Smallest area of random crops; 1 for none.
-        flip: Whether half of the images are mirrored.
+        transform: From `training_transform`, or any other function (image, stream) -> tensor.
+
+    Raises:
+        ValueError: If an image cannot be decoded; see `ImageSplit.image`.
     """
 
-    def __init__(
-        self,
-        split: ImageSplit,
-        evaluation_transform: EvaluationTransform,
-        image_size: int,
-        mean: Sequence[float],
-        std: Sequence[float],
-        interpolation: str,
-        *,
-        crop: float,
-        flip: bool,
-    ) -> None:
-        self.split, self.flip = split, flip
-        self._whole = EvaluationSplit(split, evaluation_transform) if crop == 1 else None
-        settings = (evaluation_transform, image_size, mean, std, interpolation)
-        self._transform = training_transform(*settings, crop=crop, flip=flip)
+    def __init__(self, split: ImageSplit, transform: TrainingTransform) -> None:
+        self.split, self.transform = split, transform
+        self.labels = split.labels
+        self._whole = EvaluationSplit(split, transform.transform) if isinstance(transform, WholeImage) else None
 
     def __len__(self) -> int:
         return len(self.split)
@@ -195,15 +221,14 @@ class TrainingSplit:
     def image(self, index: int, stream: Stream) -> torch.Tensor:
         """Returns image `index` as the numbers of `stream` augment it, float32, shape (3, size, size)."""
         if self._whole is None:
-            return self._transform(self.split.image(index), stream)
-        return _mirrored(self._whole[index][0], stream, self.flip)
+            return self.transform(self.split.image(index), stream)
+        return self.transform.augment(self._whole[index][0], stream)
 
 
-def _mirrored(image: torch.Tensor, stream: Stream, flip: bool) -> torch.Tensor:
-    """Mirrors an image (..., height, width) from left to right in half of all draws, where `flip` asks for it."""
+def _mirrored(image: torch.Tensor, stream: Stream) -> torch.Tensor:
     from torchvision.transforms.v2 import functional
 
-    return functional.horizontal_flip(image) if flip and stream.integer(2) else image
+    return functional.horizontal_flip(image) if stream.integer(2) else image
 
 
 def _check(image_size: int, interpolation: str) -> None:
@@ -217,25 +242,6 @@ def _to_tensor(mean: Sequence[float], std: Sequence[float]) -> Callable[[Image.I
     from torchvision.transforms import Compose, Normalize, ToTensor
 
     return Compose([ToTensor(), Normalize(tuple(mean), tuple(std))])
-
-
-def _whole(image: Image.Image, stream: Stream, transform: EvaluationTransform, flip: bool) -> torch.Tensor:
-    return _mirrored(transform(image), stream, flip)
-
-
-def _cropped(
-    image: Image.Image,
-    stream: Stream,
-    size: int,
-    mode: "InterpolationMode",
-    scale: tuple[float, float],
-    flip: bool,
-    to_tensor: Callable[[Image.Image], torch.Tensor],
-) -> torch.Tensor:
-    from torchvision.transforms.v2 import functional
-
-    crop = functional.resized_crop(image, *_random_box(*image.size, stream, scale), [size, size], mode)
-    return _mirrored(to_tensor(crop), stream, flip)
 
 
 def _random_box(width: int, height: int, stream: Stream, scale: tuple[float, float]) -> tuple[int, int, int, int]:

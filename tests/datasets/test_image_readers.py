@@ -1,4 +1,7 @@
+import pickle
 import shutil
+import socket
+from pathlib import Path
 
 import numpy as np
 import pyarrow
@@ -7,7 +10,7 @@ import pytest
 import torch
 from sample_images import encoded, picture
 
-from randlora_core.datasets import available, load_data, readers
+from randlora_core.datasets import arrow, available, load_data
 
 
 def test_parquet_images_labels_and_names(parquet_root):
@@ -94,34 +97,6 @@ def test_short_classes_are_reported_by_name(tmp_path, write_class_folders):
     assert data.short_classes == {"red kite": 4} and data.sizes["train"] == 12
 
 
-def test_fingerprint_depends_on_content_labels_and_names_only(parquet_root, write_parquet):
-    names = ["cat", "guinea_pig", "dog", "sea_horse"]
-    labels = [row % 4 for row in range(12)]
-    path = parquet_root / "animals" / "test-00000-of-00001.parquet"
-    original = load_data("animals", root=parquet_root).fingerprint
-    assert load_data("animals", root=parquet_root, shots=1, seed=3).fingerprint == original
-    seen = {original}
-    write_parquet(path, labels, names, first=41)
-    seen.add(load_data("animals", root=parquet_root).fingerprint)
-    write_parquet(path, labels[::-1], names, first=40)
-    seen.add(load_data("animals", root=parquet_root).fingerprint)
-    for split in ("train-00000-of-00002", "train-00001-of-00002"):
-        write_parquet(parquet_root / "animals" / f"{split}.parquet", labels, ["lion", *names[1:]])
-    write_parquet(path, labels, ["lion", *names[1:]], first=40)
-    seen.add(load_data("animals", root=parquet_root).fingerprint)
-    assert len(seen) == 4
-
-
-def test_parquet_and_class_folders_with_the_same_images_have_the_same_fingerprint(
-    tmp_path, write_class_folders, write_parquet
-):
-    for split, first in (("train", 0), ("test", 10)):
-        write_class_folders(tmp_path / "folders" / split, {"a": 3, "b": 3}, first)
-        write_parquet(tmp_path / "parquet" / f"{split}.parquet", [0, 0, 0, 1, 1, 1], ["a", "b"], first)
-    prints = {load_data(name, root=tmp_path).fingerprint for name in ("folders", "parquet")}
-    assert len(prints) == 1
-
-
 def test_a_part_of_a_published_set_is_a_subset_with_its_own_name(tmp_path, write_class_folders):
     for split in ("train", "test"):
         write_class_folders(tmp_path / "mnist_part" / split, {"0": 2, "7": 2})
@@ -150,6 +125,7 @@ def test_unknown_names_list_the_known_ones(parquet_root):
 
 def test_a_missing_root_is_named(tmp_path):
     assert "nowhere" in message_of("mnist", root=tmp_path / "nowhere")
+    assert "nowhere" in message_of("pets", root=tmp_path / "nowhere")
     assert available() == ("digits", "characters")
 
 
@@ -266,5 +242,186 @@ def test_a_struct_without_bytes_is_named(parquet_root):
 
 @pytest.mark.parametrize("metadata", [b"not JSON", b"[]", b'{"info": {"features": null}}'])
 def test_foreign_metadata_is_read_as_none(parquet_root, metadata):
-    path = rewritten(parquet_root, lambda table: table.replace_schema_metadata({b"huggingface": metadata}))
-    assert readers._read_table(path).names is None
+    for path in (parquet_root / "animals").iterdir():
+        table = pyarrow.parquet.read_table(path)
+        pyarrow.parquet.write_table(table.replace_schema_metadata({b"huggingface": metadata}), path)
+    data = load_data("animals", root=parquet_root)
+    assert data.class_names == ("0", "1", "2", "3") and torch.equal(data.test.labels, torch.arange(12) % 4)
+
+
+def write_set(root, **columns):
+    """A Parquet set with the same rows in both splits."""
+    (root / "set").mkdir()
+    for split in ("train", "test"):
+        pyarrow.parquet.write_table(pyarrow.table(columns), root / "set" / f"{split}.parquet")
+
+
+IMAGES = [encoded(row) for row in range(4)]
+
+
+@pytest.mark.parametrize("kind", [pyarrow.uint8(), pyarrow.int32(), pyarrow.int64()])
+def test_integers_of_every_width_are_labels(tmp_path, kind):
+    write_set(tmp_path, image=IMAGES, label=pyarrow.array([2, 0, 1, 0], kind))
+    data = load_data("set", root=tmp_path)
+    assert data.test.labels.tolist() == [2, 0, 1, 0] and data.class_names == ("0", "1", "2")
+
+
+@pytest.mark.parametrize("kind", [pyarrow.string(), pyarrow.large_string()])
+def test_numbers_as_text_are_sorted_as_numbers(tmp_path, kind):
+    images = pyarrow.array(IMAGES, pyarrow.large_binary())
+    write_set(tmp_path, image=images, label=pyarrow.array(["10", "9", "9", "1"], kind))
+    data = load_data("set", root=tmp_path)
+    assert data.test.labels.tolist() == [2, 1, 1, 0] and data.class_names == ("1", "9", "10")
+    np.testing.assert_array_equal(np.asarray(data.test.image(3)), np.asarray(picture(3)))
+
+
+@pytest.mark.parametrize(
+    ("column", "values", "shown"), [("label", [0.5, 1, 2, 3], "double"), ("image", ["a", "b", "c", "d"], "string")]
+)
+def test_columns_of_other_types_are_named(tmp_path, column, values, shown):
+    write_set(tmp_path, **{"image": IMAGES, "label": [0, 1, 0, 1], column: values})
+    message = message_of("set", root=tmp_path)
+    assert "train.parquet" in message and f"column {column!r} holds {shown}; accepted are" in message
+
+
+def test_missing_labels_and_images_are_named(tmp_path):
+    write_set(tmp_path, image=[*IMAGES[:3], None], label=[0, 1, 0, 1])
+    with pytest.raises(ValueError, match=r"index 3 .*test\.parquet, row 3.*no image bytes"):
+        load_data("set", root=tmp_path).test.image(3)
+    shutil.rmtree(tmp_path / "set")
+    write_set(tmp_path, image=IMAGES, label=[0, 1, None, 1])
+    assert "label None of row 2 is outside the 2 classes" in message_of("set", root=tmp_path)
+
+
+def test_files_with_other_columns_are_rejected(parquet_root):
+    path = rewritten(parquet_root, lambda table: table.rename_columns(["img", "label"]))
+    assert f"{path} has columns img and label (integers)" in message_of("animals", root=parquet_root)
+
+
+def test_a_file_with_a_broken_body_is_one_line(parquet_root):
+    path = parquet_root / "animals" / "test-00000-of-00001.parquet"
+    content = bytearray(path.read_bytes())
+    content[4:400] = bytes(396)
+    path.write_bytes(content)
+    message = message_of("animals", root=parquet_root)
+    assert str(path.parent) in message and "cannot be copied" in message
+
+
+def test_images_anywhere_else_than_in_class_folders_are_named(tmp_path, write_class_folders):
+    for split in ("train", "test"):
+        write_class_folders(tmp_path / "toys" / split, {"ball": 2})
+    nested = tmp_path / "toys" / "train" / "ball" / "red"
+    write_class_folders(nested.parent, {"red": 1})
+    assert f"{nested} is a folder in a class folder" in message_of("toys", root=tmp_path)
+    shutil.rmtree(nested)
+    (tmp_path / "toys" / "test" / "stray.PNG").write_bytes(encoded(0))
+    assert "stray.PNG is in no class folder" in message_of("toys", root=tmp_path)
+
+
+def test_an_empty_split_of_class_folders_is_named(tmp_path, write_class_folders):
+    for split in ("train", "test"):
+        write_class_folders(tmp_path / "toys" / split, {"ball": 2})
+    (tmp_path / "toys" / "val" / "ball").mkdir(parents=True)
+    assert "split 'validation' is empty" in message_of("toys", root=tmp_path)
+
+
+# Memory, network and output.
+
+
+def test_images_stay_on_disk_in_the_cache_folder(parquet_root, tmp_path, monkeypatch):
+    monkeypatch.setenv("RANDLORA_CACHE", str(tmp_path / "cache"))
+    source = load_data("animals", root=parquet_root).train.source
+    mapped = [Path(file["filename"]) for file in source._rows.cache_files]
+    assert mapped and all(path.is_relative_to(tmp_path / "cache") for path in mapped)
+    assert all(encoded(row) in b"".join(path.read_bytes() for path in mapped) for row in (0, 39))
+
+
+def test_a_split_sent_to_another_process_shows_the_same_images(parquet_root, tmp_path, write_class_folders):
+    for split in ("train", "test"):
+        write_class_folders(tmp_path / "toys" / split, {"ball": 2})
+    for name in ("animals", "toys"):
+        split = load_data(name, root=tmp_path).test
+        sent = pickle.loads(pickle.dumps(split))
+        np.testing.assert_array_equal(np.asarray(sent.image(1)), np.asarray(split.image(1)))
+        assert torch.equal(sent.labels, split.labels)
+
+
+def test_changed_files_are_read_again(parquet_root, write_parquet):
+    path = parquet_root / "animals" / "test-00000-of-00001.parquet"
+    load_data("animals", root=parquet_root)
+    write_parquet(path, [3, 2, 1, 0], ["cat", "guinea_pig", "dog", "sea_horse"], first=70)
+    data = load_data("animals", root=parquet_root)
+    assert data.test.labels.tolist() == [3, 2, 1, 0]
+    np.testing.assert_array_equal(np.asarray(data.test.image(2)), np.asarray(picture(72)))
+
+
+def test_no_network_is_used(parquet_root, tmp_path, write_class_folders, monkeypatch):
+    tried = []
+
+    def refuse(*arguments, **options):
+        tried.append(arguments)
+        raise OSError("no network")
+
+    for name in ("connect", "connect_ex"):
+        monkeypatch.setattr(socket.socket, name, refuse)
+    monkeypatch.setattr(socket, "getaddrinfo", refuse)
+    for split in ("train", "test"):
+        write_class_folders(tmp_path / "toys" / split, {"ball": 2})
+    load_data("animals", root=parquet_root)
+    load_data("toys", root=tmp_path)
+    assert tried == []
+
+
+def test_progress_is_shown_for_large_sets_only(parquet_root, tmp_path, capfd, monkeypatch):
+    load_data("animals", root=parquet_root)
+    assert capfd.readouterr() == ("", "")
+    monkeypatch.setattr(arrow, "SLOW_BYTES", 0)
+    shutil.move(parquet_root / "animals", parquet_root / "beasts")
+    load_data("beasts", root=parquet_root)
+    assert "train" in capfd.readouterr().err
+
+
+def test_settings_of_the_datasets_library_are_left_as_they_were(parquet_root):
+    import datasets
+
+    def settings():
+        counts = datasets.config.HF_UPDATE_DOWNLOAD_COUNTS
+        return datasets.logging.get_verbosity(), datasets.are_progress_bars_disabled(), counts
+
+    before = settings()
+    load_data("animals", root=parquet_root)
+    assert settings() == before
+
+
+def test_paths_are_not_taken_for_patterns(tmp_path, parquet_root, write_class_folders):
+    root = tmp_path / "a [1-2]* #b"
+    shutil.copytree(parquet_root / "animals", root / "animals")
+    for split in ("train", "test"):
+        write_class_folders(root / "toys" / split, {"[x]*": 2, "b?": 1})
+    assert load_data("animals", root=root).sizes["test"] == 12
+    data = load_data("toys", root=root)
+    assert data.class_names == ("[x]*", "b?") and data.test.labels.tolist() == [0, 0, 1]
+    np.testing.assert_array_equal(np.asarray(data.test.image(1)), np.asarray(picture(1)))
+
+
+def test_a_cache_that_cannot_be_written_is_named(parquet_root, tmp_path, monkeypatch):
+    (tmp_path / "cache").write_text("a file in the folder's place")
+    monkeypatch.setenv("RANDLORA_CACHE", str(tmp_path / "cache"))
+    assert str(tmp_path / "cache") in message_of("animals", root=parquet_root)
+
+
+# Folders called as a built-in set.
+
+
+def test_a_prefix_tells_a_folder_from_a_built_in_set(tmp_path, write_class_folders):
+    for split in ("train", "test"):
+        write_class_folders(tmp_path / "digits" / split, {"one": 2, "two": 2})
+        write_class_folders(tmp_path / "mnist" / split, {"0": 2, "1": 2})
+    assert available(tmp_path) == ("digits", "characters", "folder:digits", "mnist")
+    assert load_data("digits", root=tmp_path).sizes["test"] == 719
+    own = load_data("folder:digits", root=tmp_path)
+    assert own.sizes["test"] == 4 and own.class_names == ("one", "two") and own.name == "folder:digits"
+    assert own.allow_flip and own.fingerprint != load_data("digits").fingerprint
+    same = load_data("folder:mnist", root=tmp_path)
+    assert same.paper_name == "MNIST" and same.fingerprint == load_data("mnist", root=tmp_path).fingerprint
+    assert "'folder:characters'" in message_of("folder:characters", root=tmp_path)
