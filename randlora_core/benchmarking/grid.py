@@ -101,7 +101,7 @@ def measure_point(point: Point, rounds: int, device: torch.device) -> dict[str, 
 def prediction(point: Point, device_type: str) -> str:
     """The path that the cost model finds cheaper, the two taken as a whole."""
     problem = point.problem(device_type)
-    costs = {path: min(cost.estimate(problem, plan) for plan in cost.plans(problem, path)) for path in PATHS}
+    costs = {path: min(cost.estimate(problem, paths) for paths in cost.allowed(problem, path)) for path in PATHS}
     return min(costs, key=costs.get)
 
 

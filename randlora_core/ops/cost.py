@@ -1,4 +1,4 @@
-"""Which way to compute an adapted layer: an estimate of the work of each, and the choice.
+"""Estimates the work of each way to compute an adapted layer, and chooses the cheapest.
 
 A training step has three parts, and each can go by the activations or by the weight (D >= d are the layer's sides,
 T tokens, k = n*r, about d; products in multiply-adds):
@@ -24,8 +24,9 @@ from dataclasses import dataclass
 import torch
 
 PATHS = ("auto", "activation", "weight", "two_products")
-"""What can be asked for: "auto" takes the cheapest plan; "activation" all parts by activations; "weight" all by the
-weight, summed where that is allowed and by two products otherwise; "two_products" by the weight and never summed."""
+"""What can be asked for. "auto" takes the cheapest combination; "activation" computes all parts by activations;
+"weight" computes all by the weight, summed where that is allowed and by two products otherwise; "two_products" computes
+by the weight, never summed."""
 
 HALF = (torch.bfloat16, torch.float16)
 
@@ -88,8 +89,8 @@ class Problem:
 
 
 @dataclass(frozen=True)
-class Plan:
-    """How to compute the parts of a step.
+class StepPaths:
+    """The path of each part of a step.
 
     Args:
         output: "activation", "summed" or "two_products".
@@ -102,8 +103,8 @@ class Plan:
     vector_grad: str
 
 
-def choose(problem: Problem, path: str = "auto") -> Plan:
-    """The cheapest plan that `path` allows.
+def choose(problem: Problem, path: str = "auto") -> StepPaths:
+    """The cheapest combination that `path` allows.
 
     It takes the parts as a whole, so that the output may be computed differently where no gradient is wanted: training
     and evaluation agree up to rounding.
@@ -111,43 +112,43 @@ def choose(problem: Problem, path: str = "auto") -> Plan:
     return _choose(problem, path) if torch.compiler.is_compiling() else _remembered_choice(problem, path)
 
 
-def _choose(problem: Problem, path: str) -> Plan:
-    best, *others = plans(problem, path)
+def _choose(problem: Problem, path: str) -> StepPaths:
+    best, *others = allowed(problem, path)
     least = estimate(problem, best)
-    for plan in others:  # not min() with a key: torch.compile of PyTorch 2.11 cannot follow it
-        work = estimate(problem, plan)
+    for paths in others:  # not min() with a key: torch.compile of PyTorch 2.11 cannot follow it
+        work = estimate(problem, paths)
         if work < least:
-            best, least = plan, work
+            best, least = paths, work
     return best
 
 
 _remembered_choice = functools.lru_cache(maxsize=4096)(_choose)
 
 
-def plans(problem: Problem, path: str = "auto") -> list[Plan]:
-    """The plans that `path`, one of `PATHS`, allows. Never empty."""
+def allowed(problem: Problem, path: str = "auto") -> list[StepPaths]:
+    """The combinations that `path`, one of `PATHS`, allows. Never empty."""
     by_weight = SUMMED if problem.may_sum and path != "two_products" else TWO_PRODUCTS
     # M itself can lie below float16's range, where the update does not: by activations only if told to.
     if path == "auto" and problem.dtype == torch.float16:
         path = "weight"
     if path == "activation":
-        return [Plan(ACTIVATION, ACTIVATION, ACTIVATION)]
+        return [StepPaths(ACTIVATION, ACTIVATION, ACTIVATION)]
     if path in ("weight", "two_products"):
-        return [Plan(by_weight, by_weight, WEIGHT)]
+        return [StepPaths(by_weight, by_weight, WEIGHT)]
     ways = (ACTIVATION, by_weight)
-    return [Plan(*parts) for parts in itertools.product(ways, ways, (ACTIVATION, WEIGHT))]
+    return [StepPaths(*parts) for parts in itertools.product(ways, ways, (ACTIVATION, WEIGHT))]
 
 
-def estimate(problem: Problem, plan: Plan) -> float:
-    """Work of a plan in multiply-adds of a product over tokens, the frozen layer's own left out."""
-    forward = _forming(problem, plan.output) + _product(problem, plan.output, problem.out_features)
+def estimate(problem: Problem, paths: StepPaths) -> float:
+    """Work of a combination in multiply-adds of a product over tokens, the frozen layer's own left out."""
+    forward = _forming(problem, paths.output) + _product(problem, paths.output, problem.out_features)
     backward = 0.0
     if problem.input_grad:
-        backward += _forming(problem, plan.input_grad)
-        backward += _product(problem, plan.input_grad, problem.in_features)
+        backward += _forming(problem, paths.input_grad)
+        backward += _product(problem, paths.input_grad, problem.in_features)
     if problem.vector_grad:
-        way = plan.output if problem.transposed else plan.input_grad if problem.input_grad else None
-        backward += _vector_gradient(problem, plan.vector_grad, has_product_with_b=way == ACTIVATION)
+        way = paths.output if problem.transposed else paths.input_grad if problem.input_grad else None
+        backward += _vector_gradient(problem, paths.vector_grad, has_product_with_b=way == ACTIVATION)
     return forward + backward
 
 

@@ -4,14 +4,15 @@ from __future__ import annotations
 
 import torch
 from torch import Tensor
-from torch.autograd.function import once_differentiable
+
+from randlora_core.ops.second_order import refuse_second_derivatives, trace
 
 
 def rescaled(frozen: Tensor, added: Tensor | None, bias: Tensor | None, ratio: Tensor) -> Tensor:
     """The output of the weight diag(ratio) (W0 + dW): ratio * (frozen - bias + added) + bias.
 
     Computed in float32 at least and rounded once, to `frozen`'s dtype. For the backward pass frozen + added is kept, in
-    that dtype, where autograd would keep both and the difference to the bias in float32. No second derivatives.
+    that dtype, where autograd would keep both and the difference to the bias in float32. Second derivatives raise.
 
     Args:
         frozen: The frozen layer's output x W0^T + bias, (..., out).
@@ -23,33 +24,45 @@ def rescaled(frozen: Tensor, added: Tensor | None, bias: Tensor | None, ratio: T
     Returns:
         (..., out) in `frozen`'s dtype.
     """
-    return _Rescaled.apply(frozen, added, bias, ratio)
+    traces = (None, None) if added is None else (trace(frozen), trace(added))
+    return _Rescaled.apply(frozen, added, bias, ratio, *traces)
 
 
 class _Rescaled(torch.autograd.Function):
     @staticmethod
-    def forward(ctx, frozen: Tensor, added: Tensor | None, bias: Tensor | None, ratio: Tensor) -> Tensor:
+    def forward(
+        ctx,
+        frozen: Tensor,
+        added: Tensor | None,
+        bias: Tensor | None,
+        ratio: Tensor,
+        trace_frozen: Tensor | None,
+        trace_added: Tensor | None,
+    ) -> Tensor:
         total = frozen if added is None else frozen + added.to(torch.promote_types(frozen.dtype, ratio.dtype))
         ctx.save_for_backward(total.to(frozen.dtype), bias, ratio)
+        ctx.traces = (trace_frozen, trace_added)
         ctx.added_dtype = None if added is None else added.dtype
         scaled = total * ratio if bias is None else torch.addcmul((1 - ratio) * bias, total, ratio)
         return scaled.to(frozen.dtype)
 
     @staticmethod
-    @once_differentiable
     def backward(ctx, grad: Tensor) -> tuple[Tensor | None, ...]:
         total, bias, ratio = ctx.saved_tensors
-        of_frozen, of_added, of_bias, of_ratio = ctx.needs_input_grad
-        grad_frozen = (grad * ratio).to(grad.dtype) if of_frozen or of_added else None
-        grad_added = grad_frozen.to(ctx.added_dtype) if of_added else None
-        grad_bias = grad_ratio = None
-        if of_ratio:
-            grad_ratio = _over_tokens(grad.to(ratio.dtype) * total, ratio.dtype)
-        if bias is not None and (of_ratio or of_bias):
-            summed = _over_tokens(grad, ratio.dtype)
-            grad_ratio = grad_ratio - bias * summed if of_ratio else None
-            grad_bias = ((1 - ratio) * summed).to(bias.dtype) if of_bias else None
-        return grad_frozen, grad_added, grad_bias, grad_ratio
+        of_frozen, of_added, of_bias, of_ratio, *_ = ctx.needs_input_grad
+        grad_frozen = grad_added = grad_bias = grad_ratio = None
+        with torch.no_grad():
+            if of_frozen or of_added:
+                grad_frozen = (grad * ratio).to(grad.dtype)
+                grad_added = grad_frozen.to(ctx.added_dtype) if of_added else None
+            if of_ratio:
+                grad_ratio = _over_tokens(grad.to(ratio.dtype) * total, ratio.dtype)
+            if bias is not None and (of_ratio or of_bias):
+                summed = _over_tokens(grad, ratio.dtype)
+                grad_ratio = grad_ratio - bias * summed if of_ratio else None
+                grad_bias = ((1 - ratio) * summed).to(bias.dtype) if of_bias else None
+        gradients = (grad_frozen, grad_added, grad_bias, grad_ratio)
+        return *refuse_second_derivatives(gradients, (grad, total, bias, ratio, *ctx.traces)), None, None
 
 
 def _over_tokens(values: Tensor, dtype: torch.dtype) -> Tensor:

@@ -11,6 +11,7 @@ from safetensors.torch import load_file
 from test_peft_trainer import trainer
 from tiny_models import ARCHITECTURES, batch, logits, targets_of, tiny_model
 from torch import nn
+from torch.nn.attention import SDPBackend, sdpa_kernel
 
 from randlora_core import accelerate_peft, ops
 
@@ -185,3 +186,33 @@ def test_dropout_is_pefts():
 def test_models_without_pefts_randlora_are_refused():
     with pytest.raises(ValueError, match="Linear has no RandLoRA layers"):
         accelerate_peft(nn.Linear(2, 2))
+
+
+@pytest.mark.parametrize("wanted", ["one", "all"])
+def test_second_derivatives_are_pefts_or_refused(wanted):
+    """PEFT's own computation tells which are not zero; alone, and beside a term that would hide a missing one."""
+    model = peft_model("vit").eval()
+    pixels = batch("vit")["pixel_values"].requires_grad_()
+    trained = [p for name, p in model.named_parameters() if "randlora_" in name and p.requires_grad]
+    leaves = trained if wanted == "all" else trained[1:2]
+
+    def first_derivative() -> torch.Tensor:
+        with sdpa_kernel(SDPBackend.MATH):  # the fused attention kernels have no second derivatives either
+            loss = model(pixel_values=pixels).logits.sum()
+        (gradient,) = torch.autograd.grad(loss, pixels, create_graph=True)
+        return gradient.square().sum()
+
+    expected = torch.autograd.grad(first_derivative(), leaves)
+    assert all(gradient.abs().max() > 0 for gradient in expected)
+    accelerate_peft(model)
+    for extra in (0.0, sum(leaf.square().sum() for leaf in leaves)):
+        value = first_derivative() + extra
+        for form in (
+            lambda value=value: torch.autograd.grad(value, leaves, retain_graph=True),
+            lambda value=value: torch.autograd.grad(value, leaves, retain_graph=True, allow_unused=True),
+            lambda value=value: value.backward(inputs=leaves, retain_graph=True),
+            lambda value=value: value.backward(retain_graph=True),
+        ):
+            with pytest.raises(RuntimeError, match=r"cannot be differentiated again.*accelerate_peft"):
+                form()
+    assert all(leaf.grad is None for leaf in leaves)

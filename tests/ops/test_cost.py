@@ -6,7 +6,7 @@ import pytest
 import torch
 
 from randlora_core.ops import cost
-from randlora_core.ops.cost import Plan, Problem
+from randlora_core.ops.cost import Problem, StepPaths
 
 
 def problem(**changes) -> Problem:
@@ -26,22 +26,24 @@ def problem(**changes) -> Problem:
 
 @pytest.mark.parametrize("path", ["auto", "weight", "two_products", "activation"])
 def test_the_sum_is_never_taken_where_it_may_not(path):
-    for plan in cost.plans(problem(may_sum=False), path):
-        assert cost.SUMMED not in (plan.output, plan.input_grad)
+    for paths in cost.allowed(problem(may_sum=False), path):
+        assert cost.SUMMED not in (paths.output, paths.input_grad)
 
 
 def test_forced_paths():
-    assert cost.choose(problem(tokens=1), "weight") == Plan("summed", "summed", "weight")
-    assert cost.choose(problem(tokens=1), "two_products") == Plan("two_products", "two_products", "weight")
-    assert cost.choose(problem(tokens=1, may_sum=False), "weight") == Plan("two_products", "two_products", "weight")
-    assert cost.choose(problem(tokens=10**6), "activation") == Plan("activation", "activation", "activation")
+    assert cost.choose(problem(tokens=1), "weight") == StepPaths("summed", "summed", "weight")
+    assert cost.choose(problem(tokens=1), "two_products") == StepPaths("two_products", "two_products", "weight")
+    assert cost.choose(problem(tokens=1, may_sum=False), "weight") == StepPaths(
+        "two_products", "two_products", "weight"
+    )
+    assert cost.choose(problem(tokens=10**6), "activation") == StepPaths("activation", "activation", "activation")
 
 
 @pytest.mark.parametrize("shape", [(768, 768), (3072, 768), (768, 3072), (1024, 4096)])
 @pytest.mark.parametrize("device", ["cpu", "cuda", "xpu"])
 def test_many_tokens_go_by_the_weight_and_few_by_activations(shape, device):
     sizes = {"out_features": shape[0], "in_features": shape[1], "inner": min(shape), "device_type": device}
-    assert cost.choose(problem(tokens=64 * max(shape), **sizes)) == Plan("summed", "summed", "weight")
+    assert cost.choose(problem(tokens=64 * max(shape), **sizes)) == StepPaths("summed", "summed", "weight")
     few = cost.choose(problem(tokens=16, **sizes))
     assert (few.output, few.input_grad) == ("activation", "activation")
 
@@ -49,7 +51,7 @@ def test_many_tokens_go_by_the_weight_and_few_by_activations(shape, device):
 def test_the_choice_turns_once_with_the_tokens():
     """More tokens never turn a part back to activations."""
     for half, shape in itertools.product((False, True), ((768, 768), (3072, 768), (768, 3072))):
-        plans = [
+        outputs = [
             cost.choose(
                 problem(
                     tokens=tokens,
@@ -61,7 +63,7 @@ def test_the_choice_turns_once_with_the_tokens():
             ).output
             for tokens in (2**k for k in range(4, 20))
         ]
-        turned = [plan != "activation" for plan in plans]
+        turned = [output != "activation" for output in outputs]
         assert turned == sorted(turned)
 
 
@@ -75,9 +77,11 @@ def test_a_kept_product_with_b_is_not_counted_again():
     for sizes, part in (((768, 3072), "output"), ((3072, 768), "input_grad")):
         case = problem(tokens=384, out_features=sizes[0], in_features=sizes[1])
         whole = {"output": "activation", "input_grad": "activation", "vector_grad": "activation"}
-        costs = {way: cost.estimate(case, Plan(**whole | {"vector_grad": way})) for way in ("activation", "weight")}
+        costs = {
+            way: cost.estimate(case, StepPaths(**whole | {"vector_grad": way})) for way in ("activation", "weight")
+        }
         without = {
-            way: cost.estimate(case, Plan(**whole | {part: "summed", "vector_grad": way}))
+            way: cost.estimate(case, StepPaths(**whole | {part: "summed", "vector_grad": way}))
             for way in ("activation", "weight")
         }
         product = 384 * 768 * 3072 + cost.ELEMENT_COST["cpu", False] * 384 * 768
@@ -92,14 +96,14 @@ def test_float16_goes_by_activations_only_if_told_to():
     assert cost.choose(few, "activation").output == "activation"
 
 
-def test_the_choice_is_the_cheapest_plan():
+def test_the_choice_is_the_cheapest_combination():
     for tokens in (16, 300, 1000, 20000):
         case = problem(tokens=tokens)
-        costs = {plan: cost.estimate(case, plan) for plan in cost.plans(case)}
+        costs = {paths: cost.estimate(case, paths) for paths in cost.allowed(case)}
         assert len(costs) == 8
         assert costs[cost.choose(case)] == min(costs.values())
 
 
 def test_without_gradients_only_the_output_counts():
     case = problem(tokens=300, input_grad=False, vector_grad=False)
-    assert len({cost.estimate(case, plan) for plan in cost.plans(case)}) == 2
+    assert len({cost.estimate(case, paths) for paths in cost.allowed(case)}) == 2
