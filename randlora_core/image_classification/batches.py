@@ -11,7 +11,7 @@ from torch.utils.data import DataLoader, Dataset
 
 from randlora_core.datasets.images import ImageSplit
 from randlora_core.datasets.streams import Stream
-from randlora_core.datasets.transforms import EvaluationSplit, TrainingSplit
+from randlora_core.datasets.transforms import EvaluationSplit, TrainingSplit, training_transform
 from randlora_core.experiment.seeding import generator
 from randlora_core.models import Backbone
 
@@ -52,7 +52,7 @@ class ImageBatches(Dataset):
         self.images, self.seed = images, seed
         self.batch_size, self.num_batches = batch_size, num_batches
         self.order = DataOrder(len(images), seed)
-        self.labels = images.split.labels
+        self.labels = images.labels
 
     def __len__(self) -> int:
         return self.num_batches
@@ -78,7 +78,7 @@ def training_images(split: ImageSplit, backbone: Backbone, *, crop: float, flip:
         flip: Mirror half of the images.
     """
     sizes = (backbone.image_size, backbone.mean, backbone.std, backbone.interpolation)
-    return TrainingSplit(split, backbone.image_transform, *sizes, crop=crop, flip=flip)
+    return TrainingSplit(split, training_transform(backbone.image_transform, *sizes, crop=crop, flip=flip))
 
 
 def evaluation_loader(
