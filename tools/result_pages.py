@@ -4,7 +4,7 @@
     python -m tools.result_pages --check    exit code 1 where a text differs from its records
 
 A table of the README stands between `<!-- table NAME -->` and `<!-- end of table NAME -->`, NAME a file of
-configs/comparison; the page docs/results/NAME.md has all tables, verdicts and notes, and docs/results/NAME.png the figure.
+configs/comparison; docs/results/NAME.md has all tables, verdicts and notes, docs/results/NAME.png the figure.
 """
 
 import re

@@ -14,7 +14,7 @@ import torch
 from randlora_core.experiment.adaptation import apply_method, original_weights, parameter_section, save_weights
 from randlora_core.experiment.identity import PROTOCOL
 from randlora_core.experiment.interface import Experiment, Score, Task
-from randlora_core.experiment.loop.hardware import pick_device, pick_workers
+from randlora_core.experiment.loop.hardware import is_first_process, pick_device, pick_workers
 from randlora_core.experiment.loop.measuring import Measurement, measured
 from randlora_core.experiment.planning import PlannedRun, plan_run
 from randlora_core.experiment.records.ledger import SCHEMA, describe_error
@@ -69,17 +69,20 @@ def execute(planned: PlannedRun, on_progress: OnProgress | None = None) -> dict[
     try:
         results = _Run(planned, tracker, on_progress or (lambda event: None)).results()
         finished = {**record, **results, "status": "finished"}
-        planned.ledger.write(finished)
+        if is_first_process():
+            planned.ledger.write(finished)
     except Exception as error:
         failed = {**record, "error": describe_error(error)}
         with contextlib.suppress(OSError):
-            planned.ledger.write(failed)
+            if is_first_process():
+                planned.ledger.write(failed)
         tracker.finish(failed)
         raise
     tracker.finish(finished)
-    _state_path(planned).unlink(missing_ok=True)
-    with contextlib.suppress(OSError):
-        planned.scratch.rmdir()
+    if is_first_process():
+        _state_path(planned).unlink(missing_ok=True)
+        with contextlib.suppress(OSError):
+            planned.scratch.rmdir()
     return finished
 
 
@@ -158,7 +161,7 @@ class _Run:
             "scores": {"validation": validation, **score_section(tested, self.task.test_sets)},
             "time": self._times(fitted, training, evaluation),
             "memory": (training if trains else evaluation).memory(),
-            "saved": self._save() if self.config.save.adapter and trains else None,
+            "saved": self._save() if self.config.save.adapter and trains and is_first_process() else None,
         }
 
     def _fit(self) -> FitResult:

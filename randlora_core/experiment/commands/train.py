@@ -17,6 +17,7 @@ from randlora_core.experiment.commands.options import (
 )
 from randlora_core.experiment.compose import expand
 from randlora_core.experiment.interface import Experiment
+from randlora_core.experiment.loop.hardware import is_first_process
 from randlora_core.experiment.planning import PlannedRun, plan_run, plan_runs
 from randlora_core.experiment.records.reading import Record
 from randlora_core.experiment.reports.report import make_console, make_report, print_report
@@ -82,7 +83,11 @@ def _train_many(experiment: Experiment, override_lists: Sequence[Sequence[str]],
 def show_progress(event: dict[str, Any]) -> None:
     """Prints about ten lines a run."""
     step, steps = event["step"], event["steps"]
-    if event["phase"] == "train" and (step == steps or step % max(1, steps // PROGRESS_LINES) == 0):
+    if (
+        is_first_process()
+        and event["phase"] == "train"
+        and (step == steps or step % max(1, steps // PROGRESS_LINES) == 0)
+    ):
         speed = f"  {event['speed']:.0f} {event['unit']}/s" if event["speed"] else ""
         print(f"step {step}/{steps}  loss {event['loss']:.4f}{speed}", flush=True)
 

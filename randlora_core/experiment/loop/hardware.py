@@ -15,7 +15,14 @@ def pick_device(name: str) -> torch.device:
     """
     if name == "cuda" and not torch.cuda.is_available():
         raise ValueError("device='cuda', but torch sees no GPU; accepted here: auto, cpu")
-    return torch.device("cuda" if name != "cpu" and torch.cuda.is_available() else "cpu")
+    if name == "cpu" or not torch.cuda.is_available():
+        return torch.device("cpu")
+    return torch.device("cuda", int(os.environ.get("LOCAL_RANK", "0")))
+
+
+def is_first_process() -> bool:
+    """Whether this is the process that writes records; of several that `accelerate launch` started it is the first."""
+    return os.environ.get("RANK", "0") == "0"
 
 
 def pick_precision(name: str, device: torch.device) -> str:

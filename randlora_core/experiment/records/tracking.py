@@ -7,6 +7,8 @@ import sys
 from collections.abc import Callable, Mapping
 from typing import TYPE_CHECKING, Any, Protocol
 
+from randlora_core.experiment.loop.hardware import is_first_process
+
 if TYPE_CHECKING:
     from randlora_core.experiment.planning import PlannedRun
 
@@ -88,4 +90,5 @@ class WandbTracker:
 
 def make_tracker(planned: PlannedRun, directory: str) -> Tracker:
     """The tracker that a run's configuration names; `directory` takes its files."""
-    return WandbTracker(planned, directory) if planned.config.tracking.name == "wandb" else NoTracker()
+    wanted = planned.config.tracking.name == "wandb" and is_first_process()
+    return WandbTracker(planned, directory) if wanted else NoTracker()
