@@ -25,7 +25,7 @@ from randlora_core.experiment.commands.execution import (
     print_failures,
     save_finished,
 )
-from randlora_core.experiment.commands.options import FAILED, add_jobs, guarded, make_parser, split_arguments
+from randlora_core.experiment.commands.options import FAILED, add_jobs, make_parser, run_command, split_arguments
 from randlora_core.experiment.compose import CONFIGS
 from randlora_core.experiment.interface import Experiment, find_experiment
 from randlora_core.experiment.planning import PlannedRun, distinct, plan_runs
@@ -48,8 +48,7 @@ def main(experiment: Experiment | None = None, arguments: Sequence[str] | None =
         experiment: The experiment whose comparisons are meant; None for that of the comparison's file.
         arguments: The command line; None for the process's own.
     """
-    arguments = sys.argv[1:] if arguments is None else list(arguments)
-    return guarded(lambda: _main(experiment, arguments), show_traceback="--traceback" in arguments, hint=HINT)
+    return run_command(lambda words: _main(experiment, words), arguments, HINT)
 
 
 def _main(experiment: Experiment | None, arguments: Sequence[str]) -> int:

@@ -9,13 +9,12 @@ Only runs with save.adapter=true keep what they trained. Overrides change the ru
 from __future__ import annotations
 
 import json
-import sys
 from collections.abc import Sequence
 from pathlib import Path
 from typing import Any
 
 from randlora_core.experiment.adaptation import RUN_FILE, load_weights
-from randlora_core.experiment.commands.options import guarded, make_parser, split_arguments
+from randlora_core.experiment.commands.options import make_parser, run_command, split_arguments
 from randlora_core.experiment.compose import CONFIGS
 from randlora_core.experiment.interface import Experiment
 from randlora_core.experiment.loop.hardware import pick_device
@@ -26,8 +25,7 @@ from randlora_core.files import atomic_file
 
 def main(experiment: Experiment, arguments: Sequence[str] | None = None) -> int:
     """Runs the command line of an experiment and returns the exit code."""
-    arguments = sys.argv[1:] if arguments is None else list(arguments)
-    return guarded(lambda: _main(experiment, arguments), show_traceback="--traceback" in arguments, hint="nothing kept")
+    return run_command(lambda words: _main(experiment, words), arguments, "nothing is kept")
 
 
 def _main(experiment: Experiment, arguments: Sequence[str]) -> int:

@@ -31,22 +31,23 @@ def split_arguments(arguments: Sequence[str]) -> tuple[list[str], list[str]]:
     return [text for text in arguments if text not in overrides], overrides
 
 
-def guarded(work: Callable[[], int], *, show_traceback: bool, hint: str) -> int:
+def run_command(work: Callable[[list[str]], int], arguments: Sequence[str] | None, hint: str) -> int:
     """Runs a command and turns whatever goes wrong into lines on standard error and an exit code.
 
     Args:
-        work: Gives the exit code of a command that came to its end.
-        show_traceback: Print the traceback of an error, too.
+        work: From the command line to the exit code of a command that came to its end.
+        arguments: The command line; None for the process's own.
         hint: What to do after an interruption.
     """
+    arguments = sys.argv[1:] if arguments is None else list(arguments)
     signal.signal(signal.SIGTERM, _interrupt)
     try:
-        return work()
+        return work(arguments)
     except KeyboardInterrupt:
         print(f"interrupted; {hint}", file=sys.stderr)
         return INTERRUPTED
     except Exception as error:
-        if show_traceback:
+        if "--traceback" in arguments:
             traceback.print_exc()
         for line in error_lines(error):
             print(f"error: {line}", file=sys.stderr)

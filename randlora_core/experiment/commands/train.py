@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import sys
 from collections.abc import Sequence
 from typing import Any
 
@@ -11,8 +10,8 @@ from randlora_core.experiment.commands.options import (
     FAILED,
     add_jobs,
     describe_settings,
-    guarded,
     make_parser,
+    run_command,
     split_arguments,
 )
 from randlora_core.experiment.compose import expand
@@ -29,9 +28,11 @@ PROGRESS_LINES = 10
 
 def main(experiment: Experiment, arguments: Sequence[str] | None = None) -> int:
     """Runs the command line of an experiment and returns the exit code: 0, or as `commands.options` says."""
-    arguments = sys.argv[1:] if arguments is None else list(arguments)
-    hint = "the same command goes on from the last saved state, if there is one"
-    return guarded(lambda: _main(experiment, arguments), show_traceback="--traceback" in arguments, hint=hint)
+    return run_command(
+        lambda words: _main(experiment, words),
+        arguments,
+        "the same command goes on from the last saved state, if there is one",
+    )
 
 
 def _main(experiment: Experiment, arguments: Sequence[str]) -> int:

@@ -19,7 +19,7 @@ from pathlib import Path
 
 from randlora_core.experiment.commands.compare import HINT, parse_comparison
 from randlora_core.experiment.commands.execution import adopt_records, execute_runs, print_failures
-from randlora_core.experiment.commands.options import FAILED, guarded
+from randlora_core.experiment.commands.options import FAILED, run_command
 from randlora_core.experiment.interface import Experiment
 from randlora_core.experiment.planning import plan_runs
 from randlora_core.experiment.records.ledger import read_records
@@ -57,8 +57,7 @@ def main(experiment: Experiment | None = None, arguments: Sequence[str] | None =
         experiment: The experiment whose comparisons are meant; None for that of the comparison's file.
         arguments: The command line; None for the process's own.
     """
-    arguments = sys.argv[1:] if arguments is None else list(arguments)
-    return guarded(lambda: _main(experiment, arguments), show_traceback="--traceback" in arguments, hint=HINT)
+    return run_command(lambda words: _main(experiment, words), arguments, HINT)
 
 
 def _main(experiment: Experiment | None, arguments: Sequence[str]) -> int:
