@@ -331,6 +331,7 @@ class _Loop:
         )
         model, write = self._unwrapped(), self.accelerator.is_main_process
         save_state(resume.path, model, self.optimizer, self.losses, self.best, progress, write=write)
+        self.accelerator.wait_for_everyone()  # a process that came back earlier could look for the state too early
         self.started = self.written = time.perf_counter()
 
     def _restore(self) -> None:

@@ -33,6 +33,18 @@ def sample_wise():
     return module
 
 
+class Masks(Regression):
+    """Keeps what its dropout makes of ones in every forward."""
+
+    def __init__(self):
+        super().__init__()
+        self.norm, self.masks = nn.Identity(), []
+
+    def forward(self, x, y):
+        self.masks.append(self.dropout(torch.ones(64)))
+        return super().forward(x, y)
+
+
 class Batches(Dataset):
     """Micro-batch i has `sizes[i % len(sizes)]` random samples."""
 

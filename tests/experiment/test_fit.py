@@ -15,6 +15,7 @@ from fitting import (
     Batches,
     Joined,
     Killed,
+    Masks,
     Regression,
     assert_close,
     assert_identical,
@@ -117,18 +118,6 @@ def test_the_seed_decides_dropout_and_nothing_is_left_to_chance():
         torch.rand(5)
         losses.append(fit(Regression(), Batches(7), settings(seed=seed), CPU).losses)
     assert losses[0] == losses[1] != losses[2]
-
-
-class Masks(Regression):
-    """Keeps what its dropout does to ones."""
-
-    def __init__(self):
-        super().__init__()
-        self.masks = []
-
-    def forward(self, x, y):
-        self.masks.append(self.dropout(torch.ones(64)))
-        return super().forward(x, y)
 
 
 def test_no_two_dropout_masks_are_the_same_and_a_resumed_run_has_those_of_a_whole_one(tmp_path):

@@ -1,0 +1,95 @@
+"""Fits that every process of a launch does together; each writes what it got to FOLDER/RANK.pt.
+
+torchrun --nproc-per-node 2 fit_in_processes.py FOLDER
+"""
+
+import contextlib
+import faulthandler
+import os
+import signal
+import sys
+from pathlib import Path
+from unittest import mock
+
+import torch
+from fitting import CPU, Batches, Masks, sample_wise, settings, weights
+from torch.nn.parallel import DistributedDataParallel
+
+from randlora_core.experiment.training import Resume, fit
+
+SIZES = (3, 17, 5, 1, 9, 4)
+
+
+def fitted(module, plan, **arguments):
+    """What a fit leaves, as tensors and plain values."""
+    result = fit(module, Batches(plan.steps * plan.accumulate, SIZES), plan, CPU, **arguments)
+    tensors = {
+        name: tensor.full_tensor() if hasattr(tensor, "full_tensor") else tensor
+        for name, tensor in weights(module).items()
+    }
+    return {"losses": result.losses, "weights": tensors, "resumed_at": result.resumed_at, "best_step": result.best_step}
+
+
+def sharded():
+    from torch.distributed.device_mesh import init_device_mesh
+    from torch.distributed.fsdp import fully_shard
+
+    return fully_shard(sample_wise(), mesh=init_device_mesh("cpu", (int(os.environ["WORLD_SIZE"]),)))
+
+
+def stopped_and_resumed(make_module, plan, path):
+    """A run whose first process, alone, gets SIGTERM after the third step, and then the rest of it."""
+    resume = Resume(path, "run", seconds=1e9)
+    try:
+        fitted(
+            make_module(),
+            plan,
+            resume=resume,
+            on_step=lambda step, loss: step == 3 and os.kill(os.getpid(), signal.SIGTERM),
+        )
+    except KeyboardInterrupt as stop:
+        return {"stop": str(stop), **fitted(make_module(), plan, resume=resume)}
+
+
+def masks():
+    module = Masks()
+    fitted(module, settings(accumulate=4))
+    return torch.stack(module.masks)
+
+
+def unsynchronised():
+    """Micro-batches after which gradients were left as they were instead of being averaged over the processes."""
+    with mock.patch.object(DistributedDataParallel, "no_sync", side_effect=contextlib.nullcontext) as no_sync:
+        fitted(sample_wise(), settings(accumulate=6))
+    return no_sync.call_count
+
+
+def uneven():
+    try:
+        fitted(sample_wise(), settings(accumulate=3))
+    except ValueError as error:
+        return str(error)
+
+
+def run(folder):
+    rank = int(os.environ["RANK"])
+    scores = iter([0.1, 0.9, 0.2] if rank == 0 else [0.9, 0.1, 0.2])
+    got = {
+        "plain": fitted(sample_wise(), settings(accumulate=2)),
+        "free": fitted(sample_wise(), settings(accumulate=2, clip=None)),
+        "clipped": fitted(sample_wise(), settings(accumulate=4, clip=0.1)),
+        "best": fitted(
+            sample_wise(), settings(accumulate=2, validate_every=3, keep_best=True), validate=lambda: next(scores)
+        ),
+        "resumed": stopped_and_resumed(sample_wise, settings(accumulate=2), folder / "state"),
+        "masks": masks(),
+        "unsynchronised": unsynchronised(),
+        "uneven": uneven(),
+        "sharded": stopped_and_resumed(sharded, settings(accumulate=4, clip=0.1), folder / "sharded"),
+    }
+    torch.save(got, folder / f"{rank}.pt")
+
+
+if __name__ == "__main__":
+    faulthandler.dump_traceback_later(100, exit=True)  # a deadlock shows where it is
+    run(Path(sys.argv[1]))
