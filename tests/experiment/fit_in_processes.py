@@ -12,9 +12,10 @@ from pathlib import Path
 from unittest import mock
 
 import torch
-from fitting import CPU, Batches, Masks, sample_wise, settings, weights
+from fitting import CPU, Batches, Masks, gradients_of_steps, sample_wise, settings, weights
 from torch.nn.parallel import DistributedDataParallel
 
+from randlora_core.experiment.state import whole
 from randlora_core.experiment.training import Resume, fit
 
 SIZES = (3, 17, 5, 1, 9, 4)
@@ -22,12 +23,15 @@ SIZES = (3, 17, 5, 1, 9, 4)
 
 def fitted(module, plan, **arguments):
     """What a fit leaves, as tensors and plain values."""
-    result = fit(module, Batches(plan.steps * plan.accumulate, SIZES), plan, CPU, **arguments)
-    tensors = {
-        name: tensor.full_tensor() if hasattr(tensor, "full_tensor") else tensor
-        for name, tensor in weights(module).items()
+    with gradients_of_steps(module.head) as gradients:
+        result = fit(module, Batches(plan.steps * plan.accumulate, SIZES), plan, CPU, **arguments)
+    return {
+        "losses": result.losses,
+        "weights": {name: whole(tensor) for name, tensor in weights(module).items()},
+        "gradients": gradients,
+        "resumed_at": result.resumed_at,
+        "best_step": result.best_step,
     }
-    return {"losses": result.losses, "weights": tensors, "resumed_at": result.resumed_at, "best_step": result.best_step}
 
 
 def sharded():

@@ -1,10 +1,14 @@
 """A small module, its micro-batches and settings, for tests of the training loop."""
 
+import contextlib
+
 import torch
 from torch import nn
 from torch.nn import functional as F
+from torch.optim.optimizer import register_optimizer_step_pre_hook
 from torch.utils.data import Dataset
 
+from randlora_core.experiment.state import whole
 from randlora_core.experiment.training import FitSettings
 
 CPU = torch.device("cpu")
@@ -96,6 +100,21 @@ def settings(**changes):
         "workers": 0,
     }
     return FitSettings(**{**usual, **changes})
+
+
+@contextlib.contextmanager
+def gradients_of_steps(module):
+    """Collects the module's gradients as optimizers get them, a list of tensors for each step."""
+    seen = []
+
+    def copy(optimizer, arguments, options):
+        seen.append([whole(parameter.grad).clone() for parameter in module.parameters()])
+
+    handle = register_optimizer_step_pre_hook(copy)
+    try:
+        yield seen
+    finally:
+        handle.remove()
 
 
 def kill_at(step):

@@ -19,6 +19,7 @@ from fitting import (
     Regression,
     assert_close,
     assert_identical,
+    gradients_of_steps,
     kill_at,
     sample_wise,
     settings,
@@ -92,6 +93,18 @@ def test_accumulated_micro_batches_of_unequal_weight_are_one_batch(clip):
     other = fit(whole, Joined(batches, 2), settings(steps=3, clip=clip), CPU)
     assert one.losses == pytest.approx(other.losses, rel=1e-5)
     assert_close(weights(cut), weights(whole), atol=1e-6)
+
+
+def test_the_gradient_of_a_step_is_that_of_the_mean_over_its_terms():
+    """Seen where AdamW takes it, since its update does not depend on a constant factor."""
+    module, batches = sample_wise(), Batches(2, sizes=(3, 17))
+    x, y = Joined(batches, 2)[0]
+    expected = torch.autograd.grad(F.mse_loss(module.head(module.frozen(x)), y), module.head.parameters())
+    with gradients_of_steps(module.head) as seen:
+        fit(module, batches, settings(steps=1, accumulate=2, clip=None), CPU)
+    assert len(seen) == 1
+    for got, wanted in zip(seen[0], expected, strict=True):
+        assert torch.allclose(got, wanted, rtol=1e-5, atol=1e-7)
 
 
 def test_the_number_of_terms_may_be_a_tensor():
@@ -238,13 +251,25 @@ def test_a_diverging_run_says_where():
 
 
 @pytest.mark.parametrize("clip", [1.0, None])
-def test_a_gradient_that_is_not_finite_is_an_error_though_the_loss_is(clip, tmp_path):
+@pytest.mark.parametrize("report_steps", [1, 4])
+def test_a_gradient_that_is_not_finite_is_an_error_though_the_loss_is(monkeypatch, report_steps, clip, tmp_path):
+    monkeypatch.setitem(training.REPORT_STEPS, "cpu", report_steps)
     module, backwards = Regression(), iter(range(7))
     module.head.weight.register_hook(lambda gradient: gradient * (float("inf") if next(backwards) == 1 else 1))
     resume = Resume(tmp_path / "state.safetensors", "run", 0)
     with pytest.raises(FloatingPointError, match=r"norm of the gradient is (inf|nan) at step 2 with learning rate"):
         fit(module, Batches(7), settings(clip=clip), CPU, resume=resume)
     assert fit(Regression(), Batches(7), settings(clip=clip), CPU, resume=resume).resumed_at == 1
+
+
+def test_compute_is_autocast_and_leaves_the_choice_of_attention_to_torch():
+    layer, query = nn.Linear(16, 16), torch.randn(2, 3, 36, 16, requires_grad=True)
+    for precision, dtype in (("bf16", torch.bfloat16), ("fp32", torch.float32)):
+        with training.compute(CPU, precision):
+            output = layer(query)
+            attended = F.scaled_dot_product_attention(output, output, output)
+        assert output.dtype == attended.dtype == dtype
+        assert "FlashAttention" in attended.grad_fn.name()
 
 
 @pytest.mark.parametrize("number", [signal.SIGINT, signal.SIGTERM])

@@ -8,7 +8,17 @@ from pathlib import Path
 import pytest
 import torch
 from fit_in_processes import SIZES
-from fitting import CPU, Batches, Masks, assert_close, assert_identical, sample_wise, settings, weights
+from fitting import (
+    CPU,
+    Batches,
+    Masks,
+    assert_close,
+    assert_identical,
+    gradients_of_steps,
+    sample_wise,
+    settings,
+    weights,
+)
 
 from randlora_core.experiment.training import fit
 
@@ -31,9 +41,11 @@ def processes(tmp_path_factory):
 
 
 def alone(**changes):
-    """Losses and weights of the same fit in this one process."""
+    """Losses, weights and the last step's gradients of the same fit in this one process."""
     module, plan = sample_wise(), settings(**changes)
-    return fit(module, Batches(plan.steps * plan.accumulate, SIZES), plan, CPU).losses, weights(module)
+    with gradients_of_steps(module.head) as gradients:
+        losses = fit(module, Batches(plan.steps * plan.accumulate, SIZES), plan, CPU).losses
+    return losses, weights(module), gradients[-1]
 
 
 CASES = {
@@ -48,11 +60,13 @@ CASES = {
 @pytest.mark.parametrize("case", CASES)
 def test_two_processes_train_as_one_does(processes, case):
     """Rounding alone differs; micro-batches have 1 to 17 terms, so that neither process has half of them."""
-    losses, expected = alone(**CASES[case])
+    losses, expected, gradients = alone(**CASES[case])
     first, second = (got[case] for got in processes)
     assert first["losses"] == second["losses"] == pytest.approx(losses, rel=1e-5) and len(losses) == 7
     assert_identical(first["weights"], second["weights"])
     assert_close(first["weights"], expected, atol=1e-6)
+    for got, wanted in zip(first["gradients"][-1], gradients, strict=True):
+        assert torch.allclose(got, wanted, rtol=1e-4, atol=1e-6)
 
 
 @pytest.mark.parametrize("case", ["resumed", "sharded"])
