@@ -8,7 +8,7 @@ import torch
 from torch import Tensor, nn
 from torch.nn import functional as F
 
-from randlora_core.experiment.training import compute
+from randlora_core.experiment.loop.fit import compute
 from randlora_core.models import Backbone
 from randlora_core.models.text_tower import encode_text, shorten
 

@@ -16,7 +16,7 @@ from randlora_core.adapters.checkpoint import load_adapter, save_adapter
 from randlora_core.adapters.inject import count_parameters, inject_adapter
 from randlora_core.experiment.config import RunConfig
 from randlora_core.experiment.interface import Task
-from randlora_core.experiment.seeding import seed_global
+from randlora_core.experiment.loop.seeding import seed_global
 from randlora_core.files import atomic_file
 
 DELTA_FILE = "delta.safetensors"

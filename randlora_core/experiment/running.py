@@ -14,6 +14,7 @@ import torch
 from randlora_core.experiment.adaptation import apply_method, original_weights, parameter_section, save_weights
 from randlora_core.experiment.identity import PROTOCOL
 from randlora_core.experiment.interface import Experiment, Score, Task
+from randlora_core.experiment.loop.fit import FitResult, FitSettings, Resume, fit
 from randlora_core.experiment.loop.hardware import is_first_process, pick_device, pick_workers
 from randlora_core.experiment.loop.measuring import Measurement, measured
 from randlora_core.experiment.planning import PlannedRun, plan_run
@@ -21,7 +22,6 @@ from randlora_core.experiment.records.ledger import SCHEMA, describe_error
 from randlora_core.experiment.records.predictions import encode_predictions
 from randlora_core.experiment.records.provenance import provenance
 from randlora_core.experiment.records.tracking import Tracker, make_tracker
-from randlora_core.experiment.training import FitResult, FitSettings, Resume, fit
 
 FLOORS = {"cosine": 0.01, "linear": 0.0}
 """Share of the peak learning rate at which a schedule ends; the cosine's as in the paper's released code."""

@@ -12,7 +12,7 @@ from torch.utils.data import DataLoader, Dataset
 from randlora_core.datasets.images import ImageSplit
 from randlora_core.datasets.streams import Stream
 from randlora_core.datasets.transforms import EvaluationSplit, TrainingSplit, training_transform
-from randlora_core.experiment.seeding import generator
+from randlora_core.experiment.loop.seeding import generator
 from randlora_core.models import Backbone
 
 

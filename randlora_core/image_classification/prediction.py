@@ -9,7 +9,7 @@ from torch import Tensor
 from torch.utils.data import DataLoader
 
 from randlora_core.experiment.interface import Score
-from randlora_core.experiment.training import compute
+from randlora_core.experiment.loop.fit import compute
 
 Classifier = Callable[[Tensor], Tensor]
 """From images (B, 3, S, S) to logits (B, classes)."""

@@ -8,7 +8,6 @@ import threading
 from pathlib import Path
 
 import numpy as np
-
 from randlora_core.experiment.ledger import Ledger
 from randlora_core.experiment.predictions import encode_predictions
 

@@ -2,9 +2,9 @@ import numpy as np
 import pytest
 import torch
 from PIL import Image
+from randlora_core.experiment.batches import DataOrder, ImageBatches, evaluation_loader, training_transform
 
 from randlora_core.datasets.images import ImageSplit
-from randlora_core.experiment.batches import DataOrder, ImageBatches, evaluation_loader, training_transform
 
 
 class Source:

@@ -5,8 +5,6 @@ import re
 import numpy as np
 import pytest
 from fake_experiment import LABELS, make_record
-from rich.console import Console
-
 from randlora_core.experiment.comparison import compare_records, contest
 from randlora_core.experiment.figures import plot_accuracy_against_parameters
 from randlora_core.experiment.predictions import encode_predictions
@@ -21,6 +19,7 @@ from randlora_core.experiment.report import (
 )
 from randlora_core.experiment.statistics import summarize
 from randlora_core.experiment.tables import TextTable, accuracy_table, dataset_table, to_csv, to_markdown
+from rich.console import Console
 
 METHODS = ["Zero-shot", "LoRA-4", "RandLoRA-10", "VeRA-256"]
 

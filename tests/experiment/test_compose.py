@@ -1,8 +1,8 @@
 import pytest
+from vision_language.config import UNADAPTED, build_config
 
 from randlora_core.adapters import METHODS
 from randlora_core.experiment.compose import choices, compose
-from vision_language.config import UNADAPTED, build_config
 
 
 @pytest.mark.parametrize("group", ["adapter", "backbone", "tracking"])

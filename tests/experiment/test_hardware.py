@@ -2,9 +2,9 @@
 
 import pytest
 import torch
+from vision_language.config import build_config
 
 from randlora_core.experiment import hardware
-from vision_language.config import build_config
 
 CPU = torch.device("cpu")
 

@@ -4,8 +4,8 @@ import os
 import resource
 
 import pytest
-
 from randlora_core.experiment.ledger import Ledger, describe_error, read_records
+
 from randlora_core.files import atomic_file
 
 

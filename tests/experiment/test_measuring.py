@@ -1,5 +1,4 @@
 import torch
-
 from randlora_core.experiment.measuring import measured
 from randlora_core.experiment.provenance import provenance
 

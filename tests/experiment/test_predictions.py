@@ -2,7 +2,6 @@ import json
 
 import numpy as np
 import pytest
-
 from randlora_core.experiment.predictions import decode_predictions, encode_predictions
 
 

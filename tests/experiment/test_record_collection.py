@@ -2,8 +2,8 @@ import json
 
 import pytest
 from fake_experiment import make_record
-
 from randlora_core.experiment.ledger import read_records
+
 from randlora_core.experiment.records import collect_records, name_of
 
 

@@ -3,7 +3,6 @@ import itertools
 import numpy as np
 import pytest
 import scipy.stats
-
 from randlora_core.experiment.statistics import Difference, Summary, paired_difference, summarize
 
 

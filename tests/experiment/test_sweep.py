@@ -8,10 +8,10 @@ from pathlib import Path
 
 import fake_experiment
 import pytest
-
-from randlora_core.experiment import forkserver
 from randlora_core.experiment.ledger import Ledger
 from randlora_core.experiment.sweep import plan_sweep, run_sweep
+
+from randlora_core.experiment import forkserver
 
 
 @pytest.fixture(scope="module", autouse=True)

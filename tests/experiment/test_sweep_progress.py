@@ -3,8 +3,6 @@ from pathlib import Path
 
 import pytest
 from fake_experiment import make_config, make_record
-from rich.console import Console
-
 from randlora_core.experiment.estimates import RunEstimates
 from randlora_core.experiment.progress import (
     LiveProgress,
@@ -14,6 +12,7 @@ from randlora_core.experiment.progress import (
     sweep_progress,
 )
 from randlora_core.experiment.sweep import Outcome, PlannedRun, Snapshot
+from rich.console import Console
 
 
 def outcome(status, seed=1, **changes):

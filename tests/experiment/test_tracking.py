@@ -2,10 +2,10 @@ import sys
 import types
 
 import pytest
+from randlora_core.experiment.tracking import make_tracker
 
 from randlora_core.experiment.config import TrackingConfig
 from randlora_core.experiment.identity import group_name
-from randlora_core.experiment.tracking import make_tracker
 
 CONFIG = {
     "adapter": {"method": "lora", "label": "LoRA-4", "rank": 4},

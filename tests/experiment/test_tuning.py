@@ -3,7 +3,6 @@ import math
 
 import pytest
 from fake_experiment import make_record
-
 from randlora_core.experiment.tuning import (
     choose,
     grid_index,

@@ -12,7 +12,7 @@ from torch.utils.data import Dataset
 from randlora_core.experiment.compose import CONFIGS
 from randlora_core.experiment.config import RunConfig
 from randlora_core.experiment.interface import Axis, Experiment, MissingInputError, Score, Task
-from randlora_core.experiment.seeding import generator
+from randlora_core.experiment.loop.seeding import generator
 
 WIDTH = 12
 RULES = ("sum", "difference")

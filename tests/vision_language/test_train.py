@@ -10,14 +10,14 @@ import numpy as np
 import pytest
 import torch
 from PIL import Image
-from safetensors.torch import load_file
-
 from randlora_core.experiment.ledger import Ledger, read_records
 from randlora_core.experiment.predictions import decode_predictions
-from randlora_core.models import build_backbone
-from vision_language import train
+from safetensors.torch import load_file
 from vision_language.comparisons import identify
 from vision_language.config import build_config, record_config
+
+from randlora_core.models import build_backbone
+from vision_language import train
 from vision_language.train import plan, run
 
 QUICK = [
@@ -215,8 +215,9 @@ def test_a_full_disk_leaves_no_half_written_record(results, tmp_path, monkeypatc
 
 
 def test_the_tuned_learning_rate_is_used_and_told(results, monkeypatch):
-    from vision_language import learning_rates
     from vision_language.learning_rates import LearningRate
+
+    from vision_language import learning_rates
 
     grid = ({"value": 0.02, "validation_accuracy": 0.5},)
     monkeypatch.setattr(learning_rates, "_tuned", lambda config: LearningRate(0.02, "tuned", grid))

@@ -1,7 +1,7 @@
 import pytest
 import torch
 
-from randlora_core.experiment.seeding import STREAMS, derive_seed, generator, seed_global
+from randlora_core.experiment.loop.seeding import STREAMS, derive_seed, generator, seed_global
 
 
 def test_streams_seeds_and_counters_are_all_different():

@@ -15,8 +15,8 @@ import torch
 from fitting import CPU, Batches, Masks, gradients_of_steps, sample_wise, settings, weights
 from torch.nn.parallel import DistributedDataParallel
 
-from randlora_core.experiment.state import whole
-from randlora_core.experiment.training import Resume, fit
+from randlora_core.experiment.loop.fit import Resume, fit
+from randlora_core.experiment.loop.state import whole
 
 SIZES = (3, 17, 5, 1, 9, 4)
 

@@ -6,7 +6,7 @@ import torch
 from torch import nn
 from torch.optim.lr_scheduler import CosineAnnealingLR, LinearLR
 
-from randlora_core.experiment.optimizer import learning_rate_share, make_optimizer, set_learning_rate
+from randlora_core.experiment.loop.optimizer import learning_rate_share, make_optimizer, set_learning_rate
 
 
 def shares(schedule, steps, warmup_steps, floor):

@@ -20,7 +20,7 @@ from fitting import (
     weights,
 )
 
-from randlora_core.experiment.training import fit
+from randlora_core.experiment.loop.fit import fit
 
 
 @pytest.fixture(scope="module")

@@ -8,8 +8,8 @@ from torch.nn import functional as F
 from torch.optim.optimizer import register_optimizer_step_pre_hook
 from torch.utils.data import Dataset
 
-from randlora_core.experiment.state import whole
-from randlora_core.experiment.training import FitSettings
+from randlora_core.experiment.loop.fit import FitSettings
+from randlora_core.experiment.loop.state import whole
 
 CPU = torch.device("cpu")
 

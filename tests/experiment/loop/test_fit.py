@@ -29,9 +29,9 @@ from safetensors.torch import load_file
 from torch import nn
 from torch.nn import functional as F
 
-from randlora_core.experiment import training
-from randlora_core.experiment.optimizer import learning_rate_share
-from randlora_core.experiment.training import Resume, fit
+from randlora_core.experiment.loop import fit as training
+from randlora_core.experiment.loop.fit import Resume, fit
+from randlora_core.experiment.loop.optimizer import learning_rate_share
 
 
 @pytest.mark.parametrize("precision", ["fp32", "bf16"])
@@ -293,7 +293,7 @@ def test_a_signal_stops_after_the_step_and_keeps_the_state(tmp_path, number):
 def test_a_state_that_cannot_be_written_is_an_os_error_and_leaves_nothing(tmp_path, monkeypatch):
     from safetensors import SafetensorError
 
-    from randlora_core.experiment import state
+    from randlora_core.experiment.loop import state
 
     def full(tensors, path, metadata):
         Path(path).write_bytes(b"half")
@@ -342,7 +342,7 @@ sys.path.insert(0, {here!r})
 from pathlib import Path
 from fitting import Batches, CPU, Regression, settings
 from safetensors.torch import save_file
-from randlora_core.experiment.training import Resume, fit
+from randlora_core.experiment.loop.fit import Resume, fit
 folder, fatal_step = Path(sys.argv[1]), int(sys.argv[2])
 def kill(step, loss):
     if step == fatal_step:

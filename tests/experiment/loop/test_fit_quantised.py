@@ -7,7 +7,7 @@ from torch import nn
 from torch.utils.data import Dataset
 
 from randlora_core import adapter_parameters, inject_adapter, make_config
-from randlora_core.experiment.training import Resume, fit
+from randlora_core.experiment.loop.fit import Resume, fit
 
 bnb = pytest.importorskip("bitsandbytes")
 

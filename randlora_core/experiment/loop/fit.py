@@ -16,10 +16,10 @@ from torch import Tensor, nn
 from torch.distributed.tensor import DTensor
 from torch.utils.data import DataLoader, Dataset
 
-from randlora_core.experiment.distributed import is_placed, is_sharded, make_accelerator
-from randlora_core.experiment.optimizer import learning_rate_share, make_optimizer, set_learning_rate
-from randlora_core.experiment.seeding import seed_global
-from randlora_core.experiment.state import (
+from randlora_core.experiment.loop.distributed import is_placed, is_sharded, make_accelerator
+from randlora_core.experiment.loop.optimizer import learning_rate_share, make_optimizer, set_learning_rate
+from randlora_core.experiment.loop.seeding import seed_global
+from randlora_core.experiment.loop.state import (
     Progress,
     Tensors,
     copy_trained,
@@ -28,7 +28,7 @@ from randlora_core.experiment.state import (
     save_state,
     whole,
 )
-from randlora_core.experiment.stopping import Stop, stop_between_steps
+from randlora_core.experiment.loop.stopping import Stop, stop_between_steps
 
 REPORT_STEPS = {"cpu": 1}
 """Steps between two readings of the loss, by device type; a reading waits for the device."""
