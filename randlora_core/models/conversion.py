@@ -20,7 +20,7 @@ TIMM_NAMES = (
     (r"\.layer_scale([12])\.lambda1$", r".ls\1.gamma"),
     (r"^layernorm\.", "norm."),
 )
-"""Pattern of a name in transformers' Dinov2Model, and what timm's VisionTransformer has in its place."""
+"""Pattern of a name in Dinov2Model of transformers 4, and what timm's VisionTransformer has in its place."""
 
 
 def convert_gguf(source: Path, folder: Path) -> None:
@@ -52,7 +52,7 @@ def convert_onnx(source: Path, folder: Path) -> None:
 
 
 def read_backbone(graph: Any) -> dict[str, Tensor]:
-    """The tensors of the sub-module `backbone` of an exported model, under the names of transformers' Dinov2Model.
+    """The tensors of the sub-module `backbone` of an exported model, under Dinov2Model's names in transformers 4.
 
     The exporter keeps the names of most tensors. Those that it has transposed or computed stand under generated names,
     and the node that uses one says what it is: the matrix of a linear layer (stored transposed) belongs to a MatMul

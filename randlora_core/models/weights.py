@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import contextlib
 import hashlib
+import textwrap
 from collections.abc import Iterator
 from dataclasses import dataclass
 from pathlib import Path
@@ -94,7 +95,7 @@ class HubWeights:
         except Exception as error:
             raise FileNotFoundError(
                 f"weights not here: {self.repository} is not in the hub cache, and the hub does not give it "
-                f"({first_line(error)}); a first use needs the network or a filled hub cache"
+                f"({in_one_line(error)}); a first use needs the network or a filled hub cache"
             ) from error
 
     def identify(self) -> str:
@@ -102,10 +103,9 @@ class HubWeights:
         return f"hub {self.repository}@{self.find_revision()}"
 
 
-def first_line(error: Exception) -> str:
-    """The first line of an error's message, or its type where it has none."""
-    lines = str(error).strip().splitlines()
-    return lines[0].strip() if lines else type(error).__name__
+def in_one_line(error: Exception) -> str:
+    """The beginning of an error's message on one line, or its type where it has none."""
+    return textwrap.shorten(str(error), 200) or type(error).__name__
 
 
 @contextlib.contextmanager
@@ -114,4 +114,4 @@ def one_line_error(name: str, library: str, weights: object) -> Iterator[None]:
     try:
         yield
     except Exception as error:
-        raise OSError(f"{name}: {library} could not load the weights {weights} ({first_line(error)})") from error
+        raise OSError(f"{name}: {library} could not load the weights {weights} ({in_one_line(error)})") from error

@@ -8,7 +8,6 @@ import torch
 from PIL import Image, ImageDraw
 
 from randlora_core.models import build_backbone
-from randlora_core.models.backbone import hash_weights
 from randlora_core.models.mini_clip import ConvStem, build_towers, load_tokenizer, read_config
 from randlora_core.models.pretraining import captions, card, generate
 from randlora_core.models.pretraining.vocabulary import learn_merges
@@ -62,29 +61,13 @@ def test_merges_are_learnt_by_frequency_and_never_cross_words():
         learn_merges(["abcde"], 50)
 
 
-def test_random_weights_follow_the_seed_alone(random_backbone):
-    torch.manual_seed(123)
-    before = torch.get_rng_state()
-    again = build_backbone("mini_clip", pretrained=False)
-    assert torch.equal(before, torch.get_rng_state())
-    assert again.weights_hash == random_backbone.weights_hash
-    assert build_backbone("mini_clip", pretrained=False, seed=1).weights_hash != random_backbone.weights_hash
-
-
-def test_hash_sees_one_changed_value_and_one_changed_name():
-    model = torch.nn.Sequential(torch.nn.Linear(3, 2))
-    before = hash_weights(model)
-    model[0].weight.data[1, 2] += 1
-    assert hash_weights(model) != before
-    assert hash_weights(model) != hash_weights(model[0])
-
-
 def test_trained_weights_load_strictly_and_are_those_of_the_card(trained_backbone, random_backbone):
     figures = json.loads(card.FIGURES_FILE.read_text())
     weights = (card.FOLDER / "mini_clip.safetensors").read_bytes()
     assert hashlib.sha256(weights).hexdigest() == figures["weights_file_sha256"]
     assert 3e6 < len(weights) < 8.4e6
-    assert trained_backbone.weights_hash == figures["weights_hash"] != random_backbone.weights_hash
+    trained, drawn = trained_backbone.model.state_dict(), random_backbone.model.state_dict()
+    assert not any(torch.equal(trained[name], drawn[name]) for name in trained if trained[name].ndim > 1)
     assert all(parameter.dtype == torch.float32 for parameter in trained_backbone.model.parameters())
 
 

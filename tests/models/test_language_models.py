@@ -1,0 +1,107 @@
+import pytest
+import small_files
+import torch
+from conftest import COMMIT
+
+from randlora_core.adapters.inject import find_targets as find_layers
+from randlora_core.models import build_backbone
+from randlora_core.models.language_models import FUSED_TARGETS, LANGUAGE_MODELS, SEPARATE_TARGETS, find_targets
+
+SMALL = {**small_files.SIZES, "pad_token_id": 0}
+IDS = torch.tensor([[3, 200, 17, 5]])
+
+
+@pytest.fixture
+def folder(tmp_path):
+    """A small Llama model and a tokenizer, as transformers keeps them."""
+    from tokenizers import Tokenizer, models
+    from transformers import PreTrainedTokenizerFast
+
+    path = tmp_path / "model"
+    small_files.make_llama().save_pretrained(path)
+    words = Tokenizer(models.WordLevel({"unknown": 0, "one": 1, "two": 2}, unk_token="unknown"))
+    PreTrainedTokenizerFast(tokenizer_object=words, unk_token="unknown").save_pretrained(path)
+    return path
+
+
+def logits(backbone):
+    with torch.no_grad():
+        return backbone.model(input_ids=IDS).logits
+
+
+@pytest.mark.parametrize("name", sorted(LANGUAGE_MODELS))
+def test_small_model_of_the_same_architecture(name):
+    torch.manual_seed(3)
+    before = torch.get_rng_state()
+    first, again = (build_backbone(name, pretrained=False, seed=4, architecture=SMALL) for _ in range(2))
+    assert torch.equal(before, torch.get_rng_state())
+    other = build_backbone(name, pretrained=False, seed=5, architecture=SMALL)
+    assert (first.name, first.kind, first.embed_dim, first.max_length) == (name, "causal_lm", 32, 64)
+    assert first.tokenizer is None and not first.model.training
+    assert torch.equal(logits(first), logits(again)) and not torch.equal(logits(first), logits(other))
+    assert set(find_layers(first.model, first.default_targets)) == {
+        name for name, _ in first.model.named_modules() if name.endswith(first.default_targets)
+    }
+    assert find_targets(first.model) == first.default_targets
+    assert first.default_targets == (FUSED_TARGETS if name == "phi3_mini" else SEPARATE_TARGETS)
+
+
+@pytest.mark.parametrize(("name", "millions"), [("smollm2_135m", 134.515), ("qwen2_0_5b", 494.033)])
+def test_sizes_on_the_meta_device(name, millions):
+    model = build_backbone(name, pretrained=False, device="meta").model
+    assert round(sum(parameter.numel() for parameter in model.parameters()) / 1e6, 3) == millions
+    assert all(parameter.is_meta for parameter in model.parameters())
+
+
+def test_any_model_from_a_folder(folder):
+    expected = small_files.make_llama()
+    for name in ("causal_lm", "llama3_8b"):
+        backbone = build_backbone(name, path=str(folder))
+        with torch.no_grad():
+            assert torch.equal(logits(backbone), expected(input_ids=IDS).logits)
+        assert backbone.tokenizer("two").input_ids == [2]
+        assert (backbone.name, backbone.default_targets) == (name, SEPARATE_TARGETS)
+    half = build_backbone("causal_lm", path=folder, dtype="bfloat16").model.state_dict()
+    assert all(torch.equal(half[name], value.bfloat16()) for name, value in expected.state_dict().items())
+
+
+def test_random_weights_with_the_config_and_tokenizer_of_a_folder(folder):
+    backbone = build_backbone("causal_lm", path=folder, pretrained=False, architecture={"num_hidden_layers": 1})
+    assert len(backbone.model.model.layers) == 1 and backbone.embed_dim == 32
+    assert backbone.tokenizer("one").input_ids == [1]
+    trained = small_files.make_llama().state_dict()
+    drawn = backbone.model.state_dict()
+    assert not torch.equal(drawn["model.embed_tokens.weight"], trained["model.embed_tokens.weight"])
+
+
+def test_model_of_the_hub_is_the_cached_commit(folder, hub):
+    hub("Qwen/Qwen2-0.5B", folder)
+    backbone = build_backbone("qwen2_0_5b")
+    with torch.no_grad():
+        assert torch.equal(logits(backbone), small_files.make_llama()(input_ids=IDS).logits)
+    assert backbone.tokenizer("two").input_ids == [2]
+    assert backbone.model.config._commit_hash in (None, COMMIT)
+
+
+def test_targets_of_a_model_with_other_names_are_its_linear_layers_without_the_head():
+    from transformers import AutoModelForCausalLM, GPTNeoXConfig
+
+    config = GPTNeoXConfig(
+        vocab_size=20, hidden_size=16, intermediate_size=24, num_hidden_layers=2, num_attention_heads=2
+    )
+    targets = find_targets(AutoModelForCausalLM.from_config(config))
+    assert targets == ("dense", "dense_4h_to_h", "dense_h_to_4h", "query_key_value")
+
+
+def test_bad_options_are_one_line(folder, tmp_path):
+    with pytest.raises(ValueError, match="causal_lm: dtype must be one of float32, bfloat16, float16, not 'int8'"):
+        build_backbone("causal_lm", path=folder, dtype="int8")
+    for changed in ({"architecture": SMALL}, {"device": "meta"}):
+        with pytest.raises(ValueError, match="llama3_8b: pretrained=True fits neither"):
+            build_backbone("llama3_8b", **changed)
+    with pytest.raises(ValueError, match="causal_lm: path must name a folder or a hub repository"):
+        build_backbone("causal_lm")
+    (folder / "model.safetensors").write_bytes(b"cut off")
+    with pytest.raises(OSError, match=r"^causal_lm: transformers could not load the weights .*model") as caught:
+        build_backbone("causal_lm", path=folder)
+    assert "\n" not in str(caught.value)
