@@ -11,7 +11,9 @@ from functools import partial
 
 from torch import nn
 
+from randlora_core.models.language_models import LANGUAGE_MODELS
 from randlora_core.models.registry import build_backbone
+from randlora_core.models.wheels import WHEELS
 
 
 @dataclass(frozen=True)
@@ -39,9 +41,7 @@ ARCHITECTURES: dict[str, Callable[[], Architecture]] = {
     "clip_vit_l14": partial(_build_backbone, "clip_vit_l14", "visual"),
     "clip_vit_h14": partial(_build_backbone, "clip_vit_h14", "visual"),
     "dinov2_vit_b14": partial(_build_backbone, "dinov2_vit_b14"),
-    "qwen2_0_5b": partial(_build_backbone, "qwen2_0_5b"),
-    "phi3_mini": partial(_build_backbone, "phi3_mini"),
-    "llama3_8b": partial(_build_backbone, "llama3_8b"),
+    **{name: partial(_build_backbone, name) for name in LANGUAGE_MODELS if name not in WHEELS},
 }
 
 

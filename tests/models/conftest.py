@@ -6,25 +6,27 @@ import os
 import zipfile
 
 import pytest
+from small_files import COMMIT
 
 from randlora_core.models.wheels import WHEELS
-
-COMMIT = "0123456789abcdef0123456789abcdef01234567"
 
 
 @pytest.fixture
 def hub(tmp_path, monkeypatch):
-    """A function (repository, folder of files) that puts the files into an otherwise empty hub cache, as COMMIT."""
+    """A function (repository, folder of files) that moves the files into an otherwise empty hub cache.
+
+    They are there as COMMIT, the current one of the branch main; called with another commit, main stays where it is.
+    """
     from huggingface_hub import constants
 
     monkeypatch.setattr(constants, "HF_HUB_CACHE", str(tmp_path / "hub"))
     monkeypatch.setattr(constants, "HF_HUB_OFFLINE", True)
 
-    def add(repository, folder):
+    def add(repository, folder, commit=COMMIT):
         kept = tmp_path / "hub" / f"models--{repository.replace('/', '--')}"
-        (kept / "snapshots").mkdir(parents=True)
-        folder.rename(kept / "snapshots" / COMMIT)
-        (kept / "refs").mkdir()
+        (kept / "snapshots").mkdir(parents=True, exist_ok=True)
+        folder.rename(kept / "snapshots" / commit)
+        (kept / "refs").mkdir(exist_ok=True)
         (kept / "refs" / "main").write_text(COMMIT)
 
     return add

@@ -1,6 +1,9 @@
-"""Small GGUF and ONNX files of the layout that the wheels' files have, and the transformers models that they hold."""
+"""Names of commits; small GGUF and ONNX files of the layout that the wheels' files have, and the transformers models that they hold."""
 
 import torch
+
+COMMIT, OTHER = "0123456789abcdef" * 2 + "01234567", "f" * 40
+"""Two commits of a repository in the hub cache; COMMIT is the one of its branch main."""
 
 SIZES = {
     "vocab_size": 260,

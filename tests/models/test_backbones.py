@@ -4,12 +4,14 @@ from functools import partial
 
 import numpy as np
 import pytest
+import small_files
 import torch
 from PIL import Image
 from safetensors.torch import save_file
 
 from randlora_core.models import BACKBONES, build_backbone, open_clip_models
 from randlora_core.models.open_clip_models import OpenClipSource
+from randlora_core.models.weights import HubWeights
 
 TINY_VISION = {"layers": 2, "width": 64, "head_width": 32, "patch_size": 16, "image_size": 32}
 TINY_TEXT = {"layers": 2, "width": 32, "heads": 2, "context_length": 16}
@@ -129,6 +131,16 @@ def test_open_clip_weights_and_preprocessing_of_the_hub(small_open_clip):
         assert torch.equal(backbone.image_transform(image), own(image))
 
 
+def test_what_is_loaded_is_the_commit_that_was_identified(small_open_clip, hub, tmp_path, monkeypatch):
+    other = {name: tensor + 1 for name, tensor in small_open_clip.state_dict().items()}
+    (tmp_path / "files").mkdir()
+    save_file(other, tmp_path / "files" / "open_clip_model.safetensors")
+    hub("owner/small", tmp_path / "files", small_files.OTHER)
+    monkeypatch.setattr(HubWeights, "find_revision", lambda self: small_files.OTHER)
+    found = build_backbone("clip_vit_b32").model.state_dict()
+    assert all(torch.equal(found[name], other[name]) for name in other)
+
+
 def test_dinov2_weights_of_the_hub(hub, tmp_path, monkeypatch):
     from timm.models import _registry, vit_small_patch14_dinov2
 
@@ -141,6 +153,12 @@ def test_dinov2_weights_of_the_hub(hub, tmp_path, monkeypatch):
     found = build_backbone("dinov2_vit_s14", image_size=518).model.state_dict()
     assert found.keys() == expected.keys() and all(torch.equal(found[key], expected[key]) for key in expected)
     assert build_backbone("dinov2_vit_s14", image_size=98).model.pos_embed.shape == (1, 50, 48)
+    (tmp_path / "files").mkdir()
+    save_file({key: tensor + 1 for key, tensor in expected.items()}, tmp_path / "files" / "model.safetensors")
+    hub("timm/vit_small_patch14_dinov2.lvd142m", tmp_path / "files", small_files.OTHER)
+    monkeypatch.setattr(HubWeights, "find_revision", lambda self: small_files.OTHER)
+    found = build_backbone("dinov2_vit_s14", image_size=518).model.state_dict()
+    assert all(torch.equal(found[key], expected[key] + 1) for key in expected)
 
 
 def photographs():

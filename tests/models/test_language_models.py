@@ -1,11 +1,13 @@
+import shutil
+
 import pytest
 import small_files
 import torch
-from conftest import COMMIT
 
 from randlora_core.adapters.inject import find_targets as find_layers
 from randlora_core.models import build_backbone
 from randlora_core.models.language_models import FUSED_TARGETS, LANGUAGE_MODELS, SEPARATE_TARGETS, find_targets
+from randlora_core.models.weights import HubWeights
 
 SMALL = {**small_files.SIZES, "pad_token_id": 0}
 IDS = torch.tensor([[3, 200, 17, 5]])
@@ -80,7 +82,17 @@ def test_model_of_the_hub_is_the_cached_commit(folder, hub):
     with torch.no_grad():
         assert torch.equal(logits(backbone), small_files.make_llama()(input_ids=IDS).logits)
     assert backbone.tokenizer("two").input_ids == [2]
-    assert backbone.model.config._commit_hash in (None, COMMIT)
+
+
+def test_what_is_loaded_is_the_commit_that_was_identified(folder, hub, monkeypatch, tmp_path):
+    other = shutil.copytree(folder, tmp_path / "other")
+    model = small_files.fill(small_files.make_llama(), seed=6)
+    model.save_pretrained(other)
+    hub("owner/model", folder)
+    hub("owner/model", other, small_files.OTHER)
+    monkeypatch.setattr(HubWeights, "find_revision", lambda self: small_files.OTHER)
+    with torch.no_grad():
+        assert torch.equal(logits(build_backbone("causal_lm", path="owner/model")), model(input_ids=IDS).logits)
 
 
 def test_targets_of_a_model_with_other_names_are_its_linear_layers_without_the_head():

@@ -4,7 +4,7 @@ import hashlib
 import inspect
 
 import pytest
-from conftest import COMMIT
+import small_files
 
 from randlora_core.models import BACKBONES, build_backbone, identify_weights
 from randlora_core.models.mini_clip import WEIGHTS_FILE
@@ -59,8 +59,10 @@ def test_hub_model_is_the_commit_in_the_cache(name, repository, file, hub, tmp_p
     hub(repository, tmp_path / "files")
     with pytest.raises(OSError, match=f"weights not here: {repository} .*cache"):
         identify_weights(name, **PATH.get(name, {}))
-    (tmp_path / "hub" / f"models--{repository.replace('/', '--')}" / "snapshots" / COMMIT / file).write_text("weights")
-    assert identify_weights(name, **PATH.get(name, {})) == f"hub {repository}@{COMMIT}"
+    (
+        tmp_path / "hub" / f"models--{repository.replace('/', '--')}" / "snapshots" / small_files.COMMIT / file
+    ).write_text("weights")
+    assert identify_weights(name, **PATH.get(name, {})) == f"hub {repository}@{small_files.COMMIT}"
 
 
 def test_hub_is_asked_where_the_cache_is_empty(hub, monkeypatch):
@@ -68,10 +70,10 @@ def test_hub_is_asked_where_the_cache_is_empty(hub, monkeypatch):
 
     def answer(self, repository, timeout):
         assert timeout <= 30
-        return huggingface_hub.hf_api.ModelInfo(id=repository, sha=COMMIT[::-1])
+        return huggingface_hub.hf_api.ModelInfo(id=repository, sha=small_files.COMMIT[::-1])
 
     monkeypatch.setattr(huggingface_hub.HfApi, "model_info", answer)
-    assert identify_weights("dinov2_vit_b14") == f"hub timm/vit_base_patch14_dinov2.lvd142m@{COMMIT[::-1]}"
+    assert identify_weights("dinov2_vit_b14") == f"hub timm/vit_base_patch14_dinov2.lvd142m@{small_files.COMMIT[::-1]}"
 
 
 def test_weights_that_are_nowhere_are_one_line(hub, monkeypatch):
