@@ -1,9 +1,8 @@
-"""What a model's layers have learned, as one full matrix per layer, whatever the method; and its best low-rank part."""
+"""What a model's layers have learned, as one full matrix per layer, whatever the method."""
 
 from __future__ import annotations
 
 from collections.abc import Mapping
-from dataclasses import dataclass
 
 import torch
 from torch import Tensor, nn
@@ -18,7 +17,7 @@ from randlora_core.adapters.inject import (
     disable_adapter,
     plan_injection,
 )
-from randlora_core.adapters.layer import kind_of
+from randlora_core.adapters.layer import AdapterLayer, kind_of
 
 
 @torch.no_grad()
@@ -42,7 +41,7 @@ def delta_of(model: nn.Module, base: nn.Module | None = None) -> dict[str, Tenso
     layers = adapter_layers(model)
     if layers:
         with disable_adapter(model):
-            return {name: _learned(layer.update, layer.dense_weight()) for name, layer in layers.items()}
+            return {name: layer_delta(layer) for name, layer in layers.items()}
     if base is None:
         raise ValueError(f"the {type(model).__name__} has no adapter: its pretrained model is needed as `base`")
     weights, pretrained = _dense_weights(model), _dense_weights(base)
@@ -84,49 +83,18 @@ def inject_delta(model: nn.Module, deltas: Mapping[str, Tensor]) -> nn.Module:
     return model
 
 
-@dataclass(frozen=True)
-class LowRank:
-    """The best approximation of a matrix by B A.
+@torch.no_grad()
+def layer_delta(layer: AdapterLayer) -> Tensor:
+    """The update of one adapted layer, (out, in), as `delta_of` gives it.
 
-    Args:
-        a: (k, in).
-        b: (out, k).
-        kept: Part of the matrix's Frobenius norm that B A has, in [0, 1]; 1 for a matrix of zeros.
+    The layer's weight must be the frozen one: the layer is not merged, or this is called within `disable_adapter`.
     """
-
-    a: Tensor
-    b: Tensor
-    kept: float
-
-
-def truncated(matrix: Tensor, *, rank: int | None = None, energy: float | None = None) -> LowRank:
-    """Truncated singular value decomposition (Eckart and Young 1936, https://doi.org/10.1007/BF02288367).
-
-    Args:
-        matrix: (out, in), floating.
-        rank: Rank to keep, at least 1; more than min(out, in) keeps everything. Exclusive with `energy`.
-        energy: Part of the squared Frobenius norm to keep at least, in (0, 1], by the smallest rank that does.
-
-    Returns:
-        Factors of equal norm, in the matrix's dtype.
-    """
-    u, s, vh = torch.linalg.svd(matrix, full_matrices=False)
-    squares = s.double().square()
-    total = squares.sum()
-    if energy is not None:
-        # The sum up to k falls short for the first k - 1 values; rounding must not ask for more values than there are.
-        rank = min(int((squares.cumsum(0) < energy * total).sum()) + 1, len(s))
-    rank = min(rank, len(s))
-    kept = float((squares[:rank].sum() / total).sqrt()) if total > 0 else 1.0
-    root = s[:rank].sqrt()
-    return LowRank(a=root[:, None] * vh[:rank], b=u[:, :rank] * root, kept=min(kept, 1.0))
-
-
-def _learned(update: nn.Module, weight: Tensor) -> Tensor:
+    update = layer.update
     if isinstance(update, MagnitudeUpdate):
+        weight = layer.dense_weight()
         merged = update.merged_weight(weight)
-        return (merged - weight.to(merged.dtype)).detach()
-    return update.delta_weight().detach()
+        return merged - weight.to(merged.dtype)
+    return update.delta_weight()
 
 
 def _dense_weights(model: nn.Module) -> dict[str, Tensor]:

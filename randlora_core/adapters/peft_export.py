@@ -11,6 +11,8 @@ from __future__ import annotations
 import json
 import math
 import os
+import sys
+import time
 from collections import Counter
 from collections.abc import Mapping
 from pathlib import Path
@@ -21,10 +23,11 @@ from torch import Tensor, nn
 
 from randlora_core.adapters.bases import SharedBases
 from randlora_core.adapters.config import AdapterConfig, positive_integer
-from randlora_core.adapters.delta import delta_of, truncated
+from randlora_core.adapters.delta import layer_delta
 from randlora_core.adapters.files import CONFIG_FILE, TENSORS_FILE, write_together
-from randlora_core.adapters.inject import AdapterState, adapter_layers, adapter_state
+from randlora_core.adapters.inject import AdapterState, adapter_layers, adapter_state, disable_adapter
 from randlora_core.adapters.layer import CONV1D, AdapterLayer, Shape, Update
+from randlora_core.adapters.low_rank import truncated
 from randlora_core.adapters.peft_format import (
     DIALECTS,
     MODEL_PREFIX,
@@ -38,10 +41,15 @@ from randlora_core.adapters.peft_format import (
 )
 
 _WAYS_OUT = "export it with as_lora=<rank> or as_lora='energy:0.99', or merge the adapter and save the model"
+_MANY_WEIGHTS = 10**8
 
 
 def export_peft(
-    model: nn.Module, directory: str | os.PathLike[str], as_lora: int | str | None = None
+    model: nn.Module,
+    directory: str | os.PathLike[str],
+    as_lora: int | str | None = None,
+    *,
+    progress: bool | None = None,
 ) -> dict[str, float]:
     """Write a model's adapter as PEFT does, so that `PeftModel.from_pretrained` opens it.
 
@@ -54,14 +62,17 @@ def export_peft(
         directory: Created where it does not exist.
         as_lora: Write the best LoRA of each layer's update instead, for engines that know no other method, or for
             methods that PEFT does not have: a rank, at most which every layer gets, or "energy:x" with x in (0, 1] for
-            the smallest rank per layer that keeps x of the squared Frobenius norm.
+            the smallest rank per layer that keeps x of the squared Frobenius norm. Up to about a quarter of a layer's
+            smaller side a given rank goes by a randomised decomposition; the same model gives the same files.
+        progress: Whether `as_lora` writes a line per layer to stderr. None writes them where the layers have 10^8
+            weights or more together, which takes longer than a few seconds.
 
     Returns:
         Layer's name -> part of its update's Frobenius norm that was written; 1 without `as_lora`.
 
     Raises:
-        ValueError: If the model has no adapter, PEFT cannot express it (the message says what to do), or `as_lora` is
-            none of the above. Nothing is written then.
+        ValueError: If the model has no adapter, PEFT cannot express it (the message says what to do), `as_lora` is
+            none of the above, or with it an update has values that are not finite. Nothing is written then.
         OSError: If the files cannot be written.
     """
     state = adapter_state(model)
@@ -70,7 +81,9 @@ def export_peft(
         settings, tensors = _written_as_is(adapter_layers(model), state)
         kept = dict.fromkeys(state.shapes, 1.0)
     else:
-        settings, tensors, kept = _written_as_lora(delta_of(model), as_lora)
+        if progress is None:
+            progress = sum(math.prod(shape) for shape in state.shapes.values()) >= _MANY_WEIGHTS
+        settings, tensors, kept = _written_as_lora(model, _parse_as_lora(as_lora), progress)
     modules = _modules_to_save(model, state)
     for module in modules:
         values = model.get_submodule(module).state_dict()
@@ -224,11 +237,18 @@ def _padded(matrix: Tensor, shape: tuple[int, ...]) -> Tensor:
 
 
 def _written_as_lora(
-    deltas: Mapping[str, Tensor], as_lora: int | str
+    model: nn.Module, wanted: Mapping[str, Any], progress: bool
 ) -> tuple[dict[str, Any], dict[str, Tensor], dict[str, float]]:
     """A LoraConfig's fields and tensors for the truncated updates, and what each of them keeps."""
-    wanted = _parse_as_lora(as_lora)
-    parts = {name: truncated(delta, **wanted) for name, delta in deltas.items()}
+    layers, parts, begin = adapter_layers(model), {}, time.perf_counter()
+    with disable_adapter(model):
+        for number, (name, layer) in enumerate(layers.items(), start=1):
+            # One update at a time: together they are as large as the model in float32.
+            parts[name] = part = truncated(_finite_delta(name, layer), **wanted)
+            if progress:
+                found = f"rank {len(part.a)} keeps {part.kept:.4f} of the norm"
+                seconds = time.perf_counter() - begin
+                print(f"as LoRA {number}/{len(layers)}, {seconds:.0f} s: {name}: {found}", file=sys.stderr, flush=True)
     ranks = {name: len(part.a) for name, part in parts.items()}
     rank = Counter(ranks.values()).most_common(1)[0][0]
     tensors = {}
@@ -248,6 +268,13 @@ def _written_as_lora(
         "init_lora_weights": True,
     }
     return settings, tensors, {name: part.kept for name, part in parts.items()}
+
+
+def _finite_delta(name: str, layer: AdapterLayer) -> Tensor:
+    delta = layer_delta(layer)
+    if not delta.isfinite().all():
+        raise ValueError(f"the update of layer {name!r} has values that are not finite; nothing was written")
+    return delta
 
 
 def _parse_as_lora(as_lora: int | str) -> dict[str, Any]:

@@ -1,6 +1,7 @@
 """The best LoRA of any update, and full updates as frozen adapters."""
 
 import copy
+import weakref
 
 import peft
 import pytest
@@ -22,9 +23,11 @@ from randlora_core import (
     save_adapter,
     unload_adapter,
 )
-from randlora_core.adapters.delta import truncated
+from randlora_core.adapters import peft_export
+from randlora_core.adapters.delta import layer_delta
+from randlora_core.adapters.inject import adapter_layers
 
-METHODS = {
+UPDATES = {
     "randlora": {},
     "randdora": {"magnitude": True},
     "randlora_a": {"distinct_a": True, "num_bases": 6},
@@ -36,7 +39,7 @@ METHODS = {
 
 def adapted(label: str, architecture: str = "gpt2", size: float = 0.05) -> nn.Module:
     method = label if label in ("dora", "nola", "vera") else "randlora"
-    config = make_config(method, rank=4, **METHODS[label])
+    config = make_config(method, rank=4, **UPDATES[label])
     return moved(inject_adapter(tiny_model(architecture), config, targets_of(architecture)), size)
 
 
@@ -45,7 +48,7 @@ def opened(architecture: str, directory):
 
 
 @pytest.mark.filterwarnings("ignore:fan_in_fan_out")
-@pytest.mark.parametrize("label", METHODS)
+@pytest.mark.parametrize("label", UPDATES)
 def test_an_update_of_any_method_goes_out_as_lora(label, tmp_path):
     """At full rank nothing is lost, so that PEFT's outputs are ours up to rounding; at rank 2 the best part is kept."""
     model = adapted(label)
@@ -89,6 +92,66 @@ def test_an_update_of_zero_goes_out_as_lora(tmp_path):
     model = inject_adapter(tiny_model("llama"), make_config("randlora", rank=4), targets_of("llama"))
     assert set(export_peft(model, tmp_path, as_lora="energy:0.99").values()) == {1.0}
     torch.testing.assert_close(logits(opened("llama", tmp_path), "llama"), logits(tiny_model("llama"), "llama"))
+
+
+def test_two_exports_are_equal_and_leave_the_random_numbers_alone(tmp_path):
+    """On a layer that is large enough for the randomised decomposition."""
+    model = inject_adapter(nn.Sequential(nn.Linear(96, 128)), make_config("randlora", rank=8), ["0"])
+    moved(model)
+    before = torch.random.get_rng_state()
+    kept = export_peft(model, tmp_path / "first", as_lora=4)
+    assert torch.equal(torch.random.get_rng_state(), before)
+    torch.manual_seed(7)
+    assert export_peft(model, tmp_path / "second", as_lora=4) == kept
+    files = [(tmp_path / which / "adapter_model.safetensors").read_bytes() for which in ("first", "second")]
+    assert files[0] == files[1]
+    values = torch.linalg.svdvals(delta_of(model)["0"].double())
+    assert 0.98 < kept["0"] / (values[:4].norm() / values.norm()).item() <= 1 + 1e-6
+
+
+@pytest.mark.parametrize("merged", [False, True])
+def test_updates_are_made_one_at_a_time(merged, tmp_path, monkeypatch):
+    """Together they would be as large as the model in float32."""
+    model, alive = adapted("randlora", "llama"), []
+
+    def watched(layer):
+        assert all(reference() is None for reference in alive)
+        delta = layer_delta(layer)
+        alive.append(weakref.ref(delta))
+        return delta
+
+    monkeypatch.setattr(peft_export, "layer_delta", watched)
+    expected = export_peft(model, tmp_path / "plain", as_lora=2)
+    if merged:
+        merge_adapter(model)
+    alive.clear()
+    assert export_peft(model, tmp_path / "again", as_lora=2) == pytest.approx(expected)
+    assert len(alive) == len(expected) > 1
+
+
+def test_an_update_that_is_not_finite_is_named_and_nothing_written(tmp_path):
+    model = adapted("randlora", "llama")
+    name, layer = list(adapter_layers(model).items())[1]
+    with torch.no_grad():
+        layer.update.randlora_gamma[0, 0] = torch.nan
+    with pytest.raises(ValueError, match=rf"layer '{name}' has values that are not finite"):
+        export_peft(model, tmp_path / "new", as_lora=2)
+    assert not (tmp_path / "new").exists()
+    assert adapter_layers(model)[name].acts
+
+
+@pytest.mark.parametrize(
+    ("progress", "many", "shown"), [(None, 10**8, False), (None, 10, True), (True, 10**8, True), (False, 10, False)]
+)
+def test_progress_is_a_line_per_layer_for_large_models_or_on_demand(
+    progress, many, shown, tmp_path, capsys, monkeypatch
+):
+    monkeypatch.setattr(peft_export, "_MANY_WEIGHTS", many)
+    kept = export_peft(adapted("randlora", "llama"), tmp_path, as_lora=2, progress=progress)
+    printed = capsys.readouterr()
+    assert printed.out == "" and len(printed.err.splitlines()) == shown * len(kept) and kept
+    for number, (line, (name, share)) in enumerate(zip(printed.err.splitlines(), kept.items(), strict=False), start=1):
+        assert line.startswith(f"as LoRA {number}/{len(kept)}, ") and f"{name}: rank 2 keeps {share:.4f}" in line
 
 
 @pytest.mark.parametrize(
@@ -177,7 +240,7 @@ def test_delta_of_full_fine_tuning_is_the_difference_of_the_weights():
     assert deltas[name].shape == (96, 24) and torch.equal(deltas[name], expected)
 
 
-@pytest.mark.parametrize("label", METHODS)
+@pytest.mark.parametrize("label", UPDATES)
 @pytest.mark.parametrize("merged", [False, True])
 def test_delta_of_an_adapter_is_what_merging_adds(label, merged):
     model, base = adapted(label), tiny_model("gpt2")
@@ -243,11 +306,3 @@ def test_delta_of_refuses_models_that_do_not_match():
         with pytest.raises(ValueError, match=message):
             inject_delta(model, deltas)
     assert type(model[0]) is nn.Linear
-
-
-def test_truncation_keeps_everything_of_a_matrix_of_low_rank():
-    matrix = torch.randn(9, 3) @ torch.randn(3, 7)
-    part = truncated(matrix, rank=3)
-    torch.testing.assert_close(part.b @ part.a, matrix, rtol=1e-4, atol=1e-5)
-    assert part.kept == pytest.approx(1.0) and part.a.norm() == pytest.approx(part.b.norm().item(), rel=1e-4)
-    assert len(truncated(matrix, energy=1.0).a) >= 3 and len(truncated(matrix, rank=99).a) == 7
