@@ -8,10 +8,11 @@
     --profile     the operations of one step of a ViT-B block, by time
     --half        under bfloat16 autocast instead of in float32
 
-A step is forward and backward; the optimiser is a column of its own, and part of the step whose memory is measured.
+A step is forward and backward; the optimizer is a column of its own, and part of the step whose memory is measured.
 Methods are stepped in turn within one process, and a ratio is the median over rounds of two steps of the same round, so
-that a change of the machine's load counts for both. Tables, CSV files and plots go to --out; a run that is stopped
-leaves what it had measured in NAME.part.csv.
+that a change of the machine's load counts for both. Tables, CSV files and plots go to --out. A run that is stopped
+leaves what it had measured in NAME.part.csv; the next run of that name asks for the file to be moved away first, so
+that hours of measurements are not overwritten by mistake.
 """
 
 from __future__ import annotations
@@ -20,20 +21,23 @@ import argparse
 import math
 import os
 import tempfile
-from collections.abc import Sequence
+from collections.abc import Iterable, Sequence
 from pathlib import Path
 
 import torch
 
-from randlora_core.benchmarking import cases, grid, table10
+from randlora_core.benchmarking import cases, grid, table10, whole_models
 from randlora_core.benchmarking.cases import Case
 from randlora_core.benchmarking.measure import Step, measure
-from randlora_core.benchmarking.methods import METHODS, make_subject
+from randlora_core.benchmarking.memory import check_fits
+from randlora_core.benchmarking.methods import MEASURED_METHODS, apply_method
 from randlora_core.benchmarking.report import Result, ResultsFile, hardware, plot, print_result, rows
 from randlora_core.experiment.loop.hardware import multiplies_bf16
 
+DEFAULT_OUT = Path("results/benchmark")
+DEFAULT_ROUNDS, DEFAULT_BATCH, DEFAULT_TOKENS = 11, 16, 8192
 QUICK_METHODS = ("frozen", "full", "lora", "randlora", "peft_lora", "peft_randlora")
-PEFT_METHODS = tuple(name for name in METHODS if "peft" in name)
+PEFT_METHODS = tuple(name for name in MEASURED_METHODS if "peft" in name)
 
 
 def main(arguments: Sequence[str] | None = None) -> None:
@@ -48,8 +52,11 @@ def main(arguments: Sequence[str] | None = None) -> None:
     os.environ.setdefault("KINETO_LOG_LEVEL", "6")  # the profiler tells of each start and stop otherwise
     ways = {"grid": _run_grid, "profile": _run_profile, "table10": _run_table10}
     run = next((way for option, way in ways.items() if getattr(options, option)), _run_cases)
+    device = torch.device(options.device)
     try:
-        run(options, torch.device(options.device))
+        if options.models or options.table10:
+            _check_memory(parser, options, device)
+        run(options, device)
     except KeyboardInterrupt:
         parser.exit(130, f"stopped; what was measured before, if anything, is in {options.out}/*.part.csv\n")
 
@@ -63,13 +70,19 @@ def _parser() -> argparse.ArgumentParser:
     what.add_argument("--grid", action="store_true", help="RandLoRA's paths on a grid of layers")
     what.add_argument("--profile", action="store_true", help="operations of one step by time")
     parser.add_argument("--half", action="store_true", help="under bfloat16 autocast")
-    parser.add_argument("--methods", nargs="+", choices=tuple(METHODS), metavar="METHOD", help=", ".join(METHODS))
-    parser.add_argument("--batch", type=_positive, help="rows of a batch for --models; 16 if not given")
-    parser.add_argument("--tokens", type=_positive, help="tokens for the step times of --table10; 8192 if not given")
-    parser.add_argument("--rounds", type=_positive, default=11, help="rounds at most")
+    parser.add_argument(
+        "--methods", nargs="+", choices=tuple(MEASURED_METHODS), metavar="METHOD", help=", ".join(MEASURED_METHODS)
+    )
+    parser.add_argument("--batch", type=_positive, help=f"rows of a batch for --models; {DEFAULT_BATCH} if not given")
+    parser.add_argument(
+        "--tokens",
+        type=_positive,
+        help=f"tokens for --table10's step times, at most the paper's of each model; {DEFAULT_TOKENS} if not given",
+    )
+    parser.add_argument("--rounds", type=_positive, help=f"rounds at most; {DEFAULT_ROUNDS} if not given")
     parser.add_argument("--seconds", type=_seconds, help="no new round after this time on a case; 30, --quick 20")
     parser.add_argument("--device", default="cuda" if torch.cuda.is_available() else "cpu")
-    parser.add_argument("--out", type=Path, default=Path("results/benchmark"), help="folder for tables and plots")
+    parser.add_argument("--out", type=Path, help=f"folder for tables and plots; {DEFAULT_OUT} if not given")
     return parser
 
 
@@ -90,7 +103,34 @@ def _seconds(text: str) -> float:
 
 
 def _check(parser: argparse.ArgumentParser, options: argparse.Namespace) -> None:
-    """Exit with code 2 where an option would be ignored, a name or the device is not there, or --out takes no files."""
+    """Exit with code 2 where an option would be ignored, or a name, the device or the files are not as they must be.
+
+    Options that were not given get their values here.
+    """
+    _check_effects(parser, options)
+    for option in ("methods", "models"):
+        names = getattr(options, option) or ()
+        if twice := [name for name in dict.fromkeys(names) if names.count(name) > 1]:
+            parser.error(f"--{option} names {twice[0]} more than once")
+    if options.methods and "randlora" not in options.methods:
+        parser.error("--methods needs randlora among them, which the others are compared with")
+    for name in options.models or ():
+        if name not in whole_models.KNOWN:
+            parser.error(f"unknown model {name!r}; known: {', '.join(whole_models.KNOWN)}")
+    if options.tokens and options.tokens > table10.MOST_TOKENS:
+        parser.error(f"--tokens {options.tokens} is above the largest of the paper's batches, {table10.MOST_TOKENS}")
+    if options.seconds is None:
+        options.seconds = 20.0 if options.quick else 30.0
+    options.rounds, options.out = options.rounds or DEFAULT_ROUNDS, options.out or DEFAULT_OUT
+    try:
+        torch.ones(1, device=options.device).item()
+    except (RuntimeError, AssertionError) as error:
+        parser.error(f"device {options.device!r} cannot be used: {str(error).splitlines()[0]}")
+    if not options.profile:
+        _check_out(parser, options)
+
+
+def _check_effects(parser: argparse.ArgumentParser, options: argparse.Namespace) -> None:
     if options.batch and not options.models:
         parser.error("--batch has no effect without --models")
     if options.tokens and not options.table10:
@@ -101,59 +141,79 @@ def _check(parser: argparse.ArgumentParser, options: argparse.Namespace) -> None
         parser.error("--half has no effect on --grid, which measures both number formats")
     if options.methods and (options.grid or options.table10 or options.profile):
         parser.error("--methods has no effect on --grid, --table10 and --profile")
-    if options.methods and "randlora" not in options.methods:
-        parser.error("--methods needs randlora among them, which the others are compared with")
-    for name in options.models or ():
-        if name not in cases.model_names():
-            parser.error(f"unknown model {name!r}; known: {', '.join(cases.model_names())}")
-    if options.seconds is None:
-        options.seconds = 20.0 if options.quick else 30.0
-    try:
-        torch.ones(1, device=options.device).item()
-    except (RuntimeError, AssertionError) as error:
-        parser.error(f"device {options.device!r} cannot be used: {str(error).splitlines()[0]}")
-    if options.profile:
-        return
+    if options.profile and options.rounds:
+        parser.error("--rounds has no effect on --profile, which shows one step")
+    if options.profile and options.out:
+        parser.error("--out has no effect on --profile, which prints its tables")
+
+
+def _check_out(parser: argparse.ArgumentParser, options: argparse.Namespace) -> None:
     try:
         options.out.mkdir(parents=True, exist_ok=True)
         with tempfile.TemporaryFile(dir=options.out):
             pass
     except OSError as error:
         parser.error(f"--out {str(options.out)!r} is no folder that files can be written to: {error.strerror}")
+    table = ResultsFile(_table_path(options))
+    for path in (table.path, table.part, table.path.with_suffix(".png")):
+        if path.is_dir():
+            parser.error(f"{path} is a folder, where a file of this name is to be written")
+    if table.part.exists():
+        parser.error(f"{table.part} is left from a run that was stopped; move or delete it, or choose another --out")
 
 
-def _chosen(options: argparse.Namespace) -> tuple[str, Sequence[Case], Sequence[str]]:
-    """Name of the run, its cases, and its methods."""
+def _check_memory(parser: argparse.ArgumentParser, options: argparse.Namespace, device: torch.device) -> None:
+    """Exit with code 2 where a model is larger than the memory that is free."""
+    try:
+        if options.table10:
+            for stack in table10.STACKS:
+                case = stack.for_memory(2, options.half)
+                check_fits(case, table10.TABLE10_METHODS, device, "--table10 needs the paper's batch sizes")
+            return
+        chosen, methods = _chosen(options)
+        for case in chosen:
+            check_fits(case, options.methods or methods, device, "choose a smaller --batch or another model")
+    except ValueError as error:
+        parser.error(str(error))
+
+
+def _chosen(options: argparse.Namespace) -> tuple[Sequence[Case], Iterable[str]]:
+    """The cases and the methods that are measured where --methods names none."""
     if options.quick:
-        return "quick", cases.quick_cases(options.half), QUICK_METHODS
+        return cases.quick_cases(options.half), QUICK_METHODS
     if options.models:
-        chosen = [cases.model_case(name, options.batch or 16, half=options.half) for name in options.models]
-        return "models", chosen, tuple(METHODS)
-    return "shapes", cases.standard_cases(options.half), tuple(METHODS)
+        batch = options.batch or DEFAULT_BATCH
+        return [whole_models.model_case(name, batch, half=options.half) for name in options.models], MEASURED_METHODS
+    return cases.standard_cases(options.half), MEASURED_METHODS
 
 
-def _file_name(name: str, options: argparse.Namespace) -> str:
-    return f"{name}_bfloat16" if options.half else name
+def _table_path(options: argparse.Namespace) -> Path:
+    """The CSV file of the run; its plot has the same name."""
+    if options.grid:
+        return options.out / f"grid_{torch.device(options.device).type}.csv"
+    name = next((name for name in ("quick", "models", "table10") if getattr(options, name)), "shapes")
+    return options.out / f"{name}{'_bfloat16' if options.half else ''}.csv"
 
 
 def _run_cases(options: argparse.Namespace, device: torch.device) -> None:
-    kind, chosen, methods = _chosen(options)
-    name, methods = _file_name(kind, options), options.methods or methods
-    results, table = [], ResultsFile(options.out / f"{name}.csv")
+    chosen, methods = _chosen(options)
+    results, table = [], ResultsFile(_table_path(options))
     print(hardware(device))
     for case in chosen:
-        on_case = [method for method in methods if case.for_peft or method not in PEFT_METHODS]
+        on_case = [method for method in options.methods or methods if case.for_peft or method not in PEFT_METHODS]
+        if left_out := [method for method in options.methods or () if method not in on_case]:
+            print(f"{case.name}: without {', '.join(left_out)}, since PEFT cannot adapt its attn.in_proj")
         timings = measure(case, on_case, rounds=options.rounds, seconds=options.seconds, device=device)
         results.append(Result(case, {timing.method: timing for timing in timings}))
         print_result(results[-1])
         table.add(rows(results[-1]), hardware(device))
     table.finish()
-    plot(options.out / f"{name}.png", results, hardware(device))
+    plot(table.path.with_suffix(".png"), results, hardware(device))
     print(f"written: {table.path} and .png")
 
 
 def _run_grid(options: argparse.Namespace, device: torch.device) -> None:
-    table = ResultsFile(options.out / f"grid_{device.type}.csv")
+    table = ResultsFile(_table_path(options))
     halves = (False, True) if multiplies_bf16(device) else (False,)
     if len(halves) == 1:
         print("float32 only: this hardware has no instructions for products of bfloat16 numbers")
@@ -174,7 +234,7 @@ def _run_profile(options: argparse.Namespace, device: torch.device) -> None:
     case = cases.quick_cases(options.half)[0]
     print(f"{case.name}, T = {case.tokens}, {case.format}, {hardware(device)}")
     for method in ("randlora", "full"):
-        step = Step(case, make_subject(method, case, device), case.inputs(device))
+        step = Step(case, apply_method(method, case, device), case.inputs(device))
         step.forward_backward()
         step.clear()
         with torch.profiler.profile() as profile:
@@ -190,8 +250,8 @@ def _run_table10(options: argparse.Namespace, device: torch.device) -> None:
     from rich.console import Console
     from rich.table import Table
 
-    results = ResultsFile(options.out / f"{_file_name('table10', options)}.csv")
-    limits = {"rounds": options.rounds, "seconds": options.seconds, "tokens": options.tokens or 8192}
+    results = ResultsFile(_table_path(options))
+    limits = {"rounds": options.rounds, "seconds": options.seconds, "tokens": options.tokens or DEFAULT_TOKENS}
     for stack in table10.STACKS:
         measured = table10.measure_stack(stack, **limits, device=device, half=options.half)
         results.add(measured, hardware(device))

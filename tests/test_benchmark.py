@@ -9,11 +9,11 @@ import torch
 
 from randlora_core import benchmark
 from randlora_core.adapters.inject import adapter_bases
-from randlora_core.benchmarking import cases, grid, table10
+from randlora_core.benchmarking import cases, grid, table10, whole_models
 from randlora_core.benchmarking import measure as measuring
 from randlora_core.benchmarking.goals import verdicts
 from randlora_core.benchmarking.measure import Step, Timing, measure, measure_memory, peak_memory, tensor_bytes
-from randlora_core.benchmarking.methods import METHODS, Subject, equal_rank, make_subject, sharing_copy
+from randlora_core.benchmarking.methods import MEASURED_METHODS, MeasuredModule, apply_method, equal_rank, sharing_copy
 from randlora_core.benchmarking.report import Result, ResultsFile, read_cases, rows
 
 CPU = torch.device("cpu")
@@ -28,24 +28,24 @@ SMALL = cases.vision_case("small", 64, 2, 20, rank=8)
 
 
 def timing(method: str, *seconds: float, peak: int = 0) -> Timing:
-    return Timing(method, 1, list(seconds), [0.0] * len(seconds), peak)
+    return Timing(method, 1, list(seconds), [0.0] * len(seconds), peak, "a counter")
 
 
-@pytest.mark.parametrize("method", METHODS)
+@pytest.mark.parametrize("method", MEASURED_METHODS)
 def test_every_method_steps_and_trains_what_it_says(method):
-    subject = make_subject(method, SMALL, CPU)
-    step = Step(SMALL, subject, SMALL.inputs(CPU))
+    measured = apply_method(method, SMALL, CPU)
+    step = Step(SMALL, measured, SMALL.inputs(CPU))
     step.forward_backward()
     assert step.inputs.grad.abs().sum() > 0
-    assert (len(subject.trained) == 0) == (method == "frozen")
-    assert all(parameter.grad is not None for parameter in subject.trained)
+    assert (len(measured.trained) == 0) == (method == "frozen")
+    assert all(parameter.grad is not None for parameter in measured.trained)
     step.clear()
-    assert step.inputs.grad is None and all(parameter.grad is None for parameter in subject.trained)
+    assert step.inputs.grad is None and all(parameter.grad is None for parameter in measured.trained)
 
 
 def test_equal_rank_gives_lora_about_randloras_parameters():
     counts = {
-        method: sum(p.numel() for p in make_subject(method, SMALL, CPU).trained) for method in ("lora", "randlora")
+        method: sum(p.numel() for p in apply_method(method, SMALL, CPU).trained) for method in ("lora", "randlora")
     }
     per_rank = counts["lora"] / equal_rank(SMALL)
     assert abs(counts["lora"] - counts["randlora"]) <= per_rank / 2
@@ -54,12 +54,12 @@ def test_equal_rank_gives_lora_about_randloras_parameters():
 def test_methods_share_the_frozen_weights_and_full_fine_tuning_does_not():
     base = SMALL.build(CPU)
     shared = {tensor.data_ptr() for tensor in base.parameters()}
-    for method in METHODS:
-        subject = make_subject(method, SMALL, CPU, base)
-        frozen = [p.data_ptr() for p in subject.module.parameters() if not p.requires_grad]
+    for method in MEASURED_METHODS:
+        measured = apply_method(method, SMALL, CPU, base)
+        frozen = [p.data_ptr() for p in measured.module.parameters() if not p.requires_grad]
         own = method == "full"
         assert (shared <= set(frozen)) != own
-        assert shared.isdisjoint(p.data_ptr() for p in subject.trained)
+        assert shared.isdisjoint(p.data_ptr() for p in measured.trained)
     assert not any(p.requires_grad for p in base.parameters())
 
 
@@ -130,7 +130,7 @@ def test_peak_memory_counts_what_a_step_holds():
 
     x = torch.randn(250, 1000, requires_grad=True)
     case = dataclasses.replace(SMALL, half=False)
-    step = Step(case, Subject("frozen", Twice()), x)
+    step = Step(case, MeasuredModule("frozen", Twice()), x)
     step.forward_backward()
     step.clear()
     peak, counter = peak_memory(step, CPU)
@@ -162,7 +162,7 @@ def test_methods_share_the_gradient_of_the_output_and_are_let_go_once_measured(m
 
 
 def test_peak_memory_counts_the_casts_that_bases_keep():
-    step = Step(SMALL, make_subject("vera", SMALL, CPU), SMALL.inputs(CPU))
+    step = Step(SMALL, apply_method("vera", SMALL, CPU), SMALL.inputs(CPU))
     held = tensor_bytes(measuring._module_tensors(step.module))
     step.forward_backward()
     (bases,) = adapter_bases(step.module).values()
@@ -249,43 +249,6 @@ def test_profile_shows_the_operations_of_both_steps(half, monkeypatch, capsys):
     assert "aten::" in full
 
 
-@pytest.mark.parametrize(
-    ("arguments", "message"),
-    [
-        (["--quick", "--batch", "4"], "--batch has no effect without --models"),
-        (["--tokens", "64"], "--tokens has no effect without --table10"),
-        (["--grid", "--seconds", "3"], "--seconds has no effect on --grid and --profile"),
-        (["--grid", "--half"], "--half has no effect on --grid"),
-        (["--quick", "--seconds", "-3"], "'-3' is no number of seconds, 0 or more"),
-        (["--quick", "--seconds", "soon"], "'soon' is no number of seconds"),
-        (["--table10", "--methods", "randlora"], "--methods has no effect on"),
-        (["--quick", "--methods", "lora"], "--methods needs randlora"),
-        (["--models", "clip_vit_z1"], "unknown model 'clip_vit_z1'; known: mini_clip"),
-        (["--quick", "--device", "nowhere"], "device 'nowhere' cannot be used"),
-        (["--quick", "--device", "meta"], "device 'meta' cannot be used"),
-        (["--table10", "--tokens", "0"], "'0' is no whole number above 0"),
-        (["--rounds", "-2"], "'-2' is no whole number above 0"),
-    ],
-)
-def test_bad_options_get_one_line_and_exit_code_2(arguments, message, capsys, tmp_path):
-    with pytest.raises(SystemExit) as stopped:
-        benchmark.main([*arguments, "--out", str(tmp_path)])
-    assert stopped.value.code == 2
-    assert message in capsys.readouterr().err.splitlines()[-1]
-    assert list(tmp_path.iterdir()) == []
-
-
-@pytest.mark.parametrize("below", ["", "deeper"])
-def test_an_out_that_takes_no_files_is_refused_before_anything_is_measured(below, capsys, tmp_path, monkeypatch):
-    monkeypatch.setattr(benchmark, "measure", pytest.fail)
-    (tmp_path / "file").write_text("mine")
-    out = str(tmp_path / "file" / below)
-    with pytest.raises(SystemExit, match="2"):
-        benchmark.main(["--quick", "--out", out])
-    assert f"--out {out!r} is no folder that files can be written to" in capsys.readouterr().err.splitlines()[-1]
-    assert (tmp_path / "file").read_text() == "mine"
-
-
 def test_grid_rows_are_judged_by_the_faster_path(tmp_path, monkeypatch):
     monkeypatch.setattr(
         grid,
@@ -338,15 +301,15 @@ def test_table10_carries_memory_on_to_the_depth(monkeypatch):
 
 def test_language_blocks_and_unknown_models():
     case = cases.language_case("tiny", (128, 192, 64), 1, 6, rank=16)
-    assert make_subject("randlora", case, CPU).module(case.inputs(CPU)).shape == (1, 6, 128)
+    assert apply_method("randlora", case, CPU).module(case.inputs(CPU)).shape == (1, 6, 128)
     with pytest.raises(ValueError, match="unknown model 'clip_vit_z1'; known: mini_clip"):
-        cases.model_case("clip_vit_z1", 2)
+        whole_models.model_case("clip_vit_z1", 2)
     with pytest.raises(ValueError, match="unknown method 'lore'; known: frozen"):
-        make_subject("lore", SMALL, CPU)
+        apply_method("lore", SMALL, CPU)
 
 
 def test_a_whole_model_with_random_weights():
-    case = cases.model_case("mini_clip", 2)
-    step = Step(case, make_subject("randlora", case, CPU), case.inputs(CPU))
+    case = whole_models.model_case("mini_clip", 2)
+    step = Step(case, apply_method("randlora", case, CPU), case.inputs(CPU))
     step.forward_backward()
     assert all(parameter.grad.abs().sum() > 0 for parameter in step.trained)

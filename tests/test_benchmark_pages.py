@@ -45,3 +45,63 @@ def test_unknown_files_and_pages_without_tables_are_refused():
         pages.updated("<!-- measured nonsense -->\n<!-- end of measured nonsense -->")
     with pytest.raises(ValueError, match="no measured block"):
         pages.updated("nothing")
+
+
+QUICK_DAMAGES = {
+    "no file": (lambda path: path.unlink(), "No such file"),
+    "a folder": (lambda path: (path.unlink(), path.mkdir()), "Is a directory"),
+    "empty": (lambda path: path.write_text(""), "it is empty"),
+    "the heading alone": (lambda path: path.write_text(path.read_text().split("\n")[0] + "\n"), "it has no rows"),
+    "cut in a line": (lambda path: path.write_text(path.read_text()[:-40]), "its last line is cut"),
+    "cut in a line that ends": (lambda path: path.write_text(path.read_text()[:-400] + "\n"), "more or fewer values"),
+    "cut between lines": (
+        lambda path: path.write_text("".join(path.read_text().splitlines(keepends=True)[:2])),
+        "has no row of randlora",
+    ),
+    "a word for a number": (
+        lambda path: replace(path, ",float32,3200,", ",float32,many,"),
+        "'tokens' must be a number",
+    ),
+    "infinite": (lambda path: replace(path, ",float32,3200,", ",float32,inf,"), "'tokens' must be a number, got 'inf'"),
+    "no value": (lambda path: replace(path, ",float32,3200,", ",float32,,"), "line 2: there is no 'tokens'"),
+    "another heading": (lambda path: replace(path, "peak_bytes", "peak"), "it has no column 'peak_bytes'"),
+    "bytes": (lambda path: path.write_bytes(b"\xff\xfe\x00\n"), "it is no text"),
+    "zeros": (lambda path: path.write_bytes(path.read_bytes()[:2000] + bytes(50) + b"\n"), "line "),
+}
+TABLE10_DAMAGES = {
+    "no method": (
+        lambda path: path.write_text("".join(path.read_text().splitlines(keepends=True)[:-1])),
+        "Llama-3-8B has no row of peft_randlora",
+    ),
+    "a word for a number": (
+        lambda path: replace(path, ",full,100.0,", ",full,all,"),
+        "'time_percent' must be a number",
+    ),
+    "cut": (lambda path: path.write_text(path.read_text()[:-1]), "its last line is cut"),
+}
+
+
+def replace(path, old: str, new: str) -> None:
+    text = path.read_text()
+    assert old in text
+    path.write_text(text.replace(old, new, 1))
+
+
+@pytest.mark.parametrize("option", [[], ["--check"]])
+@pytest.mark.parametrize(
+    ("name", "damage"), [("quick", key) for key in QUICK_DAMAGES] + [("table10", key) for key in TABLE10_DAMAGES]
+)
+def test_damaged_files_get_one_line_and_change_no_page(name, damage, option, tmp_path, monkeypatch, capsys):
+    page = tmp_path / "page.md"
+    page.write_text(f"<!-- measured {name} -->\nas before\n<!-- end of measured {name} -->\n")
+    shutil.copy(pages.RESULTS / f"{name}.csv", tmp_path)
+    monkeypatch.setattr(pages, "PAGES", (page,))
+    monkeypatch.setattr(pages, "RESULTS", tmp_path)
+    assert pages.main(["--check"]) == 1  # the file as it is can be read
+    capsys.readouterr()
+    harm, message = (QUICK_DAMAGES if name == "quick" else TABLE10_DAMAGES)[damage]
+    harm(tmp_path / f"{name}.csv")
+    assert pages.main(option) == 2
+    (line,) = capsys.readouterr().err.splitlines()
+    assert line.startswith(f"error: {tmp_path / name}.csv") and message in line
+    assert "as before" in page.read_text()

@@ -1,4 +1,4 @@
-"""What is measured: layers and transformer blocks of the paper's shapes, and whole models with random weights."""
+"""The layers and blocks that are measured; whole models are in `randlora_core.benchmarking.whole_models`."""
 
 from __future__ import annotations
 
@@ -9,10 +9,12 @@ import torch
 from torch import Tensor, nn
 from torch.nn import functional as F
 
+from randlora_core.models.language_models import LANGUAGE_MODELS
+
 
 @dataclass(frozen=True)
 class Case:
-    """One thing to measure every method on.
+    """A module and its input, on which every method is measured.
 
     Args:
         name: Name in tables.
@@ -110,9 +112,16 @@ def _with_random_weights(make: Callable[[], nn.Module]) -> Callable[[torch.devic
     return build
 
 
+def random_input(shape: tuple[int, ...], device: torch.device) -> Tensor:
+    """A normal input, the same on every device; on the meta device, where only the shape counts, none is drawn."""
+    if device.type == "meta":
+        return torch.empty(shape, device=device)
+    return torch.randn(*shape, generator=torch.Generator().manual_seed(1)).to(device)
+
+
 def _tokens(*shape: int) -> Callable[[torch.device], Tensor]:
     # Inside a network the input needs a gradient, too.
-    return lambda device: torch.randn(*shape, generator=torch.Generator().manual_seed(1)).to(device).requires_grad_()
+    return lambda device: random_input(shape, device).requires_grad_()
 
 
 def layer_case(out: int, in_: int, tokens: int, rank: int, *, half: bool = False) -> Case:
@@ -151,6 +160,14 @@ def vision_case(
     )
 
 
+def block_sizes(name: str) -> tuple[int, int, int]:
+    """Width, hidden size of the MLP, and width of keys and values of a model of `LANGUAGE_MODELS`."""
+    sizes = LANGUAGE_MODELS[name].sizes
+    width = sizes["hidden_size"]
+    key_width = width // sizes["num_attention_heads"] * sizes["num_key_value_heads"]
+    return width, sizes["intermediate_size"], key_width
+
+
 def language_case(
     name: str,
     sizes: tuple[int, int, int],
@@ -162,7 +179,7 @@ def language_case(
     depth: int = 1,
     memory_limit: float = 1.02,
 ) -> Case:
-    """`depth` blocks of a decoder of `sizes` (width, hidden, key width), the paper's adapted layers in them."""
+    """`depth` blocks of a decoder with the `sizes` of `block_sizes`, the paper's adapted layers in them."""
     return Case(
         name=f"{name} block" + ("" if depth == 1 else f" x {depth}"),
         kind="block",
@@ -175,26 +192,6 @@ def language_case(
         half=half,
         memory_limit=memory_limit,
     )
-
-
-def model_names() -> tuple[str, ...]:
-    """The names that `model_case` knows."""
-    from randlora_core.benchmarking.whole_models import KNOWN
-
-    return tuple(KNOWN)
-
-
-def model_case(name: str, batch: int, *, half: bool = False) -> Case:
-    """A whole model with random weights, a key of `randlora_core.models.architectures.ARCHITECTURES` or "mini_clip".
-
-    Vision models (of CLIP the image tower) get images, language models 256 tokens a row; the ranks are the paper's.
-
-    Raises:
-        ValueError: If the name is unknown.
-    """
-    from randlora_core.benchmarking.whole_models import whole_model
-
-    return whole_model(name, batch, half=half)
 
 
 def quick_cases(half: bool = False) -> tuple[Case, ...]:
@@ -216,6 +213,6 @@ def standard_cases(half: bool) -> tuple[Case, ...]:
     blocks = [vision_case("ViT-B", 768, batch, 50, rank=6, half=half) for batch in (16, 64, 128, 256)] + [
         vision_case("ViT-L", 1024, 16, 257, rank=8, half=half),
         vision_case("ViT-H", 1280, 20, 257, rank=10, half=half),
-        language_case("Qwen2-0.5B", (896, 4864, 128), 16, 256, rank=6, half=half),
+        language_case("Qwen2-0.5B", block_sizes("qwen2_0_5b"), 16, 256, rank=6, half=half),
     ]
     return (*layers, *blocks)

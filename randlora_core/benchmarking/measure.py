@@ -13,7 +13,7 @@ from torch import Tensor, nn
 
 from randlora_core.adapters.bases import SharedBases
 from randlora_core.benchmarking.cases import Case
-from randlora_core.benchmarking.methods import Subject, make_subject
+from randlora_core.benchmarking.methods import MeasuredModule, apply_method
 
 MIN_ROUNDS = 3
 
@@ -26,7 +26,7 @@ class Timing:
         method: Name of the method.
         trainable: Parameters that train.
         step_seconds: Forward and backward, one entry a round; rounds are aligned over methods.
-        optimiser_seconds: A step of fused AdamW, likewise.
+        optimizer_seconds: A step of fused AdamW, likewise.
         peak_bytes: Peak memory of a whole step by `counter`; 0 if not measured.
         counter: What `peak_bytes` counts.
     """
@@ -34,7 +34,7 @@ class Timing:
     method: str
     trainable: int = 0
     step_seconds: list[float] = field(default_factory=list)
-    optimiser_seconds: list[float] = field(default_factory=list)
+    optimizer_seconds: list[float] = field(default_factory=list)
     peak_bytes: int = 0
     counter: str = ""
 
@@ -54,12 +54,12 @@ def _autocast(case: Case, device: torch.device) -> Iterator[None]:
 
 
 class Step:
-    """A training step of a subject: forward, backward, and the optimiser apart."""
+    """A training step of a method on a case: forward and backward, and the optimizer apart."""
 
-    def __init__(self, case: Case, subject: Subject, inputs: Tensor) -> None:
-        self.case, self.module, self.inputs = case, subject.module, inputs
-        self.method, self.trained = subject.method, subject.trained
-        self.optimiser = torch.optim.AdamW(self.trained, lr=1e-6, fused=True) if self.trained else None
+    def __init__(self, case: Case, measured: MeasuredModule, inputs: Tensor) -> None:
+        self.case, self.module, self.inputs = case, measured.module, inputs
+        self.method, self.trained = measured.method, measured.trained
+        self.optimizer = torch.optim.AdamW(self.trained, lr=1e-6, fused=True) if self.trained else None
         self.upstream: Tensor | None = None
 
     def forward_backward(self) -> None:
@@ -79,17 +79,17 @@ class Step:
         for parameter in self.trained:
             parameter.grad = None
 
-    def prepare_optimiser(self) -> None:
-        """Make the optimiser's state, as a first step does."""
+    def prepare_optimizer(self) -> None:
+        """Make the optimizer's state, as a first step does."""
         for parameter in self.trained:
             parameter.grad = torch.zeros_like(parameter)
         self.optimise()
         self.clear()
 
     def optimise(self) -> None:
-        """A step of the optimiser, if anything trains."""
-        if self.optimiser is not None:
-            self.optimiser.step()
+        """A step of the optimizer, if anything trains."""
+        if self.optimizer is not None:
+            self.optimizer.step()
 
 
 def measure(
@@ -101,7 +101,7 @@ def measure(
 
     Args:
         case: What to measure on.
-        methods: Names in `randlora_core.benchmarking.methods.METHODS`.
+        methods: Names in `randlora_core.benchmarking.methods.MEASURED_METHODS`.
         rounds: Rounds at most; at least 3 are made.
         seconds: No round is begun after this time, once 3 are made.
         device: Where to run.
@@ -109,7 +109,7 @@ def measure(
     """
     inputs = case.inputs(device)
     base = case.build(device)
-    steps = [Step(case, make_subject(method, case, device, base), inputs) for method in methods]
+    steps = [Step(case, apply_method(method, case, device, base), inputs) for method in methods]
     timings = {step.method: Timing(step.method, sum(p.numel() for p in step.trained)) for step in steps}
     _warm_up(steps, device)
     _time_rounds(steps, timings, rounds, seconds, device)
@@ -137,9 +137,9 @@ def _time_rounds(
             break
         turned = [*steps[number % len(steps) :], *steps[: number % len(steps)]]
         for step in turned if number % 2 == 0 else reversed(turned):
-            step_seconds, optimiser_seconds = _one_round(step, device)
+            step_seconds, optimizer_seconds = _one_round(step, device)
             timings[step.method].step_seconds.append(step_seconds)
-            timings[step.method].optimiser_seconds.append(optimiser_seconds)
+            timings[step.method].optimizer_seconds.append(optimizer_seconds)
 
 
 def measure_memory(case: Case, methods: Sequence[str], *, device: torch.device) -> dict[str, tuple[int, str]]:
@@ -147,8 +147,8 @@ def measure_memory(case: Case, methods: Sequence[str], *, device: torch.device) 
     inputs = case.inputs(device)
     peaks = {}
     for method in methods:
-        step = Step(case, make_subject(method, case, device), inputs)
-        step.prepare_optimiser()
+        step = Step(case, apply_method(method, case, device), inputs)
+        step.prepare_optimizer()
         peaks[method] = peak_memory(step, device)
         del step
     return peaks
@@ -156,9 +156,9 @@ def measure_memory(case: Case, methods: Sequence[str], *, device: torch.device) 
 
 def _one_round(step: Step, device: torch.device) -> tuple[float, float]:
     step_seconds = _seconds(step.forward_backward, device)
-    optimiser_seconds = _seconds(step.optimise, device)
+    optimizer_seconds = _seconds(step.optimise, device)
     step.clear()
-    return step_seconds, optimiser_seconds
+    return step_seconds, optimizer_seconds
 
 
 def _seconds(function: Callable[[], None], device: torch.device) -> float:
@@ -175,14 +175,14 @@ def _synchronise(device: torch.device) -> None:
 
 
 def peak_memory(step: Step, device: torch.device) -> tuple[int, str]:
-    """Peak bytes of a step with its optimiser, and the counter's name.
+    """Peak bytes of a step with its optimizer, and the counter's name.
 
     On CUDA max_memory_allocated less what was allocated before, on CPU the peak of live bytes from the profiler's
-    allocations; in both cases plus the bytes of the module, its input and the optimiser's state. The gradient of the
+    allocations; in both cases plus the bytes of the module, its input and the optimizer's state. The gradient of the
     output is made after the forward pass, as within a network; it and the output are held until the step's end.
     """
     step.upstream = None
-    held = tensor_bytes([*_module_tensors(step.module), step.inputs, *_state_tensors(step.optimiser)])
+    held = tensor_bytes([*_module_tensors(step.module), step.inputs, *_state_tensors(step.optimizer)])
     if device.type == "cuda":
         torch.cuda.synchronize(device)
         torch.cuda.reset_peak_memory_stats(device)
@@ -209,8 +209,8 @@ def _module_tensors(module: nn.Module) -> list[Tensor]:
     return [*module.parameters(), *module.buffers(), *(kept for part in bases for kept in part.kept_casts())]
 
 
-def _state_tensors(optimiser: torch.optim.Optimizer | None) -> list[Tensor]:
-    states = optimiser.state.values() if optimiser is not None else ()
+def _state_tensors(optimizer: torch.optim.Optimizer | None) -> list[Tensor]:
+    states = optimizer.state.values() if optimizer is not None else ()
     return [value for state in states for value in state.values() if isinstance(value, Tensor)]
 
 

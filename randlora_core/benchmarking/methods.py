@@ -1,4 +1,4 @@
-"""What is put on a case: the frozen module, full fine-tuning, the methods here, and PEFT's."""
+"""Puts a method on the module of a case: none (frozen), full fine-tuning, the methods of this library, or PEFT's."""
 
 from __future__ import annotations
 
@@ -19,8 +19,8 @@ NOLA_RANK = 1
 
 
 @dataclass(frozen=True)
-class Subject:
-    """A method on a case: the module to step, and the parameters that train."""
+class MeasuredModule:
+    """The module of a case with a method on it, and the parameters that train."""
 
     method: str
     module: nn.Module
@@ -62,7 +62,7 @@ def _accelerated(case: Case, module: nn.Module) -> nn.Module:
     return accelerate_peft(_peft("randlora", case, module))
 
 
-METHODS: dict[str, Callable[[Case, nn.Module], nn.Module]] = {
+MEASURED_METHODS: dict[str, Callable[[Case, nn.Module], nn.Module]] = {
     "frozen": _frozen,
     "full": _full,
     "lora": functools.partial(_ours, "lora"),
@@ -99,30 +99,30 @@ def equal_rank(case: Case) -> int:
     return max(1, round(trained("randlora", case.rank) / trained("lora", 1)))
 
 
-def make_subject(method: str, case: Case, device: torch.device, base: nn.Module | None = None) -> Subject:
+def apply_method(method: str, case: Case, device: torch.device, base: nn.Module | None = None) -> MeasuredModule:
     """A method on the case's module, its parameters moved off their initial zeros.
 
     Args:
-        method: Name in `METHODS`.
+        method: Name in `MEASURED_METHODS`.
         case: What to put it on.
         device: Where.
-        base: A module that the case built, whose tensors the subject shares, so that many methods on a large model fit
+        base: A module that the case built, whose tensors the result shares, so that many methods on a large model fit
             into memory; full fine-tuning and None take a module of their own.
 
     Raises:
         ValueError: If the method is unknown.
     """
-    if method not in METHODS:
-        raise ValueError(f"unknown method {method!r}; known: {', '.join(METHODS)}")
+    if method not in MEASURED_METHODS:
+        raise ValueError(f"unknown method {method!r}; known: {', '.join(MEASURED_METHODS)}")
     own = base is None or method == "full"
     torch.manual_seed(0)
-    module = METHODS[method](case, case.build(device) if own else sharing_copy(base)).to(device).train()
+    module = MEASURED_METHODS[method](case, case.build(device) if own else sharing_copy(base)).to(device).train()
     if method not in ("frozen", "full"):
         with torch.no_grad():
             for parameter in module.parameters():
                 if parameter.requires_grad:
                     parameter.add_(torch.randn_like(parameter), alpha=1e-3)
-    return Subject(method, module)
+    return MeasuredModule(method, module)
 
 
 def sharing_copy(module: nn.Module) -> nn.Module:

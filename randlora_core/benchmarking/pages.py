@@ -1,21 +1,21 @@
 """Writes the tables of time and memory in README.md and docs/performance.md from the committed results.
 
     python -m randlora_core.benchmarking.pages            rewrite the tables
-    python -m randlora_core.benchmarking.pages --check    exit code 1 where a table differs from its file
+    python -m randlora_core.benchmarking.pages --check    exit code 1 where a table differs from its file, 2 where a
+                                                          file is missing, cut or malformed
 
 A table stands between `<!-- measured NAME -->` and `<!-- end of measured NAME -->`, NAME a file of docs/performance.
 """
 
 from __future__ import annotations
 
-import csv
 import sys
 from collections.abc import Iterable, Mapping, Sequence
 from pathlib import Path
 
 from randlora_core.benchmarking import table10
 from randlora_core.benchmarking.goals import OWN_METHODS, verdicts
-from randlora_core.benchmarking.report import read_cases
+from randlora_core.benchmarking.report import read_cases, read_rows
 from randlora_core.experiment.reports.pages import filled, write_or_check
 from randlora_core.experiment.reports.tables import TextTable, to_markdown
 
@@ -32,7 +32,7 @@ def updated(text: str) -> str:
 
     Raises:
         FileNotFoundError: A block names a file that is not there.
-        ValueError: There is no block at all.
+        ValueError: There is no block at all, or a file is cut or malformed.
     """
     return filled(text, "measured", lambda name: table(RESULTS / f"{name}.csv"))
 
@@ -82,8 +82,8 @@ def _limit(goal: str, missed: Mapping[str, str]) -> str:
 
 
 def _percent_table(path: Path) -> str:
-    with path.open(newline="", encoding="utf-8") as file:
-        rows = list(csv.DictReader(file))
+    rows = read_rows(path, table10.COLUMNS)
+    table10.check_complete(path, rows)
     cells = [
         [
             row["model"],
@@ -116,7 +116,13 @@ def _markdown(columns: Sequence[str], rows: Iterable[Sequence[str]]) -> str:
 
 def main(arguments: Sequence[str] | None = None) -> int:
     """The command line; returns the exit code."""
-    return write_or_check(PAGES, updated, "python -m randlora_core.benchmarking.pages", arguments)
+    try:
+        return write_or_check(PAGES, updated, "python -m randlora_core.benchmarking.pages", arguments)
+    except OSError as error:
+        print(f"error: {error.filename}: {error.strerror}", file=sys.stderr)
+    except ValueError as error:
+        print(f"error: {error}", file=sys.stderr)
+    return 2
 
 
 if __name__ == "__main__":

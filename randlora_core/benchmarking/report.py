@@ -3,6 +3,8 @@
 from __future__ import annotations
 
 import csv
+import io
+import math
 import os
 import platform
 from collections.abc import Mapping, Sequence
@@ -66,7 +68,7 @@ def rows(result: Result) -> list[dict[str, Any]]:
             "step_ms": 1e3 * median,
             "step_ms_q1": 1e3 * first,
             "step_ms_q3": 1e3 * third,
-            "optimiser_ms": 1e3 * sorted(timing.optimiser_seconds)[len(timing.optimiser_seconds) // 2],
+            "optimiser_ms": 1e3 * sorted(timing.optimizer_seconds)[len(timing.optimizer_seconds) // 2],
         }
         for baseline in BASELINES:
             if baseline in result.timings:
@@ -112,35 +114,101 @@ class ResultsFile:
     """A CSV file of rows with equal or missing keys, kept while they are measured.
 
     Until `finish`, the rows stand in a file beside it, NAME.part.csv: a run that is stopped loses nothing, and replaces
-    no results of a whole run.
+    no results of a whole run. The folder must exist.
+
+    Attributes:
+        path: The file.
+        part: NAME.part.csv; a file that is there already is replaced.
     """
 
     def __init__(self, path: Path) -> None:
-        self.path, self._part = path, path.with_suffix(".part.csv")
+        self.path, self.part = path, path.with_suffix(".part.csv")
         self._rows: list[Mapping[str, Any]] = []
-        path.parent.mkdir(parents=True, exist_ok=True)
 
     def add(self, new: Sequence[Mapping[str, Any]], machine: str) -> None:
         """Keep rows measured on `machine`, which becomes a column of each."""
         self._rows += [{**row, "hardware": machine} for row in new]
         fields = dict.fromkeys(key for row in self._rows for key in row if key != "hardware")
-        with atomic_file(self._part) as part, part.open("w", newline="", encoding="utf-8") as file:
+        with atomic_file(self.part) as part, part.open("w", newline="", encoding="utf-8") as file:
             writer = csv.DictWriter(file, [*fields, "hardware"], lineterminator="\n", restval="")
             writer.writeheader()
             writer.writerows(self._rows)
 
     def finish(self) -> list[Mapping[str, Any]]:
         """Put the file in its place; gives all its rows."""
-        self._part.replace(self.path)
+        self.part.replace(self.path)
         return self._rows
 
 
+TEXT_COLUMNS = ("case", "kind", "format", "method", "counter", "hardware", "model", "baseline")
+"""Columns of words in the files of `ResultsFile`; all others hold numbers."""
+
+CASE_COLUMNS = ("case", "kind", "format", "tokens", "tokens_per_side", "method", "step_ms")
+CASE_COLUMNS += ("peak_bytes", "memory_limit", "counter", "hardware")
+"""Columns in which every row of `rows` has a value."""
+
+
+def read_rows(path: Path, columns: Sequence[str]) -> list[dict[str, str]]:
+    """The rows of a file of `ResultsFile`.
+
+    Args:
+        path: The file.
+        columns: Columns in which every row must have a value.
+
+    Raises:
+        OSError: The file cannot be read.
+        ValueError: It is cut or malformed: the message names the file, the line and what is wrong.
+    """
+    try:
+        text = path.read_text(encoding="utf-8")
+    except UnicodeDecodeError:
+        raise ValueError(f"{path}: it is no text") from None
+    if not text.endswith("\n"):
+        raise ValueError(f"{path}: {'its last line is cut' if text else 'it is empty'}")
+    reader = csv.DictReader(io.StringIO(text, newline=""))
+    found = []
+    try:
+        if absent := [name for name in columns if name not in reader.fieldnames]:
+            raise ValueError(f"it has no column {absent[0]!r}")
+        for row in reader:
+            _check_row(row, columns)
+            found.append(row)
+    except (ValueError, csv.Error) as error:
+        raise ValueError(f"{path}, line {reader.line_num}: {error}") from None
+    if not found:
+        raise ValueError(f"{path}: it has no rows")
+    return found
+
+
+def _check_row(row: dict[str | None, Any], columns: Sequence[str]) -> None:
+    if None in row or None in row.values():
+        raise ValueError("it has more or fewer values than there are columns")
+    for name in columns:
+        if not row[name]:
+            raise ValueError(f"there is no {name!r}")
+    for name, value in row.items():
+        if name not in TEXT_COLUMNS and value:
+            try:
+                finite = math.isfinite(float(value))
+            except ValueError:
+                finite = False
+            if not finite:
+                raise ValueError(f"{name!r} must be a number, got {value!r}")
+
+
 def read_cases(path: Path) -> list[dict[str, dict[str, str]]]:
-    """The cases of a file of `rows`, each as method -> row, in the file's order."""
+    """The cases of a file of `rows`, each as method -> row, in the file's order.
+
+    Raises:
+        OSError: The file cannot be read.
+        ValueError: It is cut or malformed, or a case lacks randlora, which the others are compared with.
+    """
     found: dict[tuple[str, str], dict[str, dict[str, str]]] = {}
-    with path.open(newline="", encoding="utf-8") as file:
-        for row in csv.DictReader(file):
-            found.setdefault((row["case"], row["tokens"]), {})[row["method"]] = row
+    for row in read_rows(path, CASE_COLUMNS):
+        found.setdefault((row["case"], row["tokens"]), {})[row["method"]] = row
+    for (case, tokens), methods in found.items():
+        if "randlora" not in methods:
+            raise ValueError(f"{path}: {case} with {tokens} tokens has no row of randlora")
     return list(found.values())
 
 

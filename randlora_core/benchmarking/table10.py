@@ -4,16 +4,18 @@ from __future__ import annotations
 
 from collections.abc import Callable, Iterator, Mapping, Sequence
 from dataclasses import dataclass
+from pathlib import Path
 from typing import Any
 
 import torch
 
-from randlora_core.benchmarking.cases import Case, language_case, vision_case
+from randlora_core.benchmarking.cases import Case, block_sizes, language_case, vision_case
 from randlora_core.benchmarking.goals import Verdict, peft_limit
 from randlora_core.benchmarking.measure import Timing, measure, measure_memory
 from randlora_core.benchmarking.whole_models import KNOWN
+from randlora_core.models.language_models import LANGUAGE_MODELS
 
-METHODS = ("full", "lora", "dora", "randlora", "peft_randlora")
+TABLE10_METHODS = ("full", "lora", "dora", "randlora", "peft_randlora")
 
 PUBLISHED: dict[str, dict[str, tuple[int | None, int | None]]] = {
     "CLIP ViT-B/32": {"lora": (90, 81), "randlora": (113, 78), "full": (100, 100)},
@@ -23,6 +25,11 @@ PUBLISHED: dict[str, dict[str, tuple[int | None, int | None]]] = {
 }
 """Table 10 of https://arxiv.org/abs/2502.00987v2: model -> method -> (training time, memory) in percent of full
 fine-tuning, for Llama-3 of LoRA-32."""
+
+
+COLUMNS = ("model", "method", "baseline", "time_percent", "time_percent_q1", "time_percent_q3", "memory_percent")
+COLUMNS += ("peak_bytes_extrapolated", "format", "counter", "timed_tokens", "hardware")
+"""Columns in which every row of `measure_stack` has a value."""
 
 
 @dataclass(frozen=True)
@@ -54,35 +61,36 @@ class Stack:
         return self.block(max(1, min(self.batch, tokens // self.length)), 1, half)
 
 
-def _vision(model: str, name: str, depth: int, width: int, batch: int) -> Stack:
+def _vision(model: str, name: str, depth: int, batch: int) -> Stack:
     known = KNOWN[name]
 
     def block(rows: int, blocks: int, half: bool) -> Case:
-        return vision_case(model, width, rows, known.length, known.rank, depth=blocks, half=half)
+        return vision_case(model, known.smaller, rows, known.length, known.rank, depth=blocks, half=half)
 
     return Stack(model, depth, "full", batch, known.length, block)
 
 
 def _llama() -> Stack:
-    known = KNOWN["llama3_8b"]
+    name, label = "llama3_8b", "Llama-3-8B"
+    known, sizes, depth = KNOWN[name], block_sizes(name), LANGUAGE_MODELS[name].sizes["num_hidden_layers"]
 
     def block(rows: int, blocks: int, half: bool) -> Case:
-        sizes = (4096, 14336, 1024)
-        return language_case(
-            "Llama-3-8B", sizes, rows, known.length, known.rank, depth=blocks, half=half, memory_limit=1.05
-        )
+        return language_case(label, sizes, rows, known.length, known.rank, depth=blocks, half=half, memory_limit=1.05)
 
-    return Stack("Llama-3-8B", 32, "lora", 4, known.length, block)
+    return Stack(label, depth, "lora", 4, known.length, block)
 
 
 STACKS = (
-    _vision("CLIP ViT-B/32", "clip_vit_b32", 12, 768, 128),
-    _vision("CLIP ViT-L/14", "clip_vit_l14", 24, 1024, 64),
-    _vision("CLIP ViT-H/14", "clip_vit_h14", 32, 1280, 32),
+    _vision("CLIP ViT-B/32", "clip_vit_b32", 12, 128),
+    _vision("CLIP ViT-L/14", "clip_vit_l14", 24, 64),
+    _vision("CLIP ViT-H/14", "clip_vit_h14", 32, 32),
     _llama(),
 )
 """Batch sizes of the paper's runs: 128, 64 and 32 images, 4 rows of 256 tokens. RandLoRA's rank is not printed in the
 table; it is that of the paper's Table 8, and for Llama-3 the one with the parameters of LoRA-32."""
+
+MOST_TOKENS = max(stack.batch * stack.length for stack in STACKS)
+"""Tokens of the largest of the paper's batches, above which more make no difference to `measure_stack`."""
 
 
 def measure_stack(
@@ -96,9 +104,9 @@ def measure_stack(
     case = stack.for_time(tokens, half)
     timed = {
         timing.method: timing
-        for timing in measure(case, METHODS, rounds=rounds, seconds=seconds, device=device, memory=False)
+        for timing in measure(case, TABLE10_METHODS, rounds=rounds, seconds=seconds, device=device, memory=False)
     }
-    one, two = (measure_memory(stack.for_memory(blocks, half), METHODS, device=device) for blocks in (1, 2))
+    one, two = (measure_memory(stack.for_memory(blocks, half), TABLE10_METHODS, device=device) for blocks in (1, 2))
     peaks = {name: one[name][0] + (stack.depth - 1) * (two[name][0] - one[name][0]) for name in one}
     common = {
         "format": case.format,
@@ -107,6 +115,18 @@ def measure_stack(
         "batch_tokens": stack.batch * stack.length,
     }
     return [row | common for row in _percentages(stack, timed, peaks)]
+
+
+def check_complete(path: Path, rows: Sequence[Mapping[str, Any]]) -> None:
+    """Refuse the rows of a file in which a model lacks a method.
+
+    Raises:
+        ValueError: Naming the file, the model and the method.
+    """
+    for model in dict.fromkeys(row["model"] for row in rows):
+        there = {row["method"] for row in rows if row["model"] == model}
+        if absent := [method for method in TABLE10_METHODS if method not in there]:
+            raise ValueError(f"{path}: {model} has no row of {absent[0]}")
 
 
 def verdicts(rows: Sequence[Mapping[str, Any]]) -> list[Verdict]:
@@ -128,7 +148,7 @@ def verdicts(rows: Sequence[Mapping[str, Any]]) -> list[Verdict]:
 
 
 def _percentages(stack: Stack, timed: dict[str, Timing], peaks: dict[str, int]) -> Iterator[dict[str, Any]]:
-    for name in METHODS:
+    for name in TABLE10_METHODS:
         first, median, third = (100 * value for value in timed[name].ratio_to(timed[stack.baseline]))
         paper_time, paper_memory = PUBLISHED[stack.model].get(name, (None, None))
         yield {

@@ -7,20 +7,30 @@ from dataclasses import dataclass
 import torch
 from torch import Tensor, nn
 
-from randlora_core.benchmarking.cases import Case
+from randlora_core.benchmarking.cases import Case, random_input
 from randlora_core.models import Backbone, build_backbone
-from randlora_core.models.architectures import LANGUAGE_MODELS
+from randlora_core.models.language_models import LANGUAGE_MODELS
 
 LANGUAGE_LENGTH = 256
 
 
 @dataclass(frozen=True)
 class Known:
-    """What a case needs to know of a model: a rank of the paper's, tokens of one input row, and the smaller side d."""
+    """What a case needs to know of a model.
+
+    Attributes:
+        rank: RandLoRA's rank, one of the paper's for this model.
+        length: Tokens of one row of the input.
+        smaller: Smaller side d of the adapted layers, which is the width.
+    """
 
     rank: int
     length: int
     smaller: int
+
+
+def _language(name: str, rank: int) -> Known:
+    return Known(rank, LANGUAGE_LENGTH, LANGUAGE_MODELS[name].sizes["hidden_size"])
 
 
 KNOWN: dict[str, Known] = {
@@ -29,10 +39,11 @@ KNOWN: dict[str, Known] = {
     "clip_vit_l14": Known(8, 257, 1024),
     "clip_vit_h14": Known(10, 257, 1280),
     "dinov2_vit_b14": Known(6, 257, 768),
-    "qwen2_0_5b": Known(5, LANGUAGE_LENGTH, 896),
-    "phi3_mini": Known(20, LANGUAGE_LENGTH, 3072),
-    "llama3_8b": Known(30, LANGUAGE_LENGTH, 4096),
+    "qwen2_0_5b": _language("qwen2_0_5b", 5),
+    "phi3_mini": _language("phi3_mini", 20),
+    "llama3_8b": _language("llama3_8b", 30),
 }
+"""The models that can be measured, by the names of `randlora_core.models.BACKBONES`."""
 
 
 class _ImageTower(nn.Module):
@@ -57,8 +68,19 @@ class _Logits(nn.Module):
         return self.model(input_ids=ids, use_cache=False).logits
 
 
-def whole_model(name: str, batch: int, *, half: bool = False) -> Case:
-    """The case of one model; arguments as in `randlora_core.benchmarking.cases.model_case`."""
+def model_case(name: str, batch: int, *, half: bool = False) -> Case:
+    """A whole model with random weights.
+
+    Vision models get images (of CLIP it is the image tower), language models 256 tokens a row.
+
+    Args:
+        name: A key of `KNOWN`.
+        batch: Rows of the input.
+        half: Whether the step runs under bfloat16 autocast.
+
+    Raises:
+        ValueError: If the name is unknown.
+    """
     if name not in KNOWN:
         raise ValueError(f"unknown model {name!r}; known: {', '.join(KNOWN)}")
     known = KNOWN[name]
@@ -107,9 +129,11 @@ def _language_model(name: str, device: torch.device) -> nn.Module:
 
 
 def _inputs(name: str, batch: int, device: torch.device) -> Tensor:
+    if name not in LANGUAGE_MODELS:
+        size = _shapes(name).image_size
+        return random_input((batch, 3, size, size), device)
+    if device.type == "meta":
+        return torch.empty(batch, LANGUAGE_LENGTH, dtype=torch.long, device=device)
+    vocabulary = LANGUAGE_MODELS[name].sizes["vocab_size"]
     generator = torch.Generator().manual_seed(1)
-    if name in LANGUAGE_MODELS:
-        vocabulary = LANGUAGE_MODELS[name].sizes["vocab_size"]
-        return torch.randint(vocabulary, (batch, LANGUAGE_LENGTH), generator=generator).to(device)
-    size = _shapes(name).image_size
-    return torch.randn(batch, 3, size, size, generator=generator).to(device)
+    return torch.randint(vocabulary, (batch, LANGUAGE_LENGTH), generator=generator).to(device)

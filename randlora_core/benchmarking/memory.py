@@ -1,0 +1,80 @@
+"""Whether a case fits into memory, from an estimate that allocates nothing."""
+
+from __future__ import annotations
+
+from collections.abc import Sequence
+from pathlib import Path
+
+import torch
+from torch import Tensor, nn
+
+from randlora_core.benchmarking.cases import Case
+
+MEMORY_INFO = Path("/proc/meminfo")
+LIMIT, USAGE = Path("/sys/fs/cgroup/memory.max"), Path("/sys/fs/cgroup/memory.current")
+"""What Linux tells of the machine's memory and of the container's."""
+
+
+def check_fits(case: Case, methods: Sequence[str], device: torch.device, advice: str) -> None:
+    """Refuse a case that is larger than the memory that is free now; where that is not known, nothing is checked.
+
+    Args:
+        case: What is to be measured.
+        methods: Names of the methods on it.
+        device: Where.
+        advice: What to do about it, for the error message.
+
+    Raises:
+        ValueError: Naming both numbers.
+    """
+    needed, available = needed_bytes(case, methods), available_bytes(device)
+    if available is not None and needed > available:
+        raise ValueError(
+            f"{case.name}: a step needs about {needed / 1e9:,.1f} GB of memory, and {available / 1e9:,.1f} GB of "
+            f"{device.type} memory are free; {advice}"
+        )
+
+
+def needed_bytes(case: Case, methods: Sequence[str]) -> int:
+    """About what the frozen model, its copy in full fine-tuning with gradient and AdamW's state, and a step keep.
+
+    The adapters' own tensors are left out. What a step keeps is what autograd saves where all weights train: LoRA and
+    RandLoRA save nearly the same. Under autocast three quarters of it are counted, since norms and sums of residuals
+    stay in float32 and the weights get 16-bit copies.
+    """
+    meta = torch.device("meta")
+    module = case.build(meta).requires_grad_(True)
+    weights = sum(parameter.numel() * parameter.element_size() for parameter in module.parameters())
+    saved = _saved_bytes(module, case.inputs(meta))
+    return weights * (5 if "full" in methods else 1) + (3 * saved // 4 if case.half else saved)
+
+
+def _saved_bytes(module: nn.Module, inputs: Tensor) -> int:
+    """Bytes that autograd saves in a forward pass on the meta device, parameters left out."""
+    from torch._subclasses.fake_tensor import FakeTensorMode
+
+    saved: dict[int, Tensor] = {}
+
+    def pack(tensor: Tensor) -> Tensor:
+        if not isinstance(tensor if tensor._base is None else tensor._base, nn.Parameter):
+            saved[tensor.untyped_storage()._cdata] = tensor
+        return tensor
+
+    # Fake tensors tell transformers that there are no values to look at, which it does in making its attention mask.
+    with FakeTensorMode(allow_non_fake_inputs=True), torch.autograd.graph.saved_tensors_hooks(pack, lambda kept: kept):
+        module(inputs)
+    return sum(tensor.untyped_storage().nbytes() for tensor in saved.values())
+
+
+def available_bytes(device: torch.device) -> int | None:
+    """Bytes that are free on a CUDA device or, for a CPU, on the machine and in its container; None if unknown."""
+    if device.type == "cuda":
+        return torch.cuda.mem_get_info(device)[0]
+    if device.type != "cpu" or not MEMORY_INFO.exists():
+        return None
+    lines = dict(line.split(":", 1) for line in MEMORY_INFO.read_text().splitlines() if ":" in line)
+    if "MemAvailable" not in lines:
+        return None
+    available = 1024 * int(lines["MemAvailable"].split()[0])
+    limit = LIMIT.read_text().strip() if LIMIT.exists() and USAGE.exists() else "max"
+    return available if limit == "max" else min(available, int(limit) - int(USAGE.read_text()))
