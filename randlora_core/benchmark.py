@@ -1,4 +1,4 @@
-"""Step time and peak memory of every method: `python -m randlora_core.benchmark`.
+"""Measures step time and peak memory of every method: `python -m randlora_core.benchmark`.
 
     --quick       three shapes, under 3 minutes on two cores: ratios against PEFT, LoRA and full fine-tuning, the goals
     (nothing)     layers and blocks of the paper's models over T / d
@@ -178,7 +178,7 @@ def _check_memory(parser: argparse.ArgumentParser, options: argparse.Namespace, 
 
 
 def _chosen(options: argparse.Namespace) -> tuple[Sequence[Case], Iterable[str]]:
-    """The cases and the methods that are measured where --methods names none."""
+    """Gives the cases, and the methods that are measured where --methods names none."""
     if options.quick:
         return cases.quick_cases(options.half), QUICK_METHODS
     if options.models:
@@ -188,7 +188,7 @@ def _chosen(options: argparse.Namespace) -> tuple[Sequence[Case], Iterable[str]]
 
 
 def _table_path(options: argparse.Namespace) -> Path:
-    """The CSV file of the run; its plot has the same name."""
+    """Names the CSV file of the run, whose plot has the same name."""
     if options.grid:
         return options.out / f"grid_{torch.device(options.device).type}.csv"
     name = next((name for name in ("quick", "models", "table10") if getattr(options, name)), "shapes")

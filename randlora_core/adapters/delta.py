@@ -1,4 +1,4 @@
-"""What a model's layers have learned, as one full matrix per layer, whatever the method."""
+"""Gives what a model's layers have learned as one full matrix per layer, and puts such matrices on a model."""
 
 from __future__ import annotations
 
@@ -22,7 +22,7 @@ from randlora_core.adapters.layer import AdapterLayer, kind_of
 
 @torch.no_grad()
 def delta_of(model: nn.Module, base: nn.Module | None = None) -> dict[str, Tensor]:
-    """The update of every layer: trained weight minus pretrained weight.
+    """Computes the update of every layer: trained weight minus pretrained weight.
 
     Args:
         model: A model with an adapter, merged or not; or a fully fine-tuned one.
@@ -85,7 +85,7 @@ def inject_delta(model: nn.Module, deltas: Mapping[str, Tensor]) -> nn.Module:
 
 @torch.no_grad()
 def layer_delta(layer: AdapterLayer) -> Tensor:
-    """The update of one adapted layer, (out, in), as `delta_of` gives it.
+    """Computes the update of one adapted layer, (out, in), as `delta_of` gives it.
 
     The layer's weight must be the frozen one: the layer is not merged, or this is called within `disable_adapter`.
     """
@@ -98,7 +98,7 @@ def layer_delta(layer: AdapterLayer) -> Tensor:
 
 
 def _dense_weights(model: nn.Module) -> dict[str, Tensor]:
-    """Name -> (out, in) weight of every layer that could hold an adapter, each under its first name."""
+    """Maps the first name of every layer that could hold an adapter to its weight (out, in)."""
     weights, seen = {}, set()
     for name in adaptable_layers(model):
         parent_name, _, part = name.rpartition(".")

@@ -61,7 +61,7 @@ class MagnitudeUpdate(Update):
         return result + added.to(result.dtype)
 
     def _norms(self, weight: Tensor) -> Tensor:
-        """||W0 + dW|| per output, (out,), without gradient."""
+        """Computes ||W0 + dW|| per output, (out,), without gradient."""
         with torch.no_grad(), torch.autocast(weight.device.type, enabled=False):
             delta = self.delta_weight()
             norms = row_norms(weight.to(delta.dtype) + delta)
@@ -69,7 +69,7 @@ class MagnitudeUpdate(Update):
 
 
 def row_norms(weight: Tensor) -> Tensor:
-    """Euclidean norm of every row of (out, in): (out,). A row of zeros gets the smallest positive number."""
+    """Computes the Euclidean norm of every row of (out, in): (out,). A row of zeros gets the smallest positive one."""
     return torch.linalg.vector_norm(weight, dim=1).clamp_min(torch.finfo(weight.dtype).tiny)
 
 

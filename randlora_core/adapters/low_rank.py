@@ -1,4 +1,4 @@
-"""The best low-rank approximation of a layer's update, without a full singular value decomposition.
+"""Finds the best low-rank approximation of a layer's update without a full singular value decomposition.
 
 Legend: Delta is turned so that it is (D, d) with D >= d.
 
@@ -38,7 +38,7 @@ _BLOCK = 1024  # rows that are float64 at the same time
 
 @dataclass(frozen=True)
 class LowRank:
-    """The best approximation of a matrix by B A.
+    """Holds the best approximation of a matrix by B A.
 
     Args:
         a: (k, in).
@@ -52,7 +52,7 @@ class LowRank:
 
 
 def truncated(matrix: Tensor, *, rank: int | None = None, energy: float | None = None) -> LowRank:
-    """Truncated singular value decomposition (Eckart and Young 1936, https://doi.org/10.1007/BF02288367).
+    """Truncates a singular value decomposition (Eckart and Young 1936, https://doi.org/10.1007/BF02288367).
 
     Two calls with the same matrix give the same result, and torch's global generator is left alone.
 
@@ -86,7 +86,7 @@ def truncated(matrix: Tensor, *, rank: int | None = None, energy: float | None =
 
 
 def _leading_subspace(tall: Tensor, rank: int) -> Tensor | None:
-    """An orthonormal basis (d, p) that nearly holds the leading `rank` singular vectors; None for the whole space."""
+    """Finds a basis (d, p) that nearly holds the leading `rank` singular vectors; None stands for the whole space."""
     width = rank + max(OVERSAMPLING, rank)
     if width >= tall.shape[1] // 2:
         return None
@@ -97,7 +97,7 @@ def _leading_subspace(tall: Tensor, rank: int) -> Tensor | None:
 
 
 def _whole_row_space(tall: Tensor) -> Tensor | None:
-    """An orthonormal basis (d, p) of all rows up to rounding, if they lie in so small a space; else None."""
+    """Finds a basis (d, p) of all rows up to rounding, if they lie in so small a space; else None."""
     width = int(LOW_RANK_SHARE * tall.shape[1])
     if width < 1:
         return None
@@ -108,7 +108,7 @@ def _whole_row_space(tall: Tensor) -> Tensor | None:
 
 
 def _random(matrix: Tensor, width: int) -> Tensor:
-    """A random matrix that `matrix` can be multiplied by, the same one on every device."""
+    """Draws a random matrix that `matrix` can be multiplied by, the same one on every device."""
     generator = torch.Generator().manual_seed(0)
     return torch.randn(matrix.shape[1], width, generator=generator, dtype=matrix.dtype).to(matrix.device)
 
@@ -118,7 +118,7 @@ def _orthonormal(matrix: Tensor) -> Tensor:
 
 
 def _gram_eigenvectors(matrix: Tensor) -> tuple[Tensor, Tensor]:
-    """Squared singular values (d,) in falling order and right singular vectors (d, d), float64."""
+    """Computes squared singular values (d,) in falling order and right singular vectors (d, d), in float64."""
     gram = matrix.new_zeros(matrix.shape[1], matrix.shape[1], dtype=torch.float64)
     for rows in matrix.split(_BLOCK):
         gram.addmm_(rows.T.double(), rows.double())

@@ -1,4 +1,4 @@
-"""Existing PEFT models with RandLoRA, computed by `randlora_core.ops`.
+"""Lets existing PEFT models with RandLoRA compute by `randlora_core.ops`.
 
 PEFT computes the update by activations, in float32, and keeps the scaled A and an activation of every layer for the
 backward pass. `accelerate_peft` replaces how the layers compute and nothing else: parameters, buffers, names,
@@ -43,7 +43,7 @@ def accelerate_peft(peft_model: nn.Module) -> nn.Module:
 
 
 def _place(name: str, layer: nn.Module) -> str:
-    """The attribute that our computation goes to: where accelerate has wrapped `forward`, what it wraps."""
+    """Names the attribute that our computation goes to: what accelerate wraps, where it has wrapped `forward`."""
     if "_old_forward" in vars(layer):
         return "_old_forward"
     own = vars(layer).get("forward")
@@ -58,7 +58,7 @@ def _is_randlora(module: nn.Module) -> bool:
 
 
 def _forward(self: nn.Module, x: Tensor, *args: object, **kwargs: object) -> Tensor:
-    """What a layer of PEFT's computes; PEFT's own computation where not exactly one adapter acts on plain input."""
+    """Computes a layer of PEFT's, by PEFT's own code unless exactly one adapter acts on plain input."""
     active = [name for name in self.active_adapters if name in self.randlora_lambda]
     if self.disable_adapters or self.merged or len(active) != 1 or args or kwargs:
         return type(self).forward(self, x, *args, **kwargs)

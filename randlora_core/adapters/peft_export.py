@@ -1,4 +1,4 @@
-"""Adapters to Hugging Face PEFT: RandLoRA, LoRA, rsLoRA, DoRA and VeRA, or any update as a LoRA.
+"""Writes adapters as Hugging Face PEFT does: RandLoRA, LoRA, rsLoRA, DoRA and VeRA, or any update as a LoRA.
 
 PEFT's RandLoRA has alpha / r as its only scale and bases of variance 1, all of one rank. So an export folds a layer's
 own factor (1 / sqrt(n), an alpha of its own) into lambda, multiplies the stored signs or bfloat16 values out in
@@ -124,7 +124,7 @@ def _check_structure(model: nn.Module, state: AdapterState) -> None:
 
 
 def _written_as_is(layers: Mapping[str, AdapterLayer], state: AdapterState) -> tuple[dict[str, Any], dict[str, Tensor]]:
-    """PEFT's settings and tensors for the adapter."""
+    """Makes PEFT's settings and tensors for the adapter."""
     config = state.config
     if config.method not in DIALECTS:
         raise ValueError(f"PEFT has no method {config.method!r}; {_WAYS_OUT}")
@@ -149,7 +149,7 @@ def _written_as_is(layers: Mapping[str, AdapterLayer], state: AdapterState) -> t
 
 
 def _lora_settings(config: AdapterConfig, updates: Mapping[str, Update]) -> dict[str, Any]:
-    """Fields of a LoraConfig."""
+    """Gives the fields of a LoraConfig."""
     ranks = {name: update.config.rank for name, update in updates.items()}
     alphas = {name: _integral(update.config.alpha) for name, update in updates.items()}
     default = _integral(_default_alpha(config))
@@ -166,7 +166,7 @@ def _lora_settings(config: AdapterConfig, updates: Mapping[str, Update]) -> dict
 
 
 def _randlora_settings(config: AdapterConfig, updates: Mapping[str, Update]) -> dict[str, Any]:
-    """Fields of a RandLoraConfig, or a refusal of what it does not have."""
+    """Gives the fields of a RandLoraConfig, and refuses what it cannot express."""
     for field, what in (
         ("magnitude", "a trained magnitude on RandLoRA"),
         ("distinct_a", "RandLoRA-a (distinct_a=True)"),
@@ -188,7 +188,7 @@ def _randlora_settings(config: AdapterConfig, updates: Mapping[str, Update]) -> 
 
 
 def _vera_settings(config: AdapterConfig, updates: Mapping[str, Update]) -> dict[str, Any]:
-    """Fields of a VeraConfig."""
+    """Gives the fields of a VeraConfig."""
     _check_one_rank(config, updates)
     return {
         "r": config.rank,
@@ -215,7 +215,7 @@ def _fold_scales(tensors: dict[str, Tensor], updates: Mapping[str, Update], peft
 
 
 def _peft_sizes(method: str, rank: int, shapes: tuple[Shape, ...]) -> dict[str, tuple[int, ...]]:
-    """The sizes that PEFT gives the shared matrices of a method on layers of `shapes`."""
+    """Computes the sizes that PEFT gives the shared matrices of a method on layers of `shapes`."""
     out_max, in_max = (max(sizes) for sizes in zip(*shapes, strict=True))
     if method == "vera":
         return {"A": (rank, in_max), "B": (out_max, rank)}
@@ -224,12 +224,12 @@ def _peft_sizes(method: str, rank: int, shapes: tuple[Shape, ...]) -> dict[str, 
 
 
 def _multiplied_out(bases: SharedBases, name: str) -> Tensor:
-    """A shared matrix with its unit, float32."""
+    """Multiplies a shared matrix by its unit, in float32."""
     return (bases.matrix(name, bases.shapes[name]).double() * bases.units[name]).float()
 
 
 def _padded(matrix: Tensor, shape: tuple[int, ...]) -> Tensor:
-    """`matrix`, with an axis of size 1 added in the middle where `shape` has one more, in the corner of zeros."""
+    """Puts `matrix` into the corner of zeros of `shape`, which may have one more axis of size 1 in the middle."""
     matrix = matrix[:, None] if matrix.dim() < len(shape) else matrix
     result = matrix.new_zeros(shape)
     result[tuple(slice(size) for size in matrix.shape)] = matrix
@@ -239,7 +239,7 @@ def _padded(matrix: Tensor, shape: tuple[int, ...]) -> Tensor:
 def _written_as_lora(
     model: nn.Module, wanted: Mapping[str, Any], progress: bool
 ) -> tuple[dict[str, Any], dict[str, Tensor], dict[str, float]]:
-    """A LoraConfig's fields and tensors for the truncated updates, and what each of them keeps."""
+    """Makes a LoraConfig's fields and tensors for the truncated updates, and tells what each of them keeps."""
     layers, parts, begin = adapter_layers(model), {}, time.perf_counter()
     with disable_adapter(model):
         for number, (name, layer) in enumerate(layers.items(), start=1):
@@ -278,7 +278,7 @@ def _finite_delta(name: str, layer: AdapterLayer) -> Tensor:
 
 
 def _parse_as_lora(as_lora: int | str) -> dict[str, Any]:
-    """Arguments of `truncated`."""
+    """Turns `as_lora` into arguments of `truncated`."""
     if not isinstance(as_lora, str):
         return {"rank": positive_integer("as_lora", as_lora)}
     kind, _, number = as_lora.partition(":")
@@ -292,7 +292,7 @@ def _parse_as_lora(as_lora: int | str) -> dict[str, Any]:
 
 
 def _modules_to_save(model: nn.Module, state: AdapterState) -> list[str]:
-    """The modules that hold what trains beside the adapter, as PEFT can name them.
+    """Finds the modules that hold what trains beside the adapter, as PEFT can name them.
 
     Raises:
         ValueError: If a part of a module trains, parameters are shared, or the names would make PEFT take more.
@@ -329,5 +329,5 @@ def _default_alpha(config: AdapterConfig) -> float:
 
 
 def _integral(number: float) -> float | int:
-    """As an integer where it is one, since that is how PEFT annotates alpha."""
+    """Turns a whole number into an integer, since that is how PEFT annotates alpha."""
     return int(number) if float(number).is_integer() else number

@@ -44,12 +44,12 @@ class Case:
 
     @property
     def tokens_per_side(self) -> float:
-        """T / d."""
+        """The number of tokens per unit of the smaller side, T / d."""
         return self.tokens / self.smaller
 
     @property
     def format(self) -> str:
-        """Number format of the step, in words."""
+        """The number format of the step, in words."""
         return "bfloat16 autocast" if self.half else "float32"
 
 
@@ -67,7 +67,7 @@ class VisionBlock(nn.Module):
         self.c_fc, self.c_proj = nn.Linear(width, 4 * width), nn.Linear(4 * width, width)
 
     def forward(self, x: Tensor) -> Tensor:
-        """Tokens (batch, length, width) to tokens."""
+        """Turns tokens (batch, length, width) into tokens of the same shape."""
         q, k, v = (_heads(part) for part in self.in_proj(self.norm_1(x)).chunk(3, dim=-1))
         x = x + self.out_proj(F.scaled_dot_product_attention(q, k, v).transpose(1, 2).flatten(2))
         return x + self.c_proj(F.gelu(self.c_fc(self.norm_2(x))))
@@ -91,7 +91,7 @@ class LanguageBlock(nn.Module):
         self.down_proj = nn.Linear(hidden, width, bias=False)
 
     def forward(self, x: Tensor) -> Tensor:
-        """Tokens (batch, length, width) to tokens."""
+        """Turns tokens (batch, length, width) into tokens of the same shape."""
         h = self.norm_1(x)
         q, k, v = _heads(self.q_proj(h)), _heads(self.k_proj(h)), _heads(self.v_proj(h))
         h = F.scaled_dot_product_attention(q, k, v, is_causal=True, enable_gqa=True)
@@ -113,7 +113,7 @@ def _with_random_weights(make: Callable[[], nn.Module]) -> Callable[[torch.devic
 
 
 def random_input(shape: tuple[int, ...], device: torch.device) -> Tensor:
-    """A normal input, the same on every device; on the meta device, where only the shape counts, none is drawn."""
+    """Draws a normal input, the same on every device; on the meta device only its shape is made."""
     if device.type == "meta":
         return torch.empty(shape, device=device)
     return torch.randn(*shape, generator=torch.Generator().manual_seed(1)).to(device)
@@ -125,7 +125,7 @@ def _tokens(*shape: int) -> Callable[[torch.device], Tensor]:
 
 
 def layer_case(out: int, in_: int, tokens: int, rank: int, *, half: bool = False) -> Case:
-    """One linear layer."""
+    """Makes a case of one linear layer."""
     return Case(
         name=f"layer {in_} -> {out}",
         kind="layer",
@@ -146,7 +146,7 @@ LANGUAGE_TARGETS = ("q_proj", "k_proj", "v_proj", "up_proj", "down_proj")
 def vision_case(
     name: str, width: int, batch: int, length: int, rank: int, *, half: bool = False, depth: int = 1
 ) -> Case:
-    """`depth` blocks of a vision tower, the paper's adapted layers in them."""
+    """Makes a case of `depth` blocks of a vision tower, in which the paper's layers are adapted."""
     return Case(
         name=f"{name} block" + ("" if depth == 1 else f" x {depth}"),
         kind="block",
@@ -161,7 +161,7 @@ def vision_case(
 
 
 def block_sizes(name: str) -> tuple[int, int, int]:
-    """Width, hidden size of the MLP, and width of keys and values of a model of `LANGUAGE_MODELS`."""
+    """Gives the width, the MLP's hidden size, and the width of keys and values of a model of `LANGUAGE_MODELS`."""
     sizes = LANGUAGE_MODELS[name].sizes
     width = sizes["hidden_size"]
     key_width = width // sizes["num_attention_heads"] * sizes["num_key_value_heads"]
@@ -179,7 +179,7 @@ def language_case(
     depth: int = 1,
     memory_limit: float = 1.02,
 ) -> Case:
-    """`depth` blocks of a decoder with the `sizes` of `block_sizes`, the paper's adapted layers in them."""
+    """Makes a case of `depth` decoder blocks with the `sizes` of `block_sizes`; the paper's layers are adapted."""
     return Case(
         name=f"{name} block" + ("" if depth == 1 else f" x {depth}"),
         kind="block",
@@ -195,7 +195,7 @@ def language_case(
 
 
 def quick_cases(half: bool = False) -> tuple[Case, ...]:
-    """Three shapes for a look: T / d of 4.2, 8.3 and 0.5."""
+    """Makes three cases for a first look, with T / d of 4.2, 8.3 and 0.5."""
     return (
         vision_case("ViT-B", 768, 64, 50, rank=6, half=half),
         layer_case(768, 3072, 6400, rank=6, half=half),
@@ -204,7 +204,7 @@ def quick_cases(half: bool = False) -> tuple[Case, ...]:
 
 
 def standard_cases(half: bool) -> tuple[Case, ...]:
-    """Layers and blocks of the paper's models over T / d."""
+    """Makes cases of layers and blocks of the paper's models over T / d."""
     layers = [
         layer_case(out, in_, tokens, rank, half=half)
         for out, in_, rank in ((768, 768, 6), (3072, 768, 6), (768, 3072, 6), (1024, 1024, 8), (4096, 1024, 8))

@@ -1,4 +1,4 @@
-"""The goals on time and memory, and whether measurements meet them."""
+"""States the goals on time and memory, and tells whether measurements meet them."""
 
 from __future__ import annotations
 
@@ -15,7 +15,7 @@ OWN_METHODS = {"randlora": "RandLoRA", "lora": "LoRA", "dora": "DoRA", "vera": "
 
 @dataclass(frozen=True)
 class Verdict:
-    """One goal on one case.
+    """Compares one goal with what was measured on one case.
 
     Attributes:
         goal: The goal in words, with its letter.
@@ -38,7 +38,7 @@ class Verdict:
 
 
 def verdicts(rows: Mapping[str, Row]) -> list[Verdict]:
-    """The goals that apply to a case and can be told from the methods measured on it.
+    """Judges the goals that apply to a case and can be told from the methods measured on it.
 
     (a) RandLoRA's step relative to PEFT's: at most 0.60 from T = 8 d, 0.70 from T = 4 d, and nowhere slower than it by
     more than the interquartile range of the rounds. (b) In float32, relative to full fine-tuning: 1.05 from T = 16 d
@@ -68,7 +68,7 @@ def verdicts(rows: Mapping[str, Row]) -> list[Verdict]:
 
 
 def peft_limit(tokens_per_side: float, spread: float) -> float:
-    """Goal (a)'s most for T / d tokens, where `spread` is the interquartile range of the ratio."""
+    """Gives the largest ratio that meets goal (a) at T / d, where `spread` is the interquartile range of the ratio."""
     return 0.60 if tokens_per_side >= 8 else 0.70 if tokens_per_side >= 4 else 1.0 + spread
 
 

@@ -1,4 +1,4 @@
-"""Times of the paths on a grid of layers, which the cost model of `randlora_core.ops.cost` is held against."""
+"""Times the paths on a grid of layers, to hold the cost model of `randlora_core.ops.cost` against."""
 
 from __future__ import annotations
 
@@ -25,7 +25,7 @@ TIMED = (*PATHS, "auto")
 
 @dataclass(frozen=True)
 class Point:
-    """A layer, its input, and what is computed.
+    """Describes a layer, its input, and what is computed.
 
     Attributes:
         out_features: Size of the output.
@@ -42,7 +42,7 @@ class Point:
     train: bool
 
     def problem(self, device_type: str) -> Problem:
-        """The cost model's view of it."""
+        """Describes the point as the cost model takes it."""
         smaller = min(self.out_features, self.in_features)
         return Problem(
             tokens=self.tokens,
@@ -58,7 +58,7 @@ class Point:
 
 
 def points(halves: Sequence[bool] = (False, True)) -> Iterator[Point]:
-    """The grid in float32 (False), bfloat16 (True), or both."""
+    """Lists the grid's points in float32 (False), bfloat16 (True), or both."""
     for out, in_ in SIDES:
         for ratio in TOKENS_PER_SIDE:
             tokens = int(ratio * min(out, in_))
@@ -66,7 +66,7 @@ def points(halves: Sequence[bool] = (False, True)) -> Iterator[Point]:
 
 
 def measure_point(point: Point, rounds: int, device: torch.device) -> dict[str, Any]:
-    """Quartiles of the times of `TIMED` in milliseconds, steps alternated; the base layer's product is part of all."""
+    """Times steps by each path of `TIMED` in turn and gives the quartiles in milliseconds, the base layer included."""
     torch.manual_seed(0)
     larger, smaller = max(point.out_features, point.in_features), min(point.out_features, point.in_features)
     n = -(-smaller // RANK)
@@ -99,7 +99,7 @@ def measure_point(point: Point, rounds: int, device: torch.device) -> dict[str, 
 
 
 def prediction(point: Point, device_type: str) -> str:
-    """The path that the cost model finds cheaper, the two taken as a whole."""
+    """Tells which of the two paths the cost model finds cheaper, each taken for the whole step."""
     problem = point.problem(device_type)
     costs = {path: min(cost.estimate(problem, paths) for paths in cost.allowed(problem, path)) for path in PATHS}
     return min(costs, key=costs.get)
@@ -133,6 +133,6 @@ def is_complete(rows: Sequence[dict[str, Any]]) -> bool:
 
 
 def read_grid(path: Path) -> list[dict[str, str]]:
-    """The rows of a grid's CSV file."""
+    """Reads the rows of a grid's CSV file."""
     with path.open(encoding="utf-8", newline="") as file:
         return list(csv.DictReader(file))

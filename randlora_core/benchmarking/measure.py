@@ -1,4 +1,4 @@
-"""Step times in alternation, and peak memory of one step."""
+"""Measures the step times of several methods in alternation, and the peak memory of one step."""
 
 from __future__ import annotations
 
@@ -20,7 +20,7 @@ MIN_ROUNDS = 3
 
 @dataclass
 class Timing:
-    """Measurements of one method on one case.
+    """Holds the measurements of one method on one case.
 
     Attributes:
         method: Name of the method.
@@ -39,11 +39,11 @@ class Timing:
     counter: str = ""
 
     def quartiles(self) -> tuple[float, float, float]:
-        """First quartile, median and third quartile of `step_seconds`."""
+        """Computes the first quartile, median and third quartile of `step_seconds`."""
         return tuple(np.percentile(self.step_seconds, (25, 50, 75)))
 
     def ratio_to(self, other: Timing) -> tuple[float, float, float]:
-        """Quartiles of the rounds' step times relative to `other`'s in the same round."""
+        """Computes the quartiles of the step times relative to `other`'s in the same round."""
         return tuple(np.percentile(np.divide(self.step_seconds, other.step_seconds), (25, 50, 75)))
 
 
@@ -63,7 +63,7 @@ class Step:
         self.upstream: Tensor | None = None
 
     def forward_backward(self) -> None:
-        """One forward and backward pass, with a fixed gradient of the output."""
+        """Runs one forward and backward pass, with a fixed gradient of the output."""
         # Autocast keeps its cast of a leaf for all who ask again; within a network the input is no leaf.
         inputs = self.inputs.view_as(self.inputs)
         with _autocast(self.case, self.inputs.device):
@@ -87,7 +87,7 @@ class Step:
         self.clear()
 
     def optimise(self) -> None:
-        """A step of the optimizer, if anything trains."""
+        """Makes a step of the optimizer, if anything trains."""
         if self.optimizer is not None:
             self.optimizer.step()
 
@@ -121,7 +121,7 @@ def measure(
 
 
 def _warm_up(steps: Sequence[Step], device: torch.device) -> None:
-    """One round each; the gradient of the output is one for all afterwards, since that of logits is large."""
+    """Steps each method once, then gives all of them one gradient of the output, since that of logits is large."""
     upstream: dict[object, Tensor] = {}
     for step in steps:
         _one_round(step, device)
@@ -143,7 +143,7 @@ def _time_rounds(
 
 
 def measure_memory(case: Case, methods: Sequence[str], *, device: torch.device) -> dict[str, tuple[int, str]]:
-    """Peak memory of one step of each method, of which only one at a time is held in memory: see `peak_memory`."""
+    """Measures the `peak_memory` of one step of each method, holding only one of them at a time."""
     inputs = case.inputs(device)
     peaks = {}
     for method in methods:
@@ -175,11 +175,12 @@ def _synchronise(device: torch.device) -> None:
 
 
 def peak_memory(step: Step, device: torch.device) -> tuple[int, str]:
-    """Peak bytes of a step with its optimizer, and the counter's name.
+    """Measures the peak bytes of a step with its optimizer, and names the counter.
 
-    On CUDA max_memory_allocated less what was allocated before, on CPU the peak of live bytes from the profiler's
-    allocations; in both cases plus the bytes of the module, its input and the optimizer's state. The gradient of the
-    output is made after the forward pass, as within a network; it and the output are held until the step's end.
+    On CUDA that is max_memory_allocated less what was allocated before, on CPU the peak of live bytes from the
+    profiler's allocations; in both cases the bytes of the module, its input and the optimizer's state are added. The
+    gradient of the output is made after the forward pass, as within a network; it and the output are held until the
+    step's end.
     """
     step.upstream = None
     held = tensor_bytes([*_module_tensors(step.module), step.inputs, *_state_tensors(step.optimizer)])
@@ -204,7 +205,7 @@ def _whole_step(step: Step) -> None:
 
 
 def _module_tensors(module: nn.Module) -> list[Tensor]:
-    """Parameters, buffers, and the casts that shared bases keep."""
+    """Collects parameters, buffers, and the casts that shared bases keep."""
     bases = (part for part in module.modules() if isinstance(part, SharedBases))
     return [*module.parameters(), *module.buffers(), *(kept for part in bases for kept in part.kept_casts())]
 
@@ -215,6 +216,6 @@ def _state_tensors(optimizer: torch.optim.Optimizer | None) -> list[Tensor]:
 
 
 def tensor_bytes(tensors: Sequence[Tensor]) -> int:
-    """Bytes of the storages behind tensors, each storage counted once."""
+    """Counts the bytes of the storages behind tensors, each storage once."""
     storages = {tensor.untyped_storage().data_ptr(): tensor.untyped_storage().nbytes() for tensor in tensors}
     return sum(storages.values())

@@ -1,4 +1,4 @@
-"""Whether a case fits into memory, from an estimate that allocates nothing."""
+"""Tells whether a case fits into memory, from an estimate that allocates nothing."""
 
 from __future__ import annotations
 
@@ -36,7 +36,7 @@ def check_fits(case: Case, methods: Sequence[str], device: torch.device, advice:
 
 
 def needed_bytes(case: Case, methods: Sequence[str]) -> int:
-    """About what the frozen model, its copy in full fine-tuning with gradient and AdamW's state, and a step keep.
+    """Estimates the bytes of the model, of its copy in full fine-tuning with gradient and AdamW's state, and of a step.
 
     The adapters' own tensors are left out. What a step keeps is what autograd saves where all weights train: LoRA and
     RandLoRA save nearly the same. Under autocast three quarters of it are counted, since norms and sums of residuals
@@ -50,7 +50,7 @@ def needed_bytes(case: Case, methods: Sequence[str]) -> int:
 
 
 def _saved_bytes(module: nn.Module, inputs: Tensor) -> int:
-    """Bytes that autograd saves in a forward pass on the meta device, parameters left out."""
+    """Counts the bytes that autograd saves in a forward pass on the meta device, parameters left out."""
     from torch._subclasses.fake_tensor import FakeTensorMode
 
     saved: dict[int, Tensor] = {}
@@ -67,7 +67,7 @@ def _saved_bytes(module: nn.Module, inputs: Tensor) -> int:
 
 
 def available_bytes(device: torch.device) -> int | None:
-    """Bytes that are free on a CUDA device or, for a CPU, on the machine and in its container; None if unknown."""
+    """Tells the bytes that are free on a CUDA device or, for a CPU, on the machine and in its container, if known."""
     if device.type == "cuda":
         return torch.cuda.mem_get_info(device)[0]
     if device.type != "cpu" or not MEMORY_INFO.exists():

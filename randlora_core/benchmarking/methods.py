@@ -20,14 +20,14 @@ NOLA_RANK = 1
 
 @dataclass(frozen=True)
 class MeasuredModule:
-    """The module of a case with a method on it, and the parameters that train."""
+    """Holds the module of a case with a method on it, and knows the parameters that train."""
 
     method: str
     module: nn.Module
 
     @property
     def trained(self) -> list[nn.Parameter]:
-        """Parameters that need a gradient."""
+        """The parameters that need a gradient."""
         return [parameter for parameter in self.module.parameters() if parameter.requires_grad]
 
 
@@ -90,7 +90,7 @@ def _rank(method: str, case: Case) -> int:
 
 @functools.lru_cache
 def equal_rank(case: Case) -> int:
-    """LoRA's rank whose trained parameters on the case's targets come closest to RandLoRA's."""
+    """Finds LoRA's rank whose trained parameters on the case's targets come closest to RandLoRA's."""
 
     def trained(method: str, rank: int) -> int:
         module = inject_adapter(case.build(torch.device("meta")), make_config(method, rank=rank), case.targets)
@@ -100,7 +100,7 @@ def equal_rank(case: Case) -> int:
 
 
 def apply_method(method: str, case: Case, device: torch.device, base: nn.Module | None = None) -> MeasuredModule:
-    """A method on the case's module, its parameters moved off their initial zeros.
+    """Puts a method on the case's module and moves its parameters off their initial zeros.
 
     Args:
         method: Name in `MEASURED_METHODS`.
@@ -126,5 +126,5 @@ def apply_method(method: str, case: Case, device: torch.device, base: nn.Module 
 
 
 def sharing_copy(module: nn.Module) -> nn.Module:
-    """A copy of a module with the same parameters and buffers in it."""
+    """Copies a module such that the copy holds the same parameters and buffers."""
     return copy.deepcopy(module, {id(tensor): tensor for tensor in (*module.parameters(), *module.buffers())})

@@ -28,7 +28,7 @@ PERCENT_HEADINGS = ("model", "method", "of", "time %", "quartiles", "paper", "me
 
 
 def updated(text: str) -> str:
-    """`text` with every table made anew from its file.
+    """Makes every table of a page's text anew from its file.
 
     Raises:
         FileNotFoundError: A block names a file that is not there.
@@ -38,7 +38,7 @@ def updated(text: str) -> str:
 
 
 def table(path: Path) -> str:
-    """The Markdown table of one results file, with a line on the hardware and the goals."""
+    """Makes the Markdown table of one results file, with a line on the hardware and the goals."""
     if path.stem.startswith("table10"):
         return _percent_table(path)
     cases = read_cases(path)
@@ -103,7 +103,7 @@ def _percent_table(path: Path) -> str:
 
 
 def _machine(lines: Iterable[str]) -> str:
-    """The machine of all rows, with the range of its load."""
+    """Names the machine of all rows, with the range of its load."""
     parts = [line.partition(", load ") for line in lines]
     loads = sorted({float(load) for *_, load in parts if load})
     machine = " and ".join(dict.fromkeys(name for name, *_ in parts))
@@ -115,7 +115,7 @@ def _markdown(columns: Sequence[str], rows: Iterable[Sequence[str]]) -> str:
 
 
 def main(arguments: Sequence[str] | None = None) -> int:
-    """The command line; returns the exit code."""
+    """Runs the command line and returns the exit code."""
     try:
         return write_or_check(PAGES, updated, "python -m randlora_core.benchmarking.pages", arguments)
     except OSError as error:

@@ -1,4 +1,4 @@
-"""Tables, CSV files and plots of measurements."""
+"""Prints measurements as tables, keeps and reads them as CSV files, and plots them."""
 
 from __future__ import annotations
 
@@ -24,7 +24,7 @@ BASELINES = ("peft_randlora", "lora", "full")
 
 @dataclass(frozen=True)
 class Result:
-    """A case and what was measured on it, by method."""
+    """Holds a case and what was measured on it, by method."""
 
     case: Case
     timings: Mapping[str, Timing]
@@ -36,7 +36,7 @@ class Result:
 
 
 def hardware(device: torch.device) -> str:
-    """One line on the machine: processor or GPU, threads, and the load while measuring."""
+    """Describes the machine in one line: processor or GPU, threads, and the load while measuring."""
     if device.type == "cuda":
         return f"{torch.cuda.get_device_name(device)}, torch {torch.__version__}"
     model = platform.processor() or platform.machine()
@@ -49,7 +49,7 @@ def hardware(device: torch.device) -> str:
 
 
 def rows(result: Result) -> list[dict[str, Any]]:
-    """One flat row a method: times in milliseconds, ratios of rounds with their quartiles, bytes.
+    """Makes one flat row a method: times in milliseconds, ratios of rounds with their quartiles, bytes.
 
     `to_peft` is relative to PEFT's same method, the other ratios to `BASELINES`.
     """
@@ -83,7 +83,7 @@ def rows(result: Result) -> list[dict[str, Any]]:
 
 
 def print_result(result: Result) -> None:
-    """The case as a table of methods, and its goals below."""
+    """Prints the case as a table of methods, and its goals below."""
     from rich.console import Console
     from rich.table import Table
 
@@ -111,7 +111,7 @@ def print_result(result: Result) -> None:
 
 
 class ResultsFile:
-    """A CSV file of rows with equal or missing keys, kept while they are measured.
+    """Writes a CSV file of rows with equal or missing keys while they are measured.
 
     Until `finish`, the rows stand in a file beside it, NAME.part.csv: a run that is stopped loses nothing, and replaces
     no results of a whole run. The folder must exist.
@@ -126,7 +126,7 @@ class ResultsFile:
         self._rows: list[Mapping[str, Any]] = []
 
     def add(self, new: Sequence[Mapping[str, Any]], machine: str) -> None:
-        """Keep rows measured on `machine`, which becomes a column of each."""
+        """Keeps rows measured on `machine`, which becomes a column of each."""
         self._rows += [{**row, "hardware": machine} for row in new]
         fields = dict.fromkeys(key for row in self._rows for key in row if key != "hardware")
         with atomic_file(self.part) as part, part.open("w", newline="", encoding="utf-8") as file:
@@ -135,7 +135,7 @@ class ResultsFile:
             writer.writerows(self._rows)
 
     def finish(self) -> list[Mapping[str, Any]]:
-        """Put the file in its place; gives all its rows."""
+        """Puts the file in its place and returns all its rows."""
         self.part.replace(self.path)
         return self._rows
 
@@ -149,7 +149,7 @@ CASE_COLUMNS += ("peak_bytes", "memory_limit", "counter", "hardware")
 
 
 def read_rows(path: Path, columns: Sequence[str]) -> list[dict[str, str]]:
-    """The rows of a file of `ResultsFile`.
+    """Reads the rows of a file of `ResultsFile`.
 
     Args:
         path: The file.
@@ -197,7 +197,7 @@ def _check_row(row: dict[str | None, Any], columns: Sequence[str]) -> None:
 
 
 def read_cases(path: Path) -> list[dict[str, dict[str, str]]]:
-    """The cases of a file of `rows`, each as method -> row, in the file's order.
+    """Reads the cases of a file of `rows`, each as method -> row, in the file's order.
 
     Raises:
         OSError: The file cannot be read.
@@ -213,7 +213,7 @@ def read_cases(path: Path) -> list[dict[str, dict[str, str]]]:
 
 
 def plot(path: Path, results: Sequence[Result], machine: str) -> None:
-    """RandLoRA's step relative to PEFT's, LoRA's and full fine-tuning's, over T / d."""
+    """Plots RandLoRA's step relative to PEFT's, LoRA's and full fine-tuning's, over T / d."""
     import matplotlib
 
     matplotlib.use("Agg")

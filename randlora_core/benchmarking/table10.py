@@ -1,4 +1,4 @@
-"""Time and memory beside the paper's Table 10, from one and two blocks of each model at the paper's batch size."""
+"""Measures time and memory beside the paper's Table 10, on one and two blocks of each model at the paper's batch."""
 
 from __future__ import annotations
 
@@ -34,7 +34,7 @@ COLUMNS += ("peak_bytes_extrapolated", "format", "counter", "timed_tokens", "har
 
 @dataclass(frozen=True)
 class Stack:
-    """A model as equal blocks.
+    """Describes a model as equal blocks.
 
     Attributes:
         model: Name in `PUBLISHED`.
@@ -53,11 +53,11 @@ class Stack:
     block: Callable[[int, int, bool], Case]
 
     def for_memory(self, blocks: int, half: bool) -> Case:
-        """So many blocks at the paper's batch size."""
+        """Makes a case of so many blocks at the paper's batch size."""
         return self.block(self.batch, blocks, half)
 
     def for_time(self, tokens: int, half: bool) -> Case:
-        """One block with about so many tokens, at most the paper's."""
+        """Makes a case of one block with about so many tokens, at most the paper's."""
         return self.block(max(1, min(self.batch, tokens // self.length)), 1, half)
 
 
@@ -96,7 +96,7 @@ MOST_TOKENS = max(stack.batch * stack.length for stack in STACKS)
 def measure_stack(
     stack: Stack, *, rounds: int, seconds: float, tokens: int, device: torch.device, half: bool = False
 ) -> list[dict[str, Any]]:
-    """Rows of a model: percent of the baseline here and in the paper.
+    """Measures a model and gives its rows: percent of the baseline here and in the paper.
 
     Memory at the paper's batch is that of one and of two blocks, carried on to the model's depth: peak(1) +
     (depth - 1) (peak(2) - peak(1)); embeddings and heads are left out. Time is of one block with `tokens` tokens.
@@ -130,7 +130,7 @@ def check_complete(path: Path, rows: Sequence[Mapping[str, Any]]) -> None:
 
 
 def verdicts(rows: Sequence[Mapping[str, Any]]) -> list[Verdict]:
-    """Goals (a) and (c) for each model in the rows of `measure_stack`, or of a file of them."""
+    """Judges goals (a) and (c) for each model in the rows of `measure_stack`, or of a file of them."""
     found = []
     for stack in STACKS:
         of_model = {row["method"]: row for row in rows if row["model"] == stack.model}

@@ -1,4 +1,4 @@
-"""Whole models with random weights as benchmark cases; they are built by `randlora_core.models`."""
+"""Makes benchmark cases of whole models with random weights, which `randlora_core.models` builds."""
 
 from __future__ import annotations
 
@@ -16,7 +16,7 @@ LANGUAGE_LENGTH = 256
 
 @dataclass(frozen=True)
 class Known:
-    """What a case needs to know of a model.
+    """Holds what a case needs to know of a model.
 
     Attributes:
         rank: RandLoRA's rank, one of the paper's for this model.
@@ -47,7 +47,7 @@ KNOWN: dict[str, Known] = {
 
 
 class _ImageTower(nn.Module):
-    """The image tower of a CLIP model alone, as a module."""
+    """Wraps the image tower of a CLIP model as a module of its own."""
 
     def __init__(self, model: nn.Module) -> None:
         super().__init__()
@@ -58,7 +58,7 @@ class _ImageTower(nn.Module):
 
 
 class _Logits(nn.Module):
-    """A language model that returns its logits alone."""
+    """Wraps a language model such that it returns its logits alone."""
 
     def __init__(self, model: nn.Module) -> None:
         super().__init__()
@@ -69,7 +69,7 @@ class _Logits(nn.Module):
 
 
 def model_case(name: str, batch: int, *, half: bool = False) -> Case:
-    """A whole model with random weights.
+    """Makes a case of a whole model with random weights.
 
     Vision models get images (of CLIP it is the image tower), language models 256 tokens a row.
 
@@ -105,7 +105,7 @@ def _targets(name: str) -> tuple[str, ...]:
 
 
 def _shapes(name: str) -> Backbone:
-    """The backbone on the meta device."""
+    """Builds the backbone on the meta device, for its sizes alone."""
     with torch.device("meta"):
         return build_backbone(name, pretrained=False)
 

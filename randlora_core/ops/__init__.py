@@ -1,4 +1,4 @@
-"""Compute paths of the adapters' updates. RandLoRA's entry is `randlora_linear`; `force_path` settles its path."""
+"""Computes the adapters' updates. RandLoRA's layers enter by `randlora_linear`; `force_path` settles their path."""
 
 from randlora_core.ops.contraction import contract
 from randlora_core.ops.cost import PATHS

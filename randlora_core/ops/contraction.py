@@ -1,4 +1,4 @@
-"""Contractions of frozen matrices with trained coefficients."""
+"""Contracts frozen matrices with trained coefficients, for NoLA and RandLoRA-a."""
 
 from __future__ import annotations
 
@@ -11,16 +11,16 @@ from torch import Tensor
 def contract(
     equation: str, matrices: Tensor, coefficients: Tensor, remake: Callable[[], Tensor] | None = None
 ) -> Tensor:
-    """Einsum of frozen matrices with trained coefficients, in the coefficients' dtype, outside of autocast.
+    """Computes the einsum of frozen matrices with trained coefficients, in the latter's dtype, outside of autocast.
 
-    Kept for the backward pass are the matrices as they are stored, or nothing. Autograd on the plain expression would
-    keep them in the coefficients' dtype for every layer, which is what sharing them saves.
+    For the backward pass it keeps the matrices as they are stored, or nothing. Autograd on the plain expression would
+    keep a copy of them in the coefficients' dtype for every layer, and undo what sharing them saves.
 
     Args:
         equation: As of `torch.einsum`, matrices first.
         matrices: Frozen, any dtype.
         coefficients: Trained.
-        remake: Gives the matrices again, which are not kept then.
+        remake: Gives the matrices again in the backward pass, for which they are not kept then.
     """
     with torch.autocast(coefficients.device.type, enabled=False):
         return _Contraction.apply(equation, matrices, coefficients, remake)

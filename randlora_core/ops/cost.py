@@ -38,7 +38,7 @@ ELEMENT_COST: dict[tuple[str, bool], float] = {
     ("cuda", False): 150.0,
     ("cuda", True): 1200.0,
 }
-"""Multiply-adds that take as long as writing one element: (device type, half precision) -> number. CPU: fitted to the
+"""(device type, half precision) -> the multiply-adds that take as long as writing one element. CPU: fitted to the
 grid of `python -m randlora_core.benchmark --grid`. CUDA: from the ratio of peak rates to bandwidth of an H100, not
 measured."""
 
@@ -48,12 +48,12 @@ FORMING_COST: dict[tuple[str, bool], float] = {
     ("cuda", False): 1.2,
     ("cuda", True): 1.5,
 }
-"""Time of a multiply-add in the product B M, relative to one in the product of T tokens; as `ELEMENT_COST`."""
+"""How long a multiply-add in the product B M takes, relative to one in the product of T tokens; as `ELEMENT_COST`."""
 
 
 @dataclass(frozen=True)
 class Problem:
-    """What the choice depends on.
+    """Describes a layer and a step on it, as far as the choice of paths depends on them.
 
     Args:
         tokens: Rows of the input, T.
@@ -90,7 +90,7 @@ class Problem:
 
 @dataclass(frozen=True)
 class StepPaths:
-    """The path of each part of a step.
+    """Says by which path each part of a step is computed.
 
     Args:
         output: "activation", "summed" or "two_products".
@@ -104,10 +104,10 @@ class StepPaths:
 
 
 def choose(problem: Problem, path: str = "auto") -> StepPaths:
-    """The cheapest combination that `path` allows.
+    """Finds the cheapest combination that `path` allows.
 
-    It takes the parts as a whole, so that the output may be computed differently where no gradient is wanted: training
-    and evaluation agree up to rounding.
+    The parts are weighed together, so that the output may take another path where no gradient is wanted. Training and
+    evaluation therefore agree up to rounding only.
     """
     return _choose(problem, path) if torch.compiler.is_compiling() else _remembered_choice(problem, path)
 
@@ -126,7 +126,7 @@ _remembered_choice = functools.lru_cache(maxsize=4096)(_choose)
 
 
 def allowed(problem: Problem, path: str = "auto") -> list[StepPaths]:
-    """The combinations that `path`, one of `PATHS`, allows. Never empty."""
+    """Lists the combinations that `path`, one of `PATHS`, allows; there is at least one."""
     by_weight = SUMMED if problem.may_sum and path != "two_products" else TWO_PRODUCTS
     # M itself can lie below float16's range, where the update does not: by activations only if told to.
     if path == "auto" and problem.dtype == torch.float16:
@@ -140,7 +140,7 @@ def allowed(problem: Problem, path: str = "auto") -> list[StepPaths]:
 
 
 def estimate(problem: Problem, paths: StepPaths) -> float:
-    """Work of a combination in multiply-adds of a product over tokens, the frozen layer's own left out."""
+    """Estimates the work of a combination, beyond the frozen layer's own, in multiply-adds of a product over tokens."""
     forward = _forming(problem, paths.output) + _product(problem, paths.output, problem.out_features)
     backward = 0.0
     if problem.input_grad:
@@ -163,7 +163,7 @@ def _rates(problem: Problem) -> tuple[float, float]:
 
 
 def _forming(problem: Problem, way: str) -> float:
-    """Work of forming M, and of the update from it unless `way` is by activations."""
+    """Estimates the work of forming M, and of the update from it unless `way` is by activations."""
     larger, smaller = _sides(problem)
     element, forming = _rates(problem)
     work = element * (3 * problem.inner * smaller + larger * problem.inner)
@@ -173,7 +173,7 @@ def _forming(problem: Problem, way: str) -> float:
 
 
 def _product(problem: Problem, way: str, columns: int) -> float:
-    """Work of a product of the tokens with the update, (T, columns) being its result, beside the frozen layer's."""
+    """Estimates the work of multiplying the tokens by the update, with a result (T, columns)."""
     larger, smaller = _sides(problem)
     tokens = problem.tokens
     element, _ = _rates(problem)

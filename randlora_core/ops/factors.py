@@ -1,4 +1,4 @@
-"""The two factors of RandLoRA's update, their product, and the gradients of the trained vectors.
+"""Forms the two factors of RandLoRA's update, their product, and the gradients of the trained vectors.
 
 Legend (D >= d are the layer's larger and smaller side, k = n*r):
 
@@ -25,7 +25,7 @@ from torch import Tensor
 
 
 def scaled_a(lambda_: Tensor, gamma: Tensor, basis_a: Tensor, scale: float = 1.0) -> Tensor:
-    """M (k, d) of the module's legend, in the dtype of the trained vectors and differentiable in them."""
+    """Forms M (k, d) of the module's legend, in the dtype of the trained vectors and differentiable in them."""
     a = basis_a.to(lambda_.dtype)
     m = (scale * lambda_)[:, :, None] * a[:, None, :]
     m = m * gamma if torch.is_grad_enabled() or m.dtype != gamma.dtype else m.mul_(gamma)
@@ -33,14 +33,14 @@ def scaled_a(lambda_: Tensor, gamma: Tensor, basis_a: Tensor, scale: float = 1.0
 
 
 def flat_b(basis_b: Tensor, dtype: torch.dtype) -> Tensor:
-    """Bf (D, k) of the module's legend in `dtype`: a view where the dtype is B's own."""
+    """Gives Bf (D, k) of the module's legend in `dtype`, as a view where that is B's own dtype."""
     return basis_b.flatten(1).to(dtype)
 
 
 def delta(
     lambda_: Tensor, gamma: Tensor, basis_a: Tensor, basis_b: Tensor, scale: float = 1.0, *, transposed: bool = False
 ) -> Tensor:
-    """The update of the weight.
+    """Forms the update of the weight.
 
     Args:
         lambda_: (r, n).
@@ -59,7 +59,7 @@ def delta(
 
 
 def product(m: Tensor, basis_b: Tensor, dtype: torch.dtype, *, transposed: bool) -> Tensor:
-    """The update (out, in) from M, rounded once to `dtype`.
+    """Forms the update (out, in) from M, rounded once to `dtype`.
 
     In bfloat16 the product itself takes bfloat16 factors (which hold B exactly) and sums in float32. In float16 it
     runs in float32, since the entries of M can lie below float16's range where those of the update do not.
@@ -71,7 +71,7 @@ def product(m: Tensor, basis_b: Tensor, dtype: torch.dtype, *, transposed: bool)
 
 
 def summed_weight(weight: Tensor, m: Tensor, basis_b: Tensor, *, transposed: bool) -> Tensor:
-    """W0 + update, (out, in), in the weight's dtype, with no tensor of that size beside the result."""
+    """Forms W0 + update, (out, in), in the weight's dtype, with no tensor of that size beside the result."""
     m, b = m.to(weight.dtype), flat_b(basis_b, weight.dtype)
     return torch.addmm(weight, m.T, b.T) if transposed else torch.addmm(weight, b, m)
 
@@ -79,7 +79,7 @@ def summed_weight(weight: Tensor, m: Tensor, basis_b: Tensor, *, transposed: boo
 def vector_gradients(
     grad_m: Tensor, lambda_: Tensor, gamma: Tensor, basis_a: Tensor, scale: float
 ) -> tuple[Tensor, Tensor]:
-    """The gradients of lambda (r, n) and gamma (n, d) from that of M (k, d), float32 at least.
+    """Computes the gradients of lambda (r, n) and gamma (n, d) from that of M (k, d), in float32 at least.
 
     With P = grad_M * A, both are products of P over one axis: P gamma over d, and lambda P over r. They are batched
     over the n bases, which reads P twice; it is stored once, as (n, r, d), since batches of another layout are copied.

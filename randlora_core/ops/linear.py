@@ -1,4 +1,4 @@
-"""A linear layer with RandLoRA's update: the entry, which takes a path and calls the autograd function.
+"""Computes a linear layer with RandLoRA's update: chooses the path and calls the autograd function.
 
     y = x (W0 + delta)^T + bias         delta (out, in), letters as in `randlora_core.ops.factors`
 
@@ -60,7 +60,7 @@ def randlora_linear(
     remake: Remake = None,
     path: str | None = None,
 ) -> Tensor:
-    """Output of a frozen linear layer with RandLoRA's update.
+    """Computes the output of a frozen linear layer with RandLoRA's update.
 
     Args:
         x: (..., in).
@@ -104,7 +104,7 @@ def added_output(
     remake: Remake = None,
     path: str | None = None,
 ) -> Tensor:
-    """What the update alone adds to the output for x (..., in): (..., out) in the dtype of the products.
+    """Computes what the update alone adds to the output for x (..., in): (..., out) in the dtype of the products.
 
     Arguments as in `randlora_linear`. The products run in autocast's dtype, or in that of x.
     """
@@ -112,7 +112,7 @@ def added_output(
 
 
 def compute_dtype(x: Tensor) -> torch.dtype:
-    """The number format of products with x: autocast's, which leaves float64 alone, or that of x."""
+    """Tells the number format of products with x: autocast's, which leaves float64 alone, or that of x."""
     device = x.device.type
     return torch.get_autocast_dtype(device) if _autocasts(x) else x.dtype
 
@@ -122,13 +122,13 @@ def _autocasts(x: Tensor) -> bool:
 
 
 def _matches(x: Tensor, weight: Tensor) -> bool:
-    """Whether x and the weight can be multiplied as they are: else the frozen layer itself must say what it does."""
+    """Whether x and the weight can be multiplied as they are. If not, the frozen layer itself must be called."""
     return weight.device == x.device and (_autocasts(x) or weight.dtype == x.dtype)
 
 
 @torch.compiler.assume_constant_result
 def _rounds_float32(device_type: str) -> bool:
-    """Whether float32 products round their factors (TF32, or bfloat16 on CPU); a compiled graph keeps what it was."""
+    """Whether float32 products round their factors (TF32, or bfloat16 on CPU); a compiled graph keeps the answer."""
     backend = torch.backends.mkldnn.matmul if device_type == "cpu" else torch.backends.cuda.matmul
     return backend.fp32_precision not in ("none", "ieee")
 

@@ -1,4 +1,4 @@
-"""DoRA's rescaling of a layer's output, as one function that keeps one tensor."""
+"""Rescales a layer's output as DoRA does, in one function that keeps one tensor for the backward pass."""
 
 from __future__ import annotations
 
@@ -9,10 +9,11 @@ from randlora_core.ops.second_order import refuse_second_derivatives, trace
 
 
 def rescaled(frozen: Tensor, added: Tensor | None, bias: Tensor | None, ratio: Tensor) -> Tensor:
-    """The output of the weight diag(ratio) (W0 + dW): ratio * (frozen - bias + added) + bias.
+    """Computes the output of the weight diag(ratio) (W0 + dW), which is ratio * (frozen - bias + added) + bias.
 
-    Computed in float32 at least and rounded once, to `frozen`'s dtype. For the backward pass frozen + added is kept, in
-    that dtype, where autograd would keep both and the difference to the bias in float32. Second derivatives raise.
+    It is computed in float32 at least and rounded once, to `frozen`'s dtype. For the backward pass frozen + added is
+    kept, in that dtype, where autograd would keep both and the difference to the bias in float32. Second derivatives
+    raise.
 
     Args:
         frozen: The frozen layer's output x W0^T + bias, (..., out).
@@ -66,5 +67,5 @@ class _Rescaled(torch.autograd.Function):
 
 
 def _over_tokens(values: Tensor, dtype: torch.dtype) -> Tensor:
-    """Sum of (..., out) over all but the last axis, accumulated in `dtype`."""
+    """Sums (..., out) over all but the last axis, accumulating in `dtype`."""
     return values.reshape(-1, values.shape[-1]).sum(0, dtype=dtype)

@@ -37,7 +37,9 @@ _triton = False
 
 
 def use_triton(enabled: bool) -> None:
-    """Whether B M is formed by one Triton kernel on CUDA, without M in memory. Off at first: its speed is unmeasured.
+    """Turns the Triton kernel on or off that forms B M on CUDA without M in memory.
+
+    It is off at first, since its speed has not been measured.
 
     Raises:
         ValueError: If there is no Triton to turn on.
@@ -50,7 +52,7 @@ def use_triton(enabled: bool) -> None:
 
 @dataclass(frozen=True)
 class Layout:
-    """The values that `RandLoRAFunction` needs beside tensors.
+    """Holds the values that `RandLoRAFunction` needs beside tensors.
 
     Args:
         paths: The path of each part.
@@ -70,7 +72,7 @@ class Layout:
 
 
 class RandLoRAFunction(torch.autograd.Function):
-    """The products of the module's legend, for x in the dtype of the products. Saves its tensor arguments."""
+    """Computes the products of the module's legend, for x in the dtype of the products."""
 
     @staticmethod
     def forward(
@@ -85,7 +87,7 @@ class RandLoRAFunction(torch.autograd.Function):
         trace_x: Tensor | None,
         layout: Layout,
     ) -> Tensor:
-        """Output (..., out) in the dtype of the products; without the frozen layer's part if `weight` is None."""
+        """Computes (..., out) in the dtype of the products, without the frozen layer's part if `weight` is None."""
         ctx.layout, ctx.in_features, ctx.trace_x = layout, x.shape[-1], trace_x
         ctx.bias_dtype = None if bias is None else bias.dtype
         with torch.autocast(x.device.type, enabled=False):
@@ -100,7 +102,7 @@ class RandLoRAFunction(torch.autograd.Function):
 
     @staticmethod
     def backward(ctx, grad_output: Tensor) -> tuple[Tensor | None, ...]:
-        """Gradients of x, lambda, gamma and the bias; they cannot be differentiated again."""
+        """Computes the gradients of x, lambda, gamma and the bias, which cannot be differentiated again."""
         x, through_b, lambda_, gamma, basis_a, basis_b, weight = ctx.saved_tensors
         depends_on = (grad_output, x, lambda_, gamma, ctx.trace_x)
         layout = ctx.layout
@@ -141,14 +143,14 @@ Vectors = tuple[Tensor, Tensor, Tensor, Tensor]
 
 
 def _scaled_a(vectors: Vectors, layout: Layout) -> Tensor:
-    """M in float32 at least."""
+    """Forms M in float32 at least."""
     lambda_, gamma, basis_a, _ = vectors
     dtype = torch.promote_types(lambda_.dtype, torch.float32)
     return scaled_a(lambda_.to(dtype), gamma.to(dtype), basis_a, layout.scale)
 
 
 def _update(vectors: Vectors, layout: Layout) -> Tensor:
-    """The update (out, in) in the dtype of the products."""
+    """Forms the update (out, in) in the dtype of the products."""
     lambda_, gamma, basis_a, basis_b = vectors
     if _triton and lambda_.is_cuda and layout.dtype != torch.float64:
         from randlora_core.ops.triton_kernels import b_times_m
@@ -168,7 +170,7 @@ def _summed_weight(weight: Tensor, vectors: Vectors, layout: Layout) -> Tensor:
 def _tokens_times_weight(
     x: Tensor, vectors: Vectors, weight: Tensor | None, bias: Tensor | None, layout: Layout
 ) -> tuple[Tensor, Tensor | None]:
-    """Output (T, out) for x (T, in); and x B (T, k) where it is a by-product."""
+    """Computes the output (T, out) for x (T, in), and gives x B (T, k) where it is a by-product."""
     dtype, way = layout.dtype, layout.paths.output
     if bias is not None:
         bias = bias.to(dtype)
@@ -188,9 +190,9 @@ def _tokens_times_weight(
 def _tokens_times_transpose(
     grad: Tensor, through_b: Tensor | None, vectors: Vectors, weight: Tensor | None, layout: Layout
 ) -> Tensor:
-    """The update's part of the input's gradient, (T, in), for `grad` (T, out), of which grad B (T, k) may be there.
+    """Computes the update's part of the input's gradient, (T, in), for `grad` (T, out).
 
-    Where W0 + update is summed, the gradient is whole.
+    `through_b` is grad B (T, k) where that is there already. Where W0 + update is summed, the gradient is whole.
     """
     dtype, way = layout.dtype, layout.paths.input_grad
     if way == SUMMED:
@@ -202,7 +204,7 @@ def _tokens_times_transpose(
 
 
 def _gradient_of_m(x: Tensor | None, grad: Tensor, basis_b: Tensor, through_b: Tensor | None, layout: Layout) -> Tensor:
-    """Gradient (k, d) of M for x (T, in) and the output's gradient `grad` (T, out).
+    """Computes the gradient (k, d) of M for x (T, in) and the output's gradient `grad` (T, out).
 
     By activations it is `through_b`, the one of the two on the larger side times B, times the other one; x is not
     looked at where it is the one behind a `through_b`.
@@ -230,12 +232,12 @@ def _rows(x: Tensor) -> Tensor:
 
 
 def _product_plus_bias(z: Tensor, matrix: Tensor, bias: Tensor | None) -> Tensor:
-    """The product z @ matrix, with the bias where that is exact enough."""
+    """Computes z @ matrix, and adds the bias where that is exact enough."""
     return z @ matrix if bias is None or z.dtype in HALF else torch.addmm(bias, z, matrix)
 
 
 def _add_frozen(result: Tensor, x: Tensor, matrix: Tensor | None, bias: Tensor | None = None) -> Tensor:
-    """`result` plus x @ matrix, in place, and the bias where `_product_plus_bias` left it out."""
+    """Adds x @ matrix to `result`, in place, and the bias where `_product_plus_bias` left it out."""
     if matrix is not None:
         result.addmm_(x, matrix.to(x.dtype))
     return result.add_(bias) if bias is not None and x.dtype in HALF else result

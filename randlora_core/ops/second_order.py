@@ -23,7 +23,7 @@ MESSAGE = (
 def refuse_second_derivatives(
     gradients: Sequence[Tensor | None], depends_on: Sequence[Tensor | None]
 ) -> tuple[Tensor | None, ...]:
-    """The gradients that a backward pass returns, made such that differentiating them raises a RuntimeError.
+    """Returns the gradients of a backward pass such that differentiating them raises a RuntimeError.
 
     Without `create_graph=True` they are returned as they are. In a compiled model AOTAutograd refuses second
     derivatives by itself; torch.compile's debugging backend "eager" has no AOTAutograd and does not refuse them.
@@ -42,7 +42,7 @@ def refuse_second_derivatives(
 
 
 def trace(x: Tensor) -> Tensor | None:
-    """An empty tensor that is connected to x in the graph and keeps nothing of its values; None where x has no graph.
+    """Makes an empty tensor that is connected to x in the graph and keeps none of its values; None without a graph.
 
     A function that does not save an input keeps this on its `ctx` in the input's place, to know on what its gradients
     depend.

@@ -1,4 +1,4 @@
-"""B M in one kernel that forms the scaled A inside the product, and unpacks signs of 2 bits inside, too.
+"""Forms B M in one kernel, which makes the scaled A and unpacks signs of 2 bits inside the product.
 
 Legend as in `randlora_core.ops.factors`: M (k, d) is never stored, and neither are unpacked signs. Off unless
 `randlora_core.ops.use_triton(True)` turns it on: it has been checked for correctness through Triton's interpreter on a
@@ -18,7 +18,7 @@ _BLOCKS = {"BLOCK_ROWS": 64, "BLOCK_COLUMNS": 64, "BLOCK_INNER": 32}
 
 @functools.cache
 def kernel() -> Any:
-    """The kernel; it is made here so that Triton is imported by those who use it."""
+    """Makes the kernel, here and not at module level, so that Triton is imported only by those who use it."""
     import triton
     import triton.language as tl
 
@@ -73,7 +73,7 @@ def kernel() -> Any:
 def b_times_m(
     lambda_: Tensor, gamma: Tensor, basis_a: Tensor, basis_b: Tensor, scale: float, *, half: bool, packed: bool = False
 ) -> Tensor:
-    """B M, summed in float32.
+    """Computes B M, summed in float32.
 
     Args:
         lambda_: (r, n), float32.
