@@ -3,7 +3,7 @@
 from .catalog import CATALOG, PaperDataset, find_paper_dataset
 from .images import ImageData, ImageSource, ImageSplit
 from .load import BUILT_IN, MissingDataError, available, fingerprint_data, load_data
-from .transforms import EvaluationSplit, TrainingSplit, eval_transform, train_transform, training_transform
+from .transforms import EvaluationSplit, TrainingSplit, eval_transform, training_transform
 
 __all__ = [
     "BUILT_IN",
@@ -20,6 +20,5 @@ __all__ = [
     "find_paper_dataset",
     "fingerprint_data",
     "load_data",
-    "train_transform",
     "training_transform",
 ]

@@ -78,46 +78,14 @@ def training_transform(
     Raises:
         ValueError: If the interpolation is unknown, the size is not positive or `crop` is out of range.
     """
-    if crop == 1:
-        return WholeImage(evaluation_transform, flip)
-    return train_transform(image_size, mean, std, interpolation=interpolation, crop_scale=(crop, 1.0), flip=flip)
-
-
-def train_transform(
-    image_size: int,
-    mean: Sequence[float],
-    std: Sequence[float],
-    *,
-    interpolation: str = "bicubic",
-    crop_scale: tuple[float, float] = (0.5, 1.0),
-    flip: bool = True,
-) -> TrainingTransform:
-    """Makes the augmentation of the official code: a random resized crop, a random flip, normalisation.
-
-    As torchvision's `RandomResizedCrop` and `RandomHorizontalFlip`, except that a stream decides instead of the global
-    generator.
-
-    Args:
-        image_size: Width and height of the result in pixels.
-        mean: Mean of each channel, for pixels in [0, 1].
-        std: Standard deviation of each channel.
-        interpolation: One of `INTERPOLATIONS`.
-        crop_scale: Smallest and largest part of the image's area that a crop shows, 0 < low <= high <= 1.
-        flip: Whether half of the images are mirrored.
-
-    Returns:
-        A function (image, stream) -> tensor, float32, shape (3, image_size, image_size); it can be pickled.
-
-    Raises:
-        ValueError: If the interpolation is unknown, the size is not positive or the scales are out of range.
-    """
     from torchvision.transforms import InterpolationMode
 
+    if not 0 < crop <= 1:
+        raise ValueError(f"crop={crop!r}: accepted are numbers in (0, 1], where 1 means no random crops")
+    if crop == 1:
+        return WholeImage(evaluation_transform, flip)
     _check(image_size, interpolation)
-    low, high = crop_scale
-    if not 0 < low <= high <= 1:
-        raise ValueError(f"crop_scale={tuple(crop_scale)!r}: accepted are 0 < low <= high <= 1")
-    return RandomCrop(image_size, InterpolationMode(interpolation), (low, high), _to_tensor(mean, std), flip)
+    return RandomCrop(image_size, InterpolationMode(interpolation), (crop, 1.0), _to_tensor(mean, std), flip)
 
 
 @dataclass(frozen=True)
@@ -143,7 +111,10 @@ class WholeImage:
 
 @dataclass(frozen=True)
 class RandomCrop:
-    """A random resized crop, then in half of all draws its mirror image.
+    """A random resized crop, then in half of all draws its mirror image, as in the official code.
+
+    These are torchvision's `RandomResizedCrop` and `RandomHorizontalFlip`, except that a stream of our own draws where
+    the global generator does there: an image's crop depends on the stream's keys and on nothing else.
 
     Attributes:
         size: Width and height of the result in pixels.

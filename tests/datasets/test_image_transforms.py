@@ -1,3 +1,4 @@
+import dataclasses
 import pickle
 
 import numpy as np
@@ -11,7 +12,6 @@ from randlora_core.datasets import (
     TrainingSplit,
     eval_transform,
     load_data,
-    train_transform,
     training_transform,
 )
 from randlora_core.datasets.streams import Stream
@@ -23,6 +23,14 @@ def gradient(width: int, height: int) -> Image.Image:
     """Red grows to the right, green downwards."""
     across, down = np.meshgrid(np.linspace(0, 255, width), np.linspace(0, 255, height))
     return Image.fromarray(np.stack([across, down, 0 * down], axis=-1).astype(np.uint8))
+
+
+def random_crops(size=16, mean=MEAN, std=STD, *, interpolation="bicubic", scale=(0.5, 1.0), flip=True):
+    """The transform of a run with random crops, for any smallest and largest area."""
+    transform = training_transform(
+        eval_transform(size, mean, std), size, mean, std, interpolation, crop=scale[0] / 2, flip=flip
+    )
+    return dataclasses.replace(transform, scale=scale)
 
 
 @pytest.fixture(scope="module")
@@ -62,14 +70,14 @@ def test_every_interpolation_is_the_one_of_its_name():
         expected = torch.from_numpy(resized).permute(2, 0, 1)
         settings = (24, (0, 0, 0), (1, 1, 1))
         torch.testing.assert_close(eval_transform(*settings, interpolation=name)(image), expected, atol=1e-6, rtol=0)
-        whole = train_transform(*settings, interpolation=name, crop_scale=(1.0, 1.0), flip=False)
+        whole = random_crops(*settings, interpolation=name, scale=(1.0, 1.0), flip=False)
         # A square image leaves room for a crop of all its area only where the crop is square; else ten draws fail and
         # the middle is taken, which is all of it.
         torch.testing.assert_close(whole(image, Stream("whole")), expected, atol=1e-6, rtol=0)
 
 
 def test_crops_stay_inside_and_cover_the_wanted_area():
-    transform = train_transform(50, (0, 0, 0), (1, 1, 1), crop_scale=(0.3, 0.4), flip=False, interpolation="nearest")
+    transform = random_crops(50, (0, 0, 0), (1, 1, 1), scale=(0.3, 0.4), flip=False, interpolation="nearest")
     results = torch.stack([transform(gradient(400, 300), Stream("crop", i)) for i in range(200)])
     # The outer columns show the crop half a result pixel from its edges: their distance is 49/50 of its width.
     widths = (results[:, 0, :, -1] - results[:, 0, :, 0]).mean(dim=1) * 50 / 49
@@ -85,7 +93,7 @@ def test_crops_stay_inside_and_cover_the_wanted_area():
 
 def test_extreme_shapes_fall_back_to_the_middle():
     image = gradient(1000, 20)
-    transform = train_transform(8, (0, 0, 0), (1, 1, 1), crop_scale=(0.9, 1.0), flip=False)
+    transform = random_crops(8, (0, 0, 0), (1, 1, 1), scale=(0.9, 1.0), flip=False)
     result = transform(image, Stream("narrow"))
     middle = image.crop((486, 0, 513, 20)).resize((8, 8), Image.Resampling.BICUBIC)  # 20 * 4 / 3 pixels wide
     expected = torch.from_numpy(np.array(middle, dtype=np.float32) / 255).permute(2, 0, 1)
@@ -97,7 +105,7 @@ def test_a_random_crop_is_torchvisions_resized_crop():
     from torchvision.transforms import InterpolationMode, functional
 
     image = picture(3, (9, 7))
-    result = train_transform(6, (0, 0, 0), (1, 1, 1), crop_scale=(0.5, 0.6), flip=False)(image, Stream("box", 1))
+    result = random_crops(6, (0, 0, 0), (1, 1, 1), scale=(0.5, 0.6), flip=False)(image, Stream("box", 1))
     boxes = [
         (top, left, height, width)
         for height in range(4, 8)
@@ -115,20 +123,20 @@ def test_a_random_crop_is_torchvisions_resized_crop():
 def test_only_flips_that_are_allowed():
     image = gradient(32, 32)
     for flip, expected in ((True, {True, False}), (False, {True})):
-        transform = train_transform(8, (0, 0, 0), (1, 1, 1), flip=flip)
+        transform = random_crops(8, (0, 0, 0), (1, 1, 1), flip=flip)
         results = [transform(image, Stream("flip", i)) for i in range(40)]
         assert {bool(result[0, 0, -1] > result[0, 0, 0]) for result in results} == expected
 
 
 def test_augmentation_leaves_the_global_generators_alone(digits):
     state, numpy_state = torch.get_rng_state(), np.random.get_state()[1].copy()
-    train_transform(16, MEAN, STD)(digits.image(0), Stream("augmentation", 0))
+    random_crops()(digits.image(0), Stream("augmentation", 0))
     assert torch.equal(state, torch.get_rng_state())
     assert np.array_equal(numpy_state, np.random.get_state()[1])
 
 
 def test_augmentation_depends_on_the_stream_alone(digits):
-    transform = train_transform(16, MEAN, STD)
+    transform = random_crops()
     first = [transform(digits.image(index), Stream("augmentation", 0, index)) for index in range(8)]
     again = [transform(digits.image(index), Stream("augmentation", 0, index)) for index in reversed(range(8))]
     assert torch.equal(torch.stack(first), torch.stack(again[::-1]))
@@ -164,7 +172,7 @@ def test_training_without_crops_is_evaluation_and_mirror_images(digits, flip):
 
 
 def test_training_with_crops_is_the_crop_transform(digits):
-    expected = train_transform(16, MEAN, STD, interpolation="bilinear", crop_scale=(0.3, 1.0), flip=True)
+    expected = random_crops(16, MEAN, STD, interpolation="bilinear", scale=(0.3, 1.0), flip=True)
     split = TrainingSplit(digits, eval_transform(16, MEAN, STD), 16, MEAN, STD, "bilinear", crop=0.3, flip=True)
     for index in range(10):
         result = split.image(index, Stream("crop", index))
@@ -179,20 +187,19 @@ def test_transforms_can_be_sent_to_another_process(digits):
         assert torch.equal(sent(digits.image(0), Stream("a")), transform(digits.image(0), Stream("a")))
 
 
-@pytest.mark.parametrize(
-    ("options", "message"),
-    [
-        ({"interpolation": "cubic"}, "'cubic'.*nearest, bilinear, bicubic, lanczos"),
-        ({"crop_scale": (0.0, 1.0)}, "crop_scale"),
-        ({"crop_scale": (0.9, 0.5)}, "crop_scale"),
-        ({"crop_scale": (0.5, 1.5)}, "crop_scale"),
-    ],
-)
-def test_bad_settings_are_rejected(options, message):
-    with pytest.raises(ValueError, match=message):
-        train_transform(16, MEAN, STD, **options)
-    for make in (eval_transform, train_transform):
+@pytest.mark.parametrize("crop", [0, -0.5, 1.5, float("nan")])
+def test_areas_of_crops_out_of_range_are_named(crop):
+    with pytest.raises(ValueError, match=rf"crop={crop}: accepted are numbers in \(0, 1\]"):
+        training_transform(eval_transform(16, MEAN, STD), 16, MEAN, STD, "bicubic", crop=crop, flip=True)
+
+
+def test_bad_sizes_and_interpolations_are_named():
+    def crops(size, mean, std, interpolation="bicubic"):
+        whole = eval_transform(16, mean, std)
+        return training_transform(whole, size, mean, std, interpolation, crop=0.5, flip=True)
+
+    for make in (eval_transform, crops):
+        with pytest.raises(ValueError, match="'cubic'.*nearest, bilinear, bicubic, lanczos"):
+            make(16, MEAN, STD, interpolation="cubic")
         with pytest.raises(ValueError, match="image_size=0"):
             make(0, MEAN, STD)
-    with pytest.raises(ValueError, match="crop_scale"):
-        training_transform(eval_transform(16, MEAN, STD), 16, MEAN, STD, "bicubic", crop=0, flip=True)
