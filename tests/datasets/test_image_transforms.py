@@ -199,7 +199,7 @@ def test_bad_sizes_and_interpolations_are_named():
         return training_transform(whole, size, mean, std, interpolation, crop=0.5, flip=True)
 
     for make in (eval_transform, crops):
-        with pytest.raises(ValueError, match="'cubic'.*nearest, bilinear, bicubic, lanczos"):
+        with pytest.raises(ValueError, match=r"'cubic'.*nearest, bilinear, bicubic, lanczos"):
             make(16, MEAN, STD, interpolation="cubic")
         with pytest.raises(ValueError, match="image_size=0"):
             make(0, MEAN, STD)
