@@ -22,7 +22,7 @@ IMAGE_COLUMNS = ("image", "img")
 LABEL_COLUMNS = ("label", "labels", "fine_label")
 
 ROWS_AT_A_TIME = 1000
-"""Rows that are copied at once, so that no more than these are in memory, however large the file's row groups are."""
+"""Rows that are copied at once; besides them one row group of the file is in memory (a hundred images on the hub)."""
 
 _SHARD = re.compile(r"^(train|validation|val|valid|test)(?:-(\d+)-of-(\d+).*|-.*)?\.parquet$")
 
