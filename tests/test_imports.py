@@ -9,7 +9,18 @@ import pytest
 
 ROOT = Path(__file__).resolve().parents[1]
 EXPERIMENTS = ("vision", "vision_language", "commonsense_reasoning")
-HEAVY = ("transformers", "peft", "timm", "open_clip", "hydra", "omegaconf", "wandb", "bitsandbytes")
+HEAVY = (
+    "transformers",
+    "peft",
+    "timm",
+    "open_clip",
+    "torchvision",
+    "datasets",
+    "hydra",
+    "omegaconf",
+    "wandb",
+    "bitsandbytes",
+)
 
 FOUNDATION = ("randlora_core.files", "randlora_core.splitmix")
 """Modules of the standard library and numpy alone, which every package may import."""
