@@ -175,35 +175,15 @@ class TrainingSplit:
 
     Args:
         split: The images.
-        evaluation_transform: As all further arguments, see `training_transform`.
-        image_size: Width and height of the results in pixels.
-        mean: Mean of each channel.
-        std: Standard deviation of each channel.
-        interpolation: How random crops are resized.
-        crop: Smallest part of the area that random crops show; 1 for none.
-        flip: Whether half of the images are mirrored.
+        transform: From `training_transform`, or any other function (image, stream) -> tensor.
 
     Raises:
-        ValueError: If a setting is out of range, or an image cannot be decoded; see `ImageSplit.image`.
+        ValueError: If an image cannot be decoded; see `ImageSplit.image`.
     """
 
-    def __init__(
-        self,
-        split: ImageSplit,
-        evaluation_transform: EvaluationTransform,
-        image_size: int,
-        mean: Sequence[float],
-        std: Sequence[float],
-        interpolation: str,
-        *,
-        crop: float,
-        flip: bool,
-    ) -> None:
-        settings = (image_size, mean, std, interpolation)
-        self.split = split
-        self.transform = training_transform(evaluation_transform, *settings, crop=crop, flip=flip)
-        is_whole = isinstance(self.transform, WholeImage)
-        self._whole = EvaluationSplit(split, evaluation_transform) if is_whole else None
+    def __init__(self, split: ImageSplit, transform: TrainingTransform) -> None:
+        self.split, self.transform = split, transform
+        self._whole = EvaluationSplit(split, transform.transform) if isinstance(transform, WholeImage) else None
 
     def __len__(self) -> int:
         return len(self.split)

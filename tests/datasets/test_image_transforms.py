@@ -156,9 +156,8 @@ def test_evaluation_split_has_the_images_in_order(digits):
 @pytest.mark.parametrize("flip", [True, False])
 def test_training_without_crops_is_evaluation_and_mirror_images(digits, flip):
     evaluation = eval_transform(16, MEAN, STD)
-    settings = (evaluation, 16, MEAN, STD, "bicubic")
-    transform = training_transform(*settings, crop=1, flip=flip)
-    split = TrainingSplit(digits, *settings, crop=1, flip=flip)
+    transform = training_transform(evaluation, 16, MEAN, STD, "bicubic", crop=1, flip=flip)
+    split = TrainingSplit(digits, transform)
     mirrored = 0
     for index in range(len(digits)):
         plain = evaluation(digits.image(index))
@@ -173,7 +172,8 @@ def test_training_without_crops_is_evaluation_and_mirror_images(digits, flip):
 
 def test_training_with_crops_is_the_crop_transform(digits):
     expected = random_crops(16, MEAN, STD, interpolation="bilinear", scale=(0.3, 1.0), flip=True)
-    split = TrainingSplit(digits, eval_transform(16, MEAN, STD), 16, MEAN, STD, "bilinear", crop=0.3, flip=True)
+    transform = training_transform(eval_transform(16, MEAN, STD), 16, MEAN, STD, "bilinear", crop=0.3, flip=True)
+    split = TrainingSplit(digits, transform)
     for index in range(10):
         result = split.image(index, Stream("crop", index))
         assert torch.equal(result, expected(digits.image(index), Stream("crop", index)))

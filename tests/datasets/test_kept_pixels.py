@@ -12,6 +12,7 @@ from sample_images import encoded, picture
 
 from randlora_core.datasets import EvaluationSplit, ImageSplit, TrainingSplit, eval_transform, load_data, pixels
 from randlora_core.datasets.streams import Stream
+from randlora_core.datasets.transforms import training_transform
 
 MEAN, STD = (0.5, 0.4, 0.3), (0.2, 0.25, 0.3)
 
@@ -234,9 +235,9 @@ def test_training_without_crops_takes_the_array_of_evaluation(cache, monkeypatch
     evaluation = EvaluationSplit(made(), own())
     monkeypatch.setattr(Pictures, "image", lambda source, index: picture(index, (30, 30)) if index == 8 else refuse())
     settings = (own(), 24, MEAN, STD, "bicubic")
-    training = TrainingSplit(made(), *settings, crop=1.0, flip=True)
+    training = TrainingSplit(made(), training_transform(*settings, crop=1.0, flip=True))
     for index in range(9):
         plain, result = evaluation[index][0], training.image(index, Stream("flip", index))
         assert torch.equal(result, plain.flip(-1) if Stream("flip", index).integer(2) else plain)
     with pytest.raises(AssertionError, match="decoded again"):
-        TrainingSplit(made(), *settings, crop=0.5, flip=True).image(3, Stream("crop"))
+        TrainingSplit(made(), training_transform(*settings, crop=0.5, flip=True)).image(3, Stream("crop"))
