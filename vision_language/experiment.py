@@ -93,12 +93,5 @@ EXPERIMENT = Experiment(
     identify_weights=identify,
     build_task=build_task,
     unit="images",
-    preload=(
-        "torch",
-        "open_clip",
-        "accelerate",
-        "sklearn.datasets",
-        "sklearn.linear_model",
-        "vision_language.experiment",
-    ),
+    preload=("open_clip", "sklearn.datasets", "sklearn.linear_model", "vision_language.experiment"),
 )

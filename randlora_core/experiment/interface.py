@@ -133,7 +133,7 @@ class Experiment:
         build_task: From a configuration to the task, its model pre-trained and not yet adapted.
         unit: What its examples are called in progress lines.
         criterion: What `Task.validate` gives, as tables name it; an accuracy is shown in percent.
-        preload: Modules that a sweep's server imports once for all runs.
+        preload: Modules that a sweep's server imports once for all runs, beside the skeleton's own.
         configs: The tree of Hydra configurations.
         records: The folder of committed records.
     """
@@ -146,7 +146,7 @@ class Experiment:
     build_task: Callable[[Any], Task]
     unit: str = "examples"
     criterion: str = "accuracy"
-    preload: tuple[str, ...] = ("torch", "accelerate")
+    preload: tuple[str, ...] = ()
     configs: Path = CONFIGS
     records: Path | None = None
 

@@ -15,6 +15,9 @@ from randlora_core.experiment.sweeps.forkserver import start_server
 from randlora_core.experiment.sweeps.progress import sweep_progress
 from randlora_core.experiment.sweeps.sweep import Outcome, run_sweep
 
+PRELOAD = ("torch", "accelerate", "randlora_core.experiment.running")
+"""What a sweep's server imports for the runs of every experiment; a child then starts in tenths of a second."""
+
 
 def execute_runs(
     planned: Sequence[PlannedRun],
@@ -36,8 +39,7 @@ def execute_runs(
     for reason in dict.fromkeys(entry.missing for entry in planned if entry.missing is not None):
         count = sum(entry.missing == reason for entry in planned)
         print(f"missing: {count} runs are left out: {reason}", file=sys.stderr)
-    preload = dict.fromkeys(name for entry in runs for name in entry.experiment.preload)
-    start_server(preload)
+    start_server(dict.fromkeys([*PRELOAD, *(name for entry in runs for name in entry.experiment.preload)]))
     with sweep_progress(title) as display:
         return run_sweep(runs, jobs=jobs, display=display, earlier=earlier_records(runs), on_outcome=on_outcome)
 
