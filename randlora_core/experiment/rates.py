@@ -75,11 +75,11 @@ def choose_rate(experiment: Experiment, config: RunConfig, overrides: Sequence[s
         return LearningRate(config.training.learning_rate, "config")
     if (tuned_for := config.training.rate_from) is not None:
         other = build_config(experiment, [*overrides, *tuned_for])
-        found = tuned_rate(experiment, other)
+        found = tuned_rate(experiment, other, config.training.precision)
         if found is None:
             raise MissingInputError(f"no learning rate has been tuned for {' '.join(tuned_for) or 'these settings'}")
         return LearningRate(found[0], "tuned_otherwise" if tuned_for else "tuned", tuned_for, found[1])
-    if (found := tuned_rate(experiment, config)) is not None:
+    if (found := tuned_rate(experiment, config, config.training.precision)) is not None:
         return LearningRate(found[0], "tuned", grid=found[1])
     if config.adapter.learning_rate is None:
         label = config.adapter.label
@@ -87,19 +87,21 @@ def choose_rate(experiment: Experiment, config: RunConfig, overrides: Sequence[s
     return LearningRate(config.adapter.learning_rate, "preset")
 
 
-def tuned_rate(experiment: Experiment, config: RunConfig) -> tuple[float, tuple[dict[str, Any], ...]] | None:
+def tuned_rate(
+    experiment: Experiment, config: RunConfig, precision: str
+) -> tuple[float, tuple[dict[str, Any], ...]] | None:
     """The learning rate that the committed tuning of exactly these settings chooses, and its grid; None without one.
 
     The seed and the number format are no part of the settings: what was tuned in fp32 serves machines that train in
-    bf16. Of tunings in several formats the run's own comes first, then the newest.
+    bf16. Every file is a tuning of its own, so that comparisons may share a row. Of several tunings those in the number
+    format `precision` come first, then the newest.
     """
     key = identify_settings(config.identity(None), experiment.name)["tuning"]
     tunings = _tunings(experiment.records_folder).get(key, {})
     if not tunings:
         return None
-    precision = config.training.precision
-    newest = {name: max(record["created"] for record in records) for name, records in tunings.items()}
-    chosen = max(tunings, key=lambda name: (name == precision, newest[name]))
+    newest = {tuning: max(record["created"] for record in records) for tuning, records in tunings.items()}
+    chosen = max(tunings, key=lambda tuning: (tuning[0] == precision, newest[tuning]))
     scores = scores_of(tunings[chosen])
     value = choose(scores)
     return None if value is None else (value, grid_entries(scores))
@@ -110,16 +112,17 @@ def grid_entries(scores: Mapping[float, float | None]) -> tuple[dict[str, Any], 
     return tuple({"value": value, "validation": scores[value]} for value in sorted(scores))
 
 
-def _tunings(folder: Path) -> dict[str, dict[str, list[dict[str, Any]]]]:
-    """The committed tuning records by what they tuned, then by number format."""
+def _tunings(folder: Path) -> dict[str, dict[tuple[str, Path], list[dict[str, Any]]]]:
+    """The committed tuning records by what they tuned, then by number format and file."""
     files = sorted(folder.glob("tuning_*.jsonl"))
     return _read_tunings(tuple((file, file.stat().st_mtime_ns) for file in files))
 
 
 @functools.lru_cache(maxsize=16)
-def _read_tunings(files: tuple[tuple[Path, int], ...]) -> dict[str, dict[str, list[dict[str, Any]]]]:
-    found: dict[str, dict[str, list[dict[str, Any]]]] = {}
-    for record in read_records(*(file for file, _ in files)) if files else []:
-        precision = record["config"]["training"]["precision"]
-        found.setdefault(record["identity"]["tuning"], {}).setdefault(precision, []).append(record)
+def _read_tunings(files: tuple[tuple[Path, int], ...]) -> dict[str, dict[tuple[str, Path], list[dict[str, Any]]]]:
+    found: dict[str, dict[tuple[str, Path], list[dict[str, Any]]]] = {}
+    for file, _ in files:
+        for record in read_records(file):
+            tuning = (record["config"]["training"]["precision"], file)
+            found.setdefault(record["identity"]["tuning"], {}).setdefault(tuning, []).append(record)
     return found
