@@ -79,7 +79,7 @@ def adopt_records(planned: Sequence[PlannedRun]) -> list[PlannedRun]:
         known = {record["run_id"]: record for record in committed_records(experiment)}
         for entry in distinct(one for one in planned if one.experiment.name == experiment.name):
             record = known.get(entry.run_id)
-            if record is not None and not is_finished(entry.record):
+            if entry.finished is None and replace(entry, record=record).finished is not None:
                 entry.ledger.write(record)
                 adopted[entry.run_id] = record
                 print(f"adopted: {entry.name} ({entry.run_id})")

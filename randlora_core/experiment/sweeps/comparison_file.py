@@ -147,7 +147,8 @@ class Comparison:
         return found
 
     def _axes(self, row: Row) -> dict[str, tuple[Any, ...]]:
-        return {**(row.axes if row.axes is not None else self.file.axes), **self.axes}
+        own = row.axes if row.axes is not None else self.file.axes
+        return {**own, **{axis: values for axis, values in self.axes.items() if axis in own}}
 
     def _overrides(self, row: Row, at: Mapping[str, Any]) -> tuple[str, ...]:
         own = [where for where in self.file.where if all(at.get(axis) == value for axis, value in where.at.items())]
