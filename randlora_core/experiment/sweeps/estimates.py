@@ -37,12 +37,12 @@ class RunEstimates:
     def add(self, record: Record) -> None:
         """Takes a record into account; one that is not finished tells nothing and is left out."""
         if is_finished(record):
-            for key in _likeness(record["experiment"], record["config"]):
+            for key in _likeness(record["experiment"], record["identity"]["data"], record["config"]):
                 self._groups.setdefault(key, []).append(record)
 
     def estimate(self, planned: PlannedRun) -> Estimate:
         """The estimate for a planned run."""
-        for key in _likeness(planned.experiment.name, planned.recorded):
+        for key in _likeness(planned.experiment.name, planned.identity.data, planned.recorded):
             if records := self._groups.get(key):
                 seconds = median(record["time"]["total_seconds"] for record in records)
                 peaks = [record["memory"]["peak_bytes"] for record in records if record["memory"]["peak_bytes"]]
@@ -67,11 +67,11 @@ class RunEstimates:
         return sum(value * share for value, share in seconds if value is not None) / jobs
 
 
-def _likeness(experiment: str, config: Mapping[str, Any]) -> list[tuple]:
+def _likeness(experiment: str, data: str, config: Mapping[str, Any]) -> list[tuple]:
     """Keys of the groups a run belongs to, the most alike first."""
     training = config["training"]
     length = (experiment, backbone_of(config), *(training[key] for key in ("steps", "epochs", "batch_size")))
-    data, label = str(config.get("dataset")), label_of(config)
+    label = label_of(config)
     alike = [("method", data, label, length), ("length", label, length)]
     trained = training["learning_rate"] is not None  # what is not trained tells nothing of what is
     return [*alike, ("data", data, length)] if trained else alike
