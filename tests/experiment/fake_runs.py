@@ -1,4 +1,4 @@
-"""A stand-in for an experiment: runs that finish, fail, crash, hang or report the process they run in."""
+"""Records that no run has made, and runs that finish, fail, crash, hang or report the process they run in."""
 
 import hashlib
 import os
@@ -8,105 +8,101 @@ import threading
 from pathlib import Path
 
 import numpy as np
-from randlora_core.experiment.ledger import Ledger
-from randlora_core.experiment.predictions import encode_predictions
+
+from randlora_core.experiment.interface import Score
+from randlora_core.experiment.running import opening, score_section
 
 NUM_SAMPLES = 40
 LABELS = np.arange(NUM_SAMPLES) % 4
 
 
-def parse(overrides):
-    return dict(text.split("=", 1) for text in overrides)
-
-
-def make_record(label, dataset, seed, *, accuracy=0.75, rate=0.001, source="tuned", validation=0.5, **changes):
-    """A finished record of which exactly `accuracy` of the samples are right, the first ones."""
+def predictions(accuracy):
+    """Predictions of which exactly this share is right, the first ones."""
     right = round(accuracy * NUM_SAMPLES)
-    predicted = np.where(np.arange(NUM_SAMPLES) < right, LABELS, (LABELS + 1) % 4)
-    identity = hashlib.sha256(repr((label, dataset, seed, rate)).encode()).hexdigest()[:16]
+    return np.where(np.arange(NUM_SAMPLES) < right, LABELS, (LABELS + 1) % 4)
+
+
+def scores_of(test, validation=0.5, sets=None):
+    """The record's section on the scores; `test` gives each set's accuracy, or its predictions."""
+    made = {}
+    for name, value in test.items():
+        predicted = predictions(value) if np.isscalar(value) else value
+        made[name] = Score(float(np.mean(predicted == LABELS)), NUM_SAMPLES, predicted, LABELS)
+    return {"validation": validation, **score_section(made, tuple(test) if sets is None else sets)}
+
+
+def make_record(label, rule, seed, *, accuracy=0.75, rate=0.001, source="tuned", validation=0.5, **changes):
+    """A finished record of the tiny experiment with one test set."""
+    digest = hashlib.sha256(repr((label, rule, seed, rate)).encode()).hexdigest()[:16]
+    group = hashlib.sha256(repr((label, rule)).encode()).hexdigest()[:16]
+    grid = [{"value": rate, "validation": 0.5}] * 7 if source == "tuned" else []
     record = {
-        "schema": 1,
-        "protocol": 1,
-        "run_id": identity,
-        "experiment": "fake",
+        "schema": 2,
+        "protocol": 2,
+        "run_id": digest,
+        "experiment": "tiny",
         "status": "finished",
         "error": None,
         "created": f"2026-01-01T00:00:0{seed % 10}+00:00",
-        "config": make_config(label, dataset, seed, rate),
-        "data": {"name": dataset, "fingerprint": "0", "sizes": {"test": 40}, "short_classes": {}, "is_subset": False},
-        "weights": {"backbone": "tiny", "sha256": "0"},
+        "identity": {"settings": digest, "group": group, "tuning": group, "data": f"rule {rule}", "weights": "w"},
+        "config": make_config(label, rule, seed, rate),
+        "data": {"name": rule, "sizes": {"test": NUM_SAMPLES}, "remarks": []},
         "provenance": {"commit": "a" * 40, "dirty": False, "hardware": {"cpu": "some CPU", "threads": 2, "gpu": None}},
         "parameters": {"trainable": 1000, "total": 5000, "per_layer": {}},
-        "learning_rate": {"value": rate, "source": source, "grid": [{"value": rate, "validation_accuracy": 0.5}] * 7},
-        "result": {"test_accuracy": right / NUM_SAMPLES, "validation_accuracy": validation, "test_size": NUM_SAMPLES},
-        "predictions": encode_predictions(predicted, LABELS),
+        "learning_rate": {"value": rate, "source": source, "tuned_for": [], "grid": grid},
+        "curves": {"loss": [], "validation": []},
+        "solution": None,
+        "scores": scores_of({"test": accuracy}, validation),
         "time": {"train_seconds": 4.0 + seed, "total_seconds": 6.0},
         "memory": {"peak_bytes": 100_000_000 + seed, "counter": "VmHWM"},
+        "saved": None,
     }
     return {**record, **changes}
 
 
-def make_config(label, dataset, seed, rate):
+def make_config(label, rule, seed, rate):
     return {
         "adapter": {"method": "lora", "label": label},
         "backbone": {"name": "tiny"},
-        "dataset": {"name": dataset},
-        "shots": None,
-        "fraction": None,
+        "rule": rule,
         "seed": seed,
         "training": {"steps": 4, "epochs": None, "batch_size": 8, "precision": "fp32", "learning_rate": rate},
     }
 
 
-def described(overrides):
-    values = parse(overrides)
-    return make_record(
-        values.get("label", "LoRA-4"),
-        values.get("dataset", "digits"),
-        int(values.get("seed", 1)),
-        rate=float(values.get("training.learning_rate", 0.001)),
-    )
+def finished_record(planned, validation=0.5, test=(("near", 0.75), ("far", 0.5)), **changes):
+    """The record of a planned run of the tiny experiment as it could have come out."""
+    return {
+        **opening(planned),
+        "status": "finished",
+        "data": {"name": planned.config.rule, "sizes": {"test": NUM_SAMPLES}, "remarks": []},
+        "parameters": {"trainable": 1000, "total": 5000, "per_layer": {}},
+        "curves": {"loss": [], "validation": []},
+        "solution": None,
+        "scores": scores_of(dict(test), validation),
+        "time": {"train_seconds": 4.0, "total_seconds": 6.0},
+        "memory": {"peak_bytes": 100_000_000, "counter": "VmHWM"},
+        "saved": None,
+        **changes,
+    }
 
 
-def identify(overrides):
-    values = parse(overrides)
-    if values.get("dataset") == "nowhere":
-        raise ValueError("unknown dataset 'nowhere'; accepted: digits")
-    record = described(overrides)
-    path = Ledger(Path(values["results"]) / "fake").path(record["run_id"])
-    complete = values.get("complete") != "no"
-    return {"run_id": record["run_id"], "config": record["config"], "path": str(path), "complete": complete}
-
-
-def run(overrides, on_progress=None):
-    """Does what the override `do` says and notes in the file `calls` that it was asked."""
-    values = parse(overrides)
-    ledger = Ledger(Path(values["results"]) / "fake")
-    record = described(overrides)
-    with open(Path(values["results"]) / "calls", "a") as file:
-        file.write(f"{record['run_id']} {os.getpid()}\n")
-    on_progress({"step": 1, "steps": 4, "loss": 1.5, "images_per_second": 20.0, "phase": "train"})
-    action = (Path(values["results"]) / "do").read_text() if values.get("do") == "file" else values.get("do", "finish")
-    ACTIONS[action](record)
-    if action == "refuse":
-        raise SystemExit(3)
-    ledger.write(record)
+def run(planned, on_progress):
+    """Does what the file `do<seed>` in the results folder says, else finishes; notes in `calls` that it was asked."""
+    folder = planned.ledger.directory.parent
+    folder.mkdir(parents=True, exist_ok=True)
+    with open(folder / "calls", "a") as file:
+        file.write(f"{planned.run_id} {os.getpid()}\n")
+    on_progress({"step": 1, "steps": 4, "loss": 1.5, "speed": 20.0, "unit": "vectors", "phase": "train"})
+    todo = folder / f"do{planned.config.seed}"
+    ACTIONS[todo.read_text() if todo.exists() else "finish"]()
+    record = finished_record(planned)
+    planned.ledger.write(record)
     return record
 
 
-def score_by_rate(overrides, on_progress=None):
-    """Finishes with a validation accuracy that has its maximum at the rate given by the override `best`."""
-    values = parse(overrides)
-    record = described(overrides)
-    distance = abs(np.log(record["config"]["training"]["learning_rate"] / float(values["best"])))
-    record["result"] = {"test_accuracy": None, "validation_accuracy": float(np.exp(-distance)), "test_size": None}
-    record["predictions"] = None
-    Ledger(Path(values["results"]) / "fake").write(record)
-    return record
-
-
-def inspect_process(name, on_progress=None):
-    """The modules loaded before the call, the server's threads, and torch's view of the fork."""
+def inspect_process(name, on_progress):
+    """Whether a module was loaded before the call, the server's threads, and torch's view of the fork."""
     loaded = name in sys.modules
     tasks = Path(f"/proc/{os.getppid()}/task")
     threads = [(task / "comm").read_text().strip() for task in tasks.iterdir()]
@@ -116,7 +112,7 @@ def inspect_process(name, on_progress=None):
     return {"loaded": loaded, "threads": threads, "sum": product.sum().item(), "num_threads": torch.get_num_threads()}
 
 
-def wait_for_ever(started, on_progress=None):
+def wait_for_ever(started, on_progress):
     """Tells its process id, then waits; on an interruption leaves a file, as a run leaves its state."""
     try:
         on_progress({"pid": os.getpid()})
@@ -126,24 +122,24 @@ def wait_for_ever(started, on_progress=None):
         raise
 
 
-def _fail(record):
+def _fail():
     raise RuntimeError("the loss is not\na number")
 
 
-def _die(record):
+def _die():
     print("about to vanish", flush=True)
     os._exit(7)
 
 
-def _hang(record):
-    threading.Event().wait()
+def _refuse():
+    raise SystemExit(3)
 
 
 ACTIONS = {
-    "finish": lambda record: None,
+    "finish": lambda: None,
     "fail": _fail,
     "die": _die,
-    "killed": lambda record: os.kill(os.getpid(), signal.SIGKILL),
-    "hang": _hang,
-    "refuse": lambda record: None,
+    "killed": lambda: os.kill(os.getpid(), signal.SIGKILL),
+    "hang": lambda: threading.Event().wait(),
+    "refuse": _refuse,
 }

@@ -1,89 +1,151 @@
 import pytest
-from vision_language.config import UNADAPTED, build_config
 
 from randlora_core.adapters import METHODS
-from randlora_core.experiment.compose import choices, compose
+from randlora_core.experiment import compose as module
+from randlora_core.experiment.compose import choices, compose, expand
+from randlora_core.experiment.rates import build_config
 
 
-@pytest.mark.parametrize("group", ["adapter", "backbone", "tracking"])
-def test_every_choice_of_every_group_becomes_a_configuration(group):
-    names = choices(group)
-    assert names
-    for name in names:
-        config = build_config([f"{group}={name}"])
-        chosen = getattr(config, group)
-        assert getattr(chosen, "name", None) == name or group == "adapter"
+@pytest.fixture(scope="module")
+def tiny(tmp_path_factory):
+    from tiny_experiment import make_experiment
+
+    return make_experiment(tmp_path_factory.mktemp("tiny"))
 
 
-def test_presets_cover_every_method_and_say_their_rank_in_the_label():
-    configs = {name: build_config([f"adapter={name}"]).adapter for name in choices("adapter")}
-    assert {config.method for config in configs.values()} == {*METHODS, *UNADAPTED}
+def test_presets_cover_every_method_and_say_their_rank_in_the_label(tiny):
+    names = [name for name in choices("adapter", tiny.configs) if name != "linear_probe"]
+    configs = {name: build_config(tiny, [f"adapter={name}"]).adapter for name in names}
+    assert {config.method for config in configs.values()} == {*METHODS, "zero_shot", "full"}
     labels = [config.label for config in configs.values()]
     assert len(set(labels)) == len(labels)
-    assert build_config(["adapter=lora", "adapter.rank=5"]).adapter.label == "LoRA-5"
+    assert build_config(tiny, ["adapter=lora", "adapter.rank=5"]).adapter.label == "LoRA-5"
 
 
-def test_the_seed_reaches_the_bases():
+def test_the_seed_reaches_the_bases(tiny):
     for name in ("randlora", "vera", "nola", "randdora"):
-        assert build_config([f"adapter={name}", "seed=7"]).adapter.options["seed"] == 7
+        assert build_config(tiny, [f"adapter={name}", "seed=7"]).adapter.options["seed"] == 7
 
 
-def test_a_folder_name_is_a_dataset():
-    config = build_config(["dataset=caltech101_part", "paths.data=/some/folder"])
-    assert (config.dataset.name, config.paths.data) == ("caltech101_part", "/some/folder")
+def test_every_field_of_the_method_is_spelt_out(tiny):
+    """A default that is changed in the library changes the configuration, and with it the run's identity."""
+    assert build_config(tiny, ["adapter=lora", "~adapter.dropout"]) == build_config(tiny, ["adapter=lora"])
+    options = build_config(tiny, ["adapter=lora", "~adapter.dropout"]).adapter.options
+    assert options["dropout"] == 0.0 and options["alpha_pattern"] == {}
+
+
+def test_a_layer_of_another_rank_is_a_mapping(tiny):
+    for text in ("adapter.rank_pattern={c_fc: 4, attn.in_proj: 8}", "+adapter.rank_pattern={c_fc: 4, attn.in_proj: 8}"):
+        assert build_config(tiny, [text]).adapter.options["rank_pattern"] == {"c_fc": 4, "attn.in_proj": 8}
+
+
+def test_a_mapping_replaces_the_one_before_it(tiny):
+    texts = ["adapter.rank_pattern={c_fc: 4}", "adapter.rank_pattern={attn: 8}"]
+    assert build_config(tiny, texts).adapter.options["rank_pattern"] == {"attn": 8}
+
+
+def test_of_several_values_of_one_setting_the_last_counts(tiny):
+    config = build_config(tiny, ["seed=1", "adapter=dora", "adapter.rank=3", "adapter=lora", "seed=2"])
+    assert (config.seed, config.adapter.method, config.adapter.options["rank"]) == (2, "lora", 3)
+
+
+def test_an_accepted_setting_belongs_to_the_chosen_preset(tiny):
+    with pytest.raises(ValueError, match="num_bases_a"):
+        build_config(tiny, ["adapter=nola", "adapter.basis_count=3"])
 
 
 @pytest.mark.parametrize(
     ("override", "named"),
     [
-        ("adapter=lorra", ("adapter/lorra", "randlora", "dora")),
-        ("backbone=resnet", ("backbone/resnet", "mini_clip")),
-        ("shotz=3", ("'shotz'", "shots", "fraction")),
-        ("training.step=3", ("'training.step'", "accepted in training: steps")),
-        ("adapter.ranks=3", ("'adapter.ranks'", "accepted in adapter: method", "rank")),
-        ("+extra=3", ("'extra'", "shots")),
-        ("+adapter.extra=3", ("'extra'", "randlora", "rank")),
+        ("adapter=lorra", ("adapter=lorra", "accepted: dora, full, linear_probe, lora, ")),
+        ("backbone=resnet", ("backbone=resnet", "accepted: tiny")),
+        ("rul=sum", ("'rul'", "(near: rule)", "accepted: ")),
+        ("training.step=3", ("'training.step'", "(near: steps)", "accepted in training: ", "batch_size")),
+        ("+extra=3", ("'extra'", "accepted: ", "rule")),
+        ("+training.extra=3", ("'training.extra'", "accepted in training: ")),
+        ("adapter.ranks=3", ("'ranks' of lora", "known: rank")),
+        ("+adapter.extra=3", ("'extra' of lora", "known: rank")),
         ("adapter.method=foo", ("'foo'", "zero_shot", "randlora")),
-        ("shots", ("shots", "EQUAL")),
+        ("~training.steps", ("'training.steps' is missing",)),
+        ("~training.stepz", ("~training.stepz", "no such setting")),
+        ("~rool", ("~rool", "no such setting")),
+        ("rule", ("'rule' is no override", "SETTING=VALUE")),
+        ("seed=1,2", ("seed=1,2", "-m")),
         ("--dry-run", ("unknown option '--dry-run'", "SETTING=VALUE", "--help")),
-        ("adapter.rank_pattern={c_fc: 4}", ("'adapter.rank_pattern' holds entries", "+adapter.rank_pattern={")),
-        ("training.learning_rate=inf", ("training.learning_rate=inf", "a finite number or null")),
-        ("shots=many", ("shots='many'", "an integer or null")),
-        ("training.precision=fp8", ("training.precision='fp8'", "auto, bf16, fp32")),
-        ("device=tpu", ("device='tpu'", "auto, cpu, cuda")),
+        ("training.learning_rate=inf", ("training.learning_rate=inf", "a finite number")),
+        ("training.steps=many", ("training.steps='many'", "a valid integer")),
+        ("device=tpu", ("device='tpu'", "'auto', 'cpu' or 'cuda'")),
+        ("seed=-1", ("seed=-1", "greater than or equal to 0")),
+        ("workers=-1", ("workers=-1", "greater than or equal to 0")),
         ("adapter.rank=0", ("rank", "0")),
-        ("seed=-1", ("seed=-1",)),
+        ("rule=${nowhere}", ("nowhere",)),
+        ("adapter.rank=${nowhere}", ("nowhere",)),
     ],
 )
-def test_bad_overrides_are_one_line_with_the_accepted_values(override, named):
+def test_bad_overrides_are_one_line_with_the_accepted_values(tiny, override, named):
     with pytest.raises(ValueError) as caught:
-        build_config([override])
+        build_config(tiny, [override])
     message = str(caught.value)
     assert "\n" not in message
     for part in named:
         assert part in message
 
 
-def test_settings_without_effect_are_refused():
-    for overrides in (
+@pytest.mark.parametrize(
+    "overrides",
+    [
+        ["adapter=zero_shot", "adapter.rank=3"],
         ["adapter=zero_shot", "+adapter.rank=3"],
         ["adapter=full", "adapter.targets=[attn.in_proj]"],
-        ["shots=4", "fraction=0.5"],
-    ):
-        with pytest.raises(ValueError):
-            build_config(overrides)
+        ["training.keep_best=true"],
+    ],
+)
+def test_settings_without_effect_are_refused(tiny, overrides):
+    with pytest.raises(ValueError, match=r"has no effect on|evaluate\.every=STEPS"):
+        build_config(tiny, overrides)
 
 
-def test_an_accepted_list_belongs_to_the_chosen_preset():
-    with pytest.raises(ValueError, match="num_bases_a"):
-        build_config(["adapter=nola", "adapter.basis_count=3"])
+def test_compose_gives_plain_values(tiny):
+    values = compose("tiny", ["seed=3"], tiny.configs)
+    assert type(values) is dict and type(values["adapter"]) is dict and values["adapter"]["label"] == "LoRA-32"
+    assert values["seed"] == 3 and "defaults" not in values
 
 
-def test_a_layer_of_another_rank_is_added_to_the_pattern():
-    adapter = build_config(["+adapter.rank_pattern={c_fc: 4, attn.in_proj: 8}"]).adapter
-    assert adapter.options["rank_pattern"] == {"c_fc": 4, "attn.in_proj": 8}
+def test_a_base_stands_below_the_overrides(tiny):
+    base = build_config(tiny, ["seed=5", "training.steps=9", "adapter.rank_pattern={fc: 2}"]).recorded(1e-3)
+    config = build_config(tiny, ["training.batch_size=8"], base)
+    assert (config.seed, config.training.steps, config.training.batch_size) == (5, 9, 8)
+    assert config.adapter.options["rank_pattern"] == {"fc": 2} and config.training.learning_rate == 1e-3
 
 
-def test_compose_gives_plain_values():
-    values = compose("vision_language", ["seed=3"])
-    assert type(values) is dict and type(values["adapter"]) is dict and values["adapter"]["seed"] == 3
+def test_what_is_composed_is_not_changed_by_whoever_gets_it(tiny):
+    compose("tiny", ["adapter=lora"], tiny.configs)["adapter"]["rank"] = 99
+    compose("tiny", ["adapter=lora", "adapter.rank=98"], tiny.configs)
+    assert compose("tiny", ["adapter=lora"], tiny.configs)["adapter"]["rank"] == 32
+
+
+def test_hydra_composes_once_for_each_choice_of_groups(tiny, monkeypatch):
+    import hydra
+
+    composed = []
+    original = hydra.compose
+    monkeypatch.setattr(hydra, "compose", lambda *args, **kwargs: composed.append(kwargs) or original(*args, **kwargs))
+    module._composed.cache_clear()
+    for seed in range(20):
+        for name in ("lora", "randlora", "vera"):
+            compose("tiny", [f"adapter={name}", f"seed={seed}", "adapter.rank=3"], tiny.configs)
+    assert len(composed) == 3
+
+
+def test_several_values_stand_for_every_combination():
+    assert expand(["adapter.rank=2,6", "b=3", "seed=1,2"]) == [
+        ("adapter.rank=2", "b=3", "seed=1"),
+        ("adapter.rank=2", "b=3", "seed=2"),
+        ("adapter.rank=6", "b=3", "seed=1"),
+        ("adapter.rank=6", "b=3", "seed=2"),
+    ]
+    assert expand([]) == [()] and expand(["a=[1,2]"]) == [("a=[1,2]",)]
+    assert expand(["adapter=lora,dora"]) == [("adapter=lora",), ("adapter=dora",)]
+    assert expand(["seed=range(1,4)"]) == [("seed=1",), ("seed=2",), ("seed=3",)]
+    with pytest.raises(ValueError, match="no override"):
+        expand(["nothing"])
