@@ -85,20 +85,21 @@ def load_weights(directory: Path, task: Task, config: RunConfig) -> None:
     """Restores what `save_weights` kept, in place, on a task that is built anew.
 
     Raises:
-        ValueError: A file is missing or does not fit the model.
+        ValueError: A file is missing or does not fit the model; the task is left as it was.
     """
+    head = _head(task)
+    stored = _read(directory / HEAD_FILE) if head else {}
+    if stored.keys() != head.keys():
+        raise ValueError(f"{directory / HEAD_FILE} holds {', '.join(stored)}; accepted: {', '.join(head)}")
+    _matching(stored, head, directory / HEAD_FILE)
     if config.is_adapted:
         load_adapter(task.model, directory)
     if config.adapter.method == "full":
         delta = _read(directory / DELTA_FILE)
         for name, value in _matching(delta, dict(task.model.named_parameters()), directory / DELTA_FILE).items():
             value.add_(delta[name].to(value.device))
-    if head := _head(task):
-        stored = _read(directory / HEAD_FILE)
-        if stored.keys() != head.keys():
-            raise ValueError(f"{directory / HEAD_FILE} holds {', '.join(stored)}; accepted: {', '.join(head)}")
-        for name, value in _matching(stored, head, directory / HEAD_FILE).items():
-            value.copy_(stored[name])
+    for name, value in head.items():
+        value.copy_(stored[name])
 
 
 def _trained(model: nn.Module) -> dict[str, Tensor]:
