@@ -1,0 +1,260 @@
+import dataclasses
+import errno
+import json
+import os
+import signal
+
+import numpy as np
+import pytest
+import torch
+from tiny_experiment import TinyTask
+
+from randlora_core.experiment import running
+from randlora_core.experiment.planning import plan_run
+from randlora_core.experiment.records.ledger import read_records
+from randlora_core.experiment.records.predictions import decode_predictions
+from randlora_core.experiment.running import execute, run
+
+LORA = ["adapter=lora", "adapter.rank=2", "training.learning_rate=0.05"]
+
+
+def losses(record):
+    return [loss for _, loss in record["curves"]["loss"]]
+
+
+def test_a_record_holds_what_a_reader_needs(tiny, results, tmp_path):
+    events = []
+    record = run(tiny, [*LORA, "evaluate.every=3", results], on_progress=events.append)
+    assert record == json.loads((tmp_path / "results" / "tiny" / f"{record['run_id']}.json").read_text())
+    assert (record["schema"], record["status"], record["error"], record["saved"]) == (2, "finished", None, None)
+    assert record["config"]["adapter"]["label"] == "LoRA-2" and record["config"]["adapter"]["alpha"] is None
+    assert record["config"]["training"]["learning_rate"] == 0.05 and "paths" not in record["config"]
+    assert record["learning_rate"] == {"value": 0.05, "source": "config", "tuned_for": [], "grid": []}
+    planned = plan_run(tiny, [*LORA, "evaluate.every=3", results])
+    assert record["identity"] == planned.identity.recorded() and record["experiment"] == "tiny"
+    assert record["data"]["name"] == "sum" and record["data"]["remarks"] == ["sum is made up."]
+    assert len(losses(record)) == 4 and [step for step, _ in record["curves"]["validation"]] == [3, 4]
+    assert record["curves"]["validation"][-1][1] == record["scores"]["validation"]
+    assert list(record["scores"]["test"]) == ["near", "far"]
+    for score in record["scores"]["test"].values():
+        predicted, labels = decode_predictions(score["predictions"])
+        assert len(labels) == score["size"] == 40 and np.mean(predicted == labels) == pytest.approx(score["value"])
+    values = [score["value"] for score in record["scores"]["test"].values()]
+    assert record["scores"]["mean"] == sum(values) / 2 and values[0] != values[1]
+    assert sum(record["parameters"]["per_layer"].values()) == record["parameters"]["trainable"]
+    assert record["memory"]["peak_bytes"] > 0 and record["time"]["examples_per_second"] > 0
+    assert [event["step"] for event in events if event["phase"] == "train"] == [1, 2, 3, 4]
+    assert [event["phase"] for event in events] == ["train"] * 4 + ["evaluate"]
+    assert {"step", "steps", "loss", "speed", "unit", "phase"} <= events[0].keys()
+    assert events[0]["steps"] == 4 and events[0]["unit"] == "vectors"
+    assert read_records(tmp_path / "results" / "tiny") == [record]
+
+
+def test_a_finished_run_is_not_done_again(tiny, results, monkeypatch):
+    first = run(tiny, ["adapter=zero_shot", results])
+    monkeypatch.setattr(running, "execute", lambda *arguments: pytest.fail("done again"))
+    assert run(tiny, ["adapter=zero_shot", results, "threads=2"]) == first
+
+
+def test_seeds_reach_order_initialisation_and_bases(tiny, tmp_path):
+    def trained(folder, seed, adapter):
+        given = [f"adapter={adapter}", "adapter.rank=2", f"seed={seed}", "training.learning_rate=0.05"]
+        return run(tiny, [*given, f"paths.results={tmp_path / folder}"])
+
+    for adapter in ("lora", "randlora"):
+        one, same, other = trained("a", 1, adapter), trained("b", 1, adapter), trained("a", 2, adapter)
+        assert losses(one) == losses(same) and one["scores"] == same["scores"]
+        assert losses(one) != losses(other) and one["run_id"] != other["run_id"]
+
+
+class OneSetOnly(TinyTask):
+    """Scores one of its two test sets."""
+
+    def evaluate(self, split, device, precision):
+        return dict(list(super().evaluate(split, device, precision).items())[:1])
+
+
+def test_there_is_no_mean_where_a_test_set_is_missing(tiny, results):
+    record = run(dataclasses.replace(tiny, build_task=OneSetOnly), [*LORA, results])
+    assert list(record["scores"]["test"]) == ["near"] and record["scores"]["mean"] is None
+    assert record["scores"]["validation"] is not None
+
+
+class NoTest(TinyTask):
+    """Has test sets that must not be looked at."""
+
+    def evaluate(self, split, device, precision):
+        assert split == "validation"
+        return super().evaluate(split, device, precision)
+
+
+def test_runs_that_choose_hyper_parameters_never_look_at_the_test_sets(tiny, results):
+    experiment = dataclasses.replace(tiny, build_task=NoTest)
+    record = run(experiment, [*LORA, "evaluate.test=false", results])
+    assert record["scores"]["test"] == {} and record["scores"]["mean"] is None
+    assert 0 <= record["scores"]["validation"] <= 1
+    with pytest.raises(AssertionError):
+        run(experiment, [*LORA, results])
+
+
+def test_the_evaluation_is_told_before_it_begins(tiny, results):
+    events = []
+
+    def watch(config):
+        task = TinyTask(config)
+        task.evaluate = lambda *arguments: pytest.fail("evaluated") if not events else stop()
+        return task
+
+    def stop():
+        raise InterruptedError([event["phase"] for event in events])
+
+    with pytest.raises(InterruptedError, match="evaluate"):
+        run(dataclasses.replace(tiny, build_task=watch), ["adapter=zero_shot", results], on_progress=events.append)
+
+
+def test_zero_shot_is_the_untouched_model(tiny, results):
+    record = run(tiny, ["adapter=zero_shot", results])
+    task = TinyTask(plan_run(tiny, ["adapter=zero_shot"]).config)
+    expected = task.evaluate("test", torch.device("cpu"), "fp32")
+    for name, score in expected.items():
+        assert np.array_equal(decode_predictions(record["scores"]["test"][name]["predictions"])[0], score.predicted)
+    assert record["parameters"]["trainable"] == 0 and record["curves"]["loss"] == []
+    assert record["learning_rate"]["source"] == "none" and record["time"]["examples_per_second"] is None
+
+
+class Broken(TinyTask):
+    """Fails when it is asked for training batches."""
+
+    def batches(self, count, size):
+        return 1 / 0
+
+
+def test_a_failed_run_leaves_a_record_and_is_taken_up_again(tiny, results, tmp_path):
+    with pytest.raises(ZeroDivisionError):
+        run(dataclasses.replace(tiny, build_task=Broken), [*LORA, results])
+    (record,) = read_records(tmp_path / "results" / "tiny")
+    assert record["status"] == "failed" and record["error"]["type"] == "ZeroDivisionError"
+    assert "test_running.py" in record["error"]["traceback"] and "scores" not in record
+    assert record["config"]["adapter"]["label"] == "LoRA-2" and record["provenance"]["python"]
+    assert run(tiny, [*LORA, results])["status"] == "finished"
+    assert [r["status"] for r in read_records(tmp_path / "results" / "tiny")] == ["finished"]
+
+
+def test_a_loss_that_is_not_finite_is_a_failed_run(tiny, results, tmp_path):
+    with pytest.raises(FloatingPointError, match="with learning rate 1e\\+30"):
+        run(tiny, ["adapter=full", "training.learning_rate=1e30", "training.steps=20", "training.clip=null", results])
+    (record,) = read_records(tmp_path / "results" / "tiny")
+    assert record["status"] == "failed" and record["error"]["type"] == "FloatingPointError"
+
+
+@pytest.mark.parametrize("keep_best", [False, True])
+def test_an_interrupted_run_leaves_no_record_and_resumes_to_the_bit(tiny, results, tmp_path, keep_best):
+    overrides = [*LORA, "adapter.dropout=0.1", "training.steps=6", "evaluate.every=1"]
+    overrides += [f"training.keep_best={str(keep_best).lower()}"]
+    whole = run(tiny, [*overrides, f"paths.results={tmp_path / 'other'}"])
+
+    def interrupt(event):
+        if event["step"] == 3 and event["phase"] == "train":
+            os.kill(os.getpid(), signal.SIGTERM)
+
+    with pytest.raises(KeyboardInterrupt):
+        run(tiny, [*overrides, results], on_progress=interrupt)
+    folder = tmp_path / "results" / "tiny"
+    assert read_records(folder) == [] and (folder / whole["run_id"] / "state.safetensors").exists()
+    steps = []
+    resumed = run(tiny, [*overrides, results], on_progress=lambda event: steps.append(event["step"]))
+    assert steps[0] == 4
+    assert resumed["curves"] == whole["curves"] and resumed["scores"] == whole["scores"]
+    assert not (folder / whole["run_id"]).exists()
+
+
+def test_the_best_state_is_the_one_that_is_tested(tiny, results):
+    """The validation scores are made up: the second of four is the best."""
+    made_up, validated, tested = iter([0.1, 0.9, 0.3, 0.2]), [], []
+
+    class Watched(TinyTask):
+        def copy(self):
+            return {name: value.clone() for name, value in self.model.state_dict().items()}
+
+        def validate(self, device, precision):
+            validated.append(self.copy())
+            return next(made_up)
+
+        def evaluate(self, split, device, precision):
+            tested.append(self.copy())
+            return super().evaluate(split, device, precision)
+
+    overrides = [*LORA, "evaluate.every=1", "training.keep_best=true", results]
+    record = run(dataclasses.replace(tiny, build_task=Watched), overrides)
+    assert record["scores"]["validation"] == 0.9 and len(validated) == 4
+    (final,) = tested
+    assert all(torch.equal(value, validated[1][name]) for name, value in final.items())
+    assert any(not torch.equal(value, validated[3][name]) for name, value in final.items())
+
+
+def test_a_full_disk_leaves_no_half_written_record(tiny, results, tmp_path, monkeypatch):
+    def full(descriptor):
+        raise OSError(errno.ENOSPC, "No space left on device")
+
+    monkeypatch.setattr(os, "fsync", full)
+    with pytest.raises(OSError, match="No space left"):
+        run(tiny, ["adapter=zero_shot", results])
+    assert list((tmp_path / "results" / "tiny").iterdir()) == []
+
+
+def test_weights_asked_for_later_are_trained_again(tiny, results, tmp_path):
+    assert run(tiny, [*LORA, results])["saved"] is None
+    assert plan_run(tiny, [*LORA, results]).finished is not None
+    assert plan_run(tiny, [*LORA, results, "save.adapter=true"]).finished is None
+    record = run(tiny, [*LORA, results, "save.adapter=true"])
+    assert record["saved"] == f"{record['run_id']}/weights"
+    assert list((tmp_path / "results" / "tiny" / record["saved"]).iterdir())
+    assert plan_run(tiny, [*LORA, results, "save.adapter=true"]).finished == record
+    assert run(tiny, ["adapter=zero_shot", results, "save.adapter=true"])["saved"] is None  # there is nothing to keep
+
+
+def test_epochs_are_counted_in_the_tasks_examples(tiny, results):
+    record = run(tiny, [*LORA, "training.steps=null", "training.epochs=2", "training.batch_size=24", results])
+    assert len(losses(record)) == 6  # 64 examples make 3 batches of 24
+
+
+def test_micro_batches_make_up_the_batch(tiny, results):
+    """Four micro-batches of 4 examples are asked for where a step of 16 is accumulated."""
+    asked = []
+
+    class Watching(TinyTask):
+        def batches(self, count, size):
+            asked.append((count, size))
+            return super().batches(count, size)
+
+    run(dataclasses.replace(tiny, build_task=Watching), [*LORA, "training.accumulate=4", results])
+    assert asked == [(16, 4)]
+
+
+def test_the_tracker_gets_curves_and_the_record(tiny, results, monkeypatch):
+    class Tracker:
+        def __init__(self):
+            self.logged, self.records = [], []
+
+        def log(self, step, values):
+            self.logged.append((step, values["loss"]))
+
+        def finish(self, record):
+            self.records.append(record)
+
+    tracker = Tracker()
+    monkeypatch.setattr(running, "make_tracker", lambda planned, directory: tracker)
+    record = run(tiny, [*LORA, results])
+    assert [loss for _, loss in tracker.logged] == losses(record) and tracker.records == [record]
+    with pytest.raises(ZeroDivisionError):
+        execute(plan_run(dataclasses.replace(tiny, build_task=Broken), [*LORA, results]))
+    assert [found["status"] for found in tracker.records] == ["finished", "failed"]
+
+
+def test_threads_are_as_many_as_asked_for(tiny, results):
+    before = torch.get_num_threads()
+    try:
+        record = run(tiny, [*LORA, "threads=2", results])
+        assert torch.get_num_threads() == record["provenance"]["hardware"]["threads"] == 2
+    finally:
+        torch.set_num_threads(before)
