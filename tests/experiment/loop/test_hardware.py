@@ -2,9 +2,8 @@
 
 import pytest
 import torch
-from vision_language.config import build_config
 
-from randlora_core.experiment import hardware
+from randlora_core.experiment.loop import hardware
 
 CPU = torch.device("cpu")
 
@@ -22,9 +21,7 @@ CPU = torch.device("cpu")
 def test_auto_takes_bf16_only_where_the_processor_multiplies_it(monkeypatch, flags, precision):
     monkeypatch.setattr(hardware, "_flags", lambda: flags)
     assert hardware.pick_precision("auto", CPU) == precision
-    assert build_config(["device=cpu"]).training.precision == precision
-    assert build_config(["device=cpu", "training.precision=fp32"]).training.precision == "fp32"
-    assert build_config(["device=cpu", "training.precision=bf16"]).training.precision == "bf16"
+    assert hardware.pick_precision("fp32", CPU) == "fp32" and hardware.pick_precision("bf16", CPU) == "bf16"
 
 
 @pytest.mark.parametrize("supported", [True, False])
@@ -38,10 +35,16 @@ def test_this_processor_tells_its_features():
     assert flags["avx512_bf16"] == torch.cpu._is_avx512_bf16_supported()
 
 
-def test_images_are_prepared_beside_a_gpu_and_not_beside_a_cpu(monkeypatch):
+def test_examples_are_prepared_beside_a_gpu_and_not_beside_a_cpu(monkeypatch):
     for cores, expected in ((4, 4), (64, 8), (1, 1)):
         monkeypatch.setattr(hardware.os, "sched_getaffinity", lambda pid, cores=cores: set(range(cores)))
         assert hardware.pick_workers(None, torch.device("cuda")) == expected
     assert hardware.pick_workers(None, CPU) == 0 and hardware.pick_workers(3, CPU) == 3
-    with pytest.raises(ValueError, match="workers=-1"):
-        build_config(["workers=-1"])
+
+
+def test_auto_takes_an_accelerator_where_there_is_one(monkeypatch):
+    for available, expected in ((True, "cuda"), (False, "cpu")):
+        monkeypatch.setattr(torch.cuda, "is_available", lambda available=available: available)
+        assert hardware.pick_device("auto").type == expected and hardware.pick_device("cpu").type == "cpu"
+    with pytest.raises(ValueError, match="device='cuda', but torch sees no GPU; accepted here: auto, cpu"):
+        hardware.pick_device("cuda")

@@ -4,13 +4,13 @@ import os
 import resource
 
 import pytest
-from randlora_core.experiment.ledger import Ledger, describe_error, read_records
 
+from randlora_core.experiment.records.ledger import Ledger, describe_error, read_records
 from randlora_core.files import atomic_file
 
 
 def record(run_id, status="finished", created="2025-01-01T00:00:00+00:00", **more):
-    return {"schema": 1, "run_id": run_id, "status": status, "created": created, **more}
+    return {"schema": 2, "run_id": run_id, "status": status, "created": created, **more}
 
 
 def test_records_are_read_back_and_only_finished_ones_count(tmp_path):
@@ -86,7 +86,7 @@ def test_one_reader_for_folders_files_and_lines(tmp_path):
         read_records(tmp_path / "nowhere")
 
 
-@pytest.mark.parametrize("text", ["{", "[]", '{"schema": 2}', ""])
+@pytest.mark.parametrize("text", ["{", "[]", '{"schema": 1}', ""])
 def test_files_that_are_no_records_are_named(tmp_path, text):
     (tmp_path / "bad.json").write_text(text)
     with pytest.raises(ValueError, match=r"bad\.json"):

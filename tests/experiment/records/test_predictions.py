@@ -2,7 +2,8 @@ import json
 
 import numpy as np
 import pytest
-from randlora_core.experiment.predictions import decode_predictions, encode_predictions
+
+from randlora_core.experiment.records.predictions import decode_predictions, encode_predictions
 
 
 @pytest.mark.parametrize(("classes", "encoding"), [(256, "uint8-zlib-base64"), (257, "uint16-zlib-base64")])

@@ -3,7 +3,8 @@ import itertools
 import numpy as np
 import pytest
 import scipy.stats
-from randlora_core.experiment.statistics import Difference, Summary, paired_difference, summarize
+
+from randlora_core.experiment.reports.statistics import Difference, Summary, paired_difference, summarize
 
 
 @pytest.mark.parametrize("values", [[0.1, 0.4], [0.91, 0.93, 0.9], list(np.linspace(0, 1, 11) ** 2)])
@@ -36,7 +37,7 @@ def test_the_bootstrap_is_the_exact_distribution_over_all_resamples():
         for samples in itertools.product(range(3), repeat=3)
     ]
     for level in (0.5, 0.8, 0.95):
-        found = paired_difference(a, b, resamples=100_000, level=level)
+        found = paired_difference([a], [b], resamples=100_000, level=level)
         low, high = np.quantile(exact, [(1 - level) / 2, (1 + level) / 2])
         # neighbouring values of the discrete distribution are 1/6 apart; the quantile's level is off by < 0.005
         assert found.low == pytest.approx(low, abs=0.17) and found.high == pytest.approx(high, abs=0.17)
@@ -47,16 +48,18 @@ def test_the_bootstrap_is_the_exact_distribution_over_all_resamples():
 
 
 def resampled_means(a, b):
-    from randlora_core.experiment.statistics import _resampled_means
+    from randlora_core.experiment.reports.statistics import _resampled_means
 
-    return _resampled_means((a - b).astype(float), 90_000, np.random.default_rng(1))
+    generator = np.random.default_rng(1)
+    shares = generator.multinomial(2, [0.5, 0.5], size=90_000) / 2
+    return _resampled_means((a - b).astype(float), shares, generator)
 
 
 def test_the_interval_agrees_with_scipys_over_samples():
     """With one seed it is the ordinary paired bootstrap over samples."""
     generator = np.random.default_rng(3)
     a, b = generator.random((2, 1, 400)) < np.array([0.8, 0.7])[:, None, None]
-    found = paired_difference(a, b, resamples=20_000)
+    found = paired_difference([a], [b], resamples=20_000)
     oracle = scipy.stats.bootstrap(
         (a[0].astype(float) - b[0],), np.mean, method="percentile", n_resamples=20_000, rng=generator
     ).confidence_interval
@@ -69,20 +72,20 @@ def test_pairing_sees_a_difference_that_two_separate_intervals_hide():
     b = generator.random((3, 500)) < 0.5
     a = b.copy()
     a[:, :40] = True  # a is right wherever b is, and on a few samples more
-    found = paired_difference(a, b)
+    found = paired_difference([a], [b])
     per_seed = scipy.stats.ttest_rel(a.mean(axis=1), b.mean(axis=1)).confidence_interval(0.95)
     assert found.over_seeds.mean == pytest.approx(found.mean)
     assert found.over_seeds.half_width == pytest.approx((per_seed.high - per_seed.low) / 2)
-    assert found.verdict == "better" and paired_difference(b, a).verdict == "worse"
+    assert found.verdict == "better" and paired_difference([b], [a]).verdict == "worse"
     shuffled = a[:, generator.permutation(500)]
-    assert paired_difference(shuffled, b).verdict == "no significant difference"
+    assert paired_difference([shuffled], [b]).verdict == "no significant difference"
 
 
 def test_seeds_that_disagree_widen_the_interval():
     right, wrong = np.ones((1, 2000), bool), np.zeros((1, 2000), bool)
     half = np.arange(2000)[None] % 2 == 0
-    steady = paired_difference(np.concatenate([half] * 4), np.concatenate([~half] * 4))
-    moody = paired_difference(np.concatenate([right, right, wrong, wrong]), np.concatenate([half] * 4))
+    steady = paired_difference([np.concatenate([half] * 4)], [np.concatenate([~half] * 4)])
+    moody = paired_difference([np.concatenate([right, right, wrong, wrong])], [np.concatenate([half] * 4)])
     assert moody.high - moody.low > 5 * (steady.high - steady.low)
     assert moody.verdict == "no significant difference"
 
@@ -90,8 +93,8 @@ def test_seeds_that_disagree_widen_the_interval():
 def test_the_same_seed_gives_the_same_interval():
     generator = np.random.default_rng(5)
     a, b = generator.random((2, 3, 50)) < 0.6
-    assert paired_difference(a, b, seed=1) == paired_difference(a, b, seed=1)
-    assert paired_difference(a, b, seed=1) != paired_difference(a, b, seed=2)
+    assert paired_difference([a], [b], seed=1) == paired_difference([a], [b], seed=1)
+    assert paired_difference([a], [b], seed=1) != paired_difference([a], [b], seed=2)
 
 
 @pytest.mark.parametrize(
@@ -118,7 +121,7 @@ def test_seed_noise_alone_is_rarely_called_significant():
     for _ in range(200):
         levels = np.clip(generator.normal(0.7, 0.1, size=(2, 3, 1)), 0, 1)
         a, b = generator.random((2, 3, 400)) < levels
-        found = paired_difference(a, b, resamples=200)
+        found = paired_difference([a], [b], resamples=200)
         verdicts.append(found.verdict != "no significant difference")
         bootstrap_alone.append(found.low > 0 or found.high < 0)
     assert np.mean(verdicts) < 0.08 < np.mean(bootstrap_alone)
@@ -126,8 +129,28 @@ def test_seed_noise_alone_is_rarely_called_significant():
 
 def test_shapes_must_agree():
     with pytest.raises(ValueError, match=r"\(3, 4\) and \(2, 4\)"):
-        paired_difference(np.ones((3, 4)), np.ones((2, 4)))
+        paired_difference([np.ones((3, 4))], [np.ones((2, 4))])
     with pytest.raises(ValueError, match="non-empty"):
-        paired_difference(np.ones((0, 4)), np.ones((0, 4)))
+        paired_difference([np.ones((0, 4))], [np.ones((0, 4))])
     with pytest.raises(ValueError, match="resamples is 0"):
-        paired_difference(np.ones((1, 4)), np.ones((1, 4)), resamples=0)
+        paired_difference([np.ones((1, 4))], [np.ones((1, 4))], resamples=0)
+    with pytest.raises(ValueError, match=r"test sets with \[1, 2\] seeds"):
+        paired_difference([np.ones((1, 4)), np.ones((2, 4))], [np.ones((1, 4)), np.ones((2, 4))])
+
+
+def test_test_sets_count_alike_whatever_their_size():
+    """Two test sets and two seeds: the resamples of seeds are shared, those of samples are each set's own."""
+    a = [np.array([[1, 0], [1, 1]]), np.array([[1, 0, 1], [0, 1, 0]])]
+    b = [np.array([[0, 0], [1, 0]]), np.array([[0, 0, 1], [0, 1, 1]])]
+    found = paired_difference(a, b, resamples=100_000, level=0.8)
+    by_set = [one.astype(float) - other for one, other in zip(a, b, strict=True)]
+    assert found.mean == pytest.approx(np.mean([difference.mean() for difference in by_set]))
+    exact = [
+        np.mean([by_set[0][np.ix_(seeds, first)].mean(), by_set[1][np.ix_(seeds, second)].mean()])
+        for seeds in itertools.product(range(2), repeat=2)
+        for first in itertools.product(range(2), repeat=2)
+        for second in itertools.product(range(3), repeat=3)
+    ]
+    low, high = np.quantile(exact, [0.1, 0.9])
+    assert found.low == pytest.approx(low, abs=0.09) and found.high == pytest.approx(high, abs=0.09)
+    assert found.over_seeds.mean == pytest.approx(found.mean) and found.over_seeds.count == 2

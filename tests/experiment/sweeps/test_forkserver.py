@@ -4,10 +4,10 @@ import subprocess
 import sys
 from pathlib import Path
 
-import fake_experiment
+import fake_runs
 import pytest
 
-from randlora_core.experiment import forkserver
+from randlora_core.experiment.sweeps import forkserver
 
 HARMLESS_THREADS = {"jemalloc_bg_thd"}
 """Background thread of pyarrow's allocator, which handles forks itself."""
@@ -15,22 +15,26 @@ HARMLESS_THREADS = {"jemalloc_bg_thd"}
 
 @pytest.fixture(scope="module", autouse=True)
 def server():
-    forkserver.start_server(["torch", "randlora_core.experiment.sweep"])
+    forkserver.start_server(["torch", "randlora_core.experiment.running"])
 
 
 @pytest.mark.slow
 def test_the_server_has_imported_the_heavy_packages_and_run_no_kernel(tmp_path):
     """A pool of OpenMP or BLAS threads in the server would be missing in the children, which could then hang."""
     script = """
-import json, fake_experiment
-from randlora_core.experiment import forkserver
-from vision_language.comparisons import PRELOAD
+import json, fake_runs
+from randlora_core.experiment.sweeps import forkserver
+from randlora_core.experiment.commands.execution import PRELOAD
+from vision_language.experiment import EXPERIMENT
 if __name__ == "__main__":
-    forkserver.start_server(PRELOAD)
-    print(json.dumps(forkserver.call(fake_experiment.inspect_process, ("vision_language.train",))))
+    forkserver.start_server([*PRELOAD, *EXPERIMENT.preload])
+    print(json.dumps(forkserver.call(fake_runs.inspect_process, ("sklearn.linear_model",))))
 """
     (tmp_path / "script.py").write_text(script)
-    environment = {**os.environ, "PYTHONPATH": str(Path(__file__).parent)}
+    environment = {
+        **os.environ,
+        "PYTHONPATH": os.pathsep.join([str(Path(__file__).parents[1]), os.environ.get("PYTHONPATH", "")]),
+    }
     environment.pop("OMP_NUM_THREADS", None)
     done = subprocess.run(
         [sys.executable, str(tmp_path / "script.py")], capture_output=True, env=environment, text=True, check=True
@@ -41,22 +45,22 @@ if __name__ == "__main__":
 
 
 def test_values_and_errors_come_back_from_a_child():
-    found = forkserver.call(fake_experiment.inspect_process, ("json",))
+    found = forkserver.call(fake_runs.inspect_process, ("json",))
     assert found["sum"] == 64**3
     with pytest.raises(ValueError, match=r"^unknown dataset 'nowhere'; accepted: digits$"):
-        forkserver.call(identify_nowhere, ())
+        forkserver.call(refuse_dataset, ())
     with pytest.raises(RuntimeError, match="KeyError: 'missing'"):
         forkserver.call(look_up, ({},))
 
 
 def test_threads_of_a_child_can_be_limited():
-    child = forkserver.launch(fake_experiment.inspect_process, ("json",), num_threads=1)
+    child = forkserver.launch(fake_runs.inspect_process, ("json",), num_threads=1)
     kinds = list(messages(child))
     assert kinds[-1][0] == "result" and kinds[-1][1]["num_threads"] == 1
 
 
 def test_an_interrupted_child_can_save_and_says_so(tmp_path):
-    child = forkserver.launch(fake_experiment.wait_for_ever, (str(tmp_path / "state"),))
+    child = forkserver.launch(fake_runs.wait_for_ever, (str(tmp_path / "state"),))
     forkserver.wait([child])
     assert [kind for kind, _ in child.read()] == ["progress"]
     child.process.terminate()
@@ -84,8 +88,8 @@ def messages(child):
                 return
 
 
-def identify_nowhere(on_progress):
-    return fake_experiment.identify(("dataset=nowhere", "results=."))
+def refuse_dataset(on_progress):
+    raise ValueError("unknown dataset 'nowhere'; accepted: digits")
 
 
 def look_up(mapping, on_progress):

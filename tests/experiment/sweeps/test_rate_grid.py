@@ -2,19 +2,17 @@ import itertools
 import math
 
 import pytest
-from fake_experiment import make_record
-from randlora_core.experiment.tuning import (
+from fake_runs import make_record
+
+from randlora_core.experiment.sweeps.rate_grid import (
     choose,
     grid_index,
     grid_value,
     initial_grid,
     next_values,
     scores_of,
-    tuned_learning_rate,
     widen,
 )
-
-SETTING = {"label": "LoRA-4", "dataset": "digits", "backbone": "tiny"}
 
 
 def search(score, centre, num_values=7, limit=13):
@@ -90,30 +88,13 @@ def test_a_diverged_run_bounds_the_grid_but_is_never_chosen():
 
 def test_the_choice_is_read_off_the_records():
     rates = {0.001: 0.6, 0.002: 0.9, 0.005: 0.7}
-    records = [make_record("LoRA-4", "digits", 101, rate=rate, validation=score) for rate, score in rates.items()]
-    records.append(make_record("LoRA-4", "digits", 101, rate=0.01, status="failed"))
-    decoys = [
-        make_record("LoRA-16", "digits", 101, rate=0.0001, validation=1.0),
-        make_record("LoRA-4", "characters", 101, rate=0.0001, validation=1.0),
-    ]
-    few = make_record("LoRA-4", "digits", 101, rate=0.0005, validation=1.0)
-    few["config"]["shots"] = 4
-    found = tuned_learning_rate([*decoys, few, *reversed(records)], **SETTING)
-    assert found.value == 0.002 and found.interior
-    assert [entry["value"] for entry in found.grid] == [0.001, 0.002, 0.005, 0.01]
-    assert [entry["validation_accuracy"] for entry in found.grid] == [0.6, 0.9, 0.7, None]
-    assert tuned_learning_rate([few, *records], **SETTING, shots=4).value == 0.0005
-    assert not tuned_learning_rate([few], **SETTING, shots=4).interior
-    assert tuned_learning_rate(decoys, **SETTING) is None
-
-
-def test_the_test_split_has_no_say():
-    good = make_record("LoRA-4", "digits", 101, rate=0.001, accuracy=0.1, validation=0.9)
-    bad = make_record("LoRA-4", "digits", 101, rate=0.002, accuracy=1.0, validation=0.8)
-    assert tuned_learning_rate([good, bad], **SETTING).value == 0.001
+    records = [make_record("LoRA-4", "sum", 101, rate=rate, validation=score) for rate, score in rates.items()]
+    records.append(make_record("LoRA-4", "sum", 101, rate=0.01, status="failed"))
+    assert scores_of(records) == {**rates, 0.01: None} == scores_of(reversed(records))
+    assert choose(scores_of(records)) == 0.002
 
 
 def test_two_records_of_one_value_are_refused():
-    records = [make_record("LoRA-4", "digits", seed, rate=0.001) for seed in (101, 102)]
-    with pytest.raises(ValueError, match=r"0\.001 of LoRA-4 on digits twice"):
-        scores_of(records, **SETTING)
+    records = [make_record("LoRA-4", "sum", seed, rate=0.001) for seed in (101, 102)]
+    with pytest.raises(ValueError, match=r"0\.001 of LoRA-4 twice"):
+        scores_of(records)
