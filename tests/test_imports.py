@@ -23,7 +23,7 @@ HEAVY = (
 )
 
 FOUNDATION = ("randlora_core.files", "randlora_core.splitmix")
-"""Modules of the standard library and numpy alone, which every package may import."""
+"""Modules that import nothing of this repository, which every package may import."""
 
 # Package -> packages of this repository that it may import, itself and FOUNDATION left out.
 ALLOWED = {

@@ -36,6 +36,7 @@ import torch
 from safetensors.numpy import load_file
 from torch import Tensor, nn
 
+from randlora_core import splitmix
 from randlora_core.adapters.config import AdapterConfig
 
 BITS = 24
@@ -48,7 +49,6 @@ IMPORTED = "imported"
 
 MIN_SPARSITY = 2.0
 
-_GOLDEN = 0x9E3779B97F4A7C15
 _CELLS = 2**BITS
 _UNIFORM_STEP = float(np.float32(math.sqrt(3.0) / _CELLS))
 _BLOCK_ELEMENTS = 2**17  # 1 MiB of 64-bit words: the mixing stays in a core's cache
@@ -73,22 +73,12 @@ def integers(seed: int, name: str, shape: tuple[int, ...], rows: slice = slice(N
         uint32 array of the shape, values in [0, 2**24).
     """
     stream = int.from_bytes(name.encode("ascii").ljust(8, b"\0"), "little")
-    keys = _mix(np.array([seed], dtype=np.uint64))
-    keys = _mix(keys + np.uint64(stream)).reshape(())
+    keys = splitmix.mix(np.array([seed], dtype=np.uint64))
+    keys = splitmix.mix(keys + np.uint64(stream)).reshape(())
     for axis, size in enumerate(shape):
         index = np.arange(size, dtype=np.uint64)[rows if axis == 0 else slice(None)]
-        keys = _mix(keys[..., None] + (index + np.uint64(1)) * np.uint64(_GOLDEN))
+        keys = splitmix.outputs(keys, index)
     return (keys >> np.uint64(64 - BITS)).astype(np.uint32)
-
-
-def _mix(words: np.ndarray) -> np.ndarray:
-    """The finaliser of splitmix64, in place on a fresh array of 64-bit words (arithmetic modulo 2^64)."""
-    words ^= words >> np.uint64(30)
-    words *= np.uint64(0xBF58476D1CE4E5B9)
-    words ^= words >> np.uint64(27)
-    words *= np.uint64(0x94D049BB133111EB)
-    words ^= words >> np.uint64(31)
-    return words
 
 
 def integers_on(
@@ -101,7 +91,7 @@ def integers_on(
 def stream_key(seed: int, name: str) -> int:
     """What the indices of a matrix are mixed with, as an int64."""
     stream = int.from_bytes(name.encode("ascii").ljust(8, b"\0"), "little")
-    return int(_mix(_mix(np.array([seed], dtype=np.uint64)) + np.uint64(stream)).astype(np.int64)[0])
+    return int(splitmix.mix(splitmix.mix(np.array([seed], dtype=np.uint64)) + np.uint64(stream)).astype(np.int64)[0])
 
 
 def _integers_from(key: int, device: torch.device | str, shape: tuple[int, ...], rows: slice = slice(None)) -> Tensor:
@@ -109,28 +99,8 @@ def _integers_from(key: int, device: torch.device | str, shape: tuple[int, ...],
     keys = torch.full((), key, dtype=torch.int64, device=device)
     for axis, size in enumerate(shape):
         index = torch.arange(size, device=device)[rows if axis == 0 else slice(None)]
-        keys = _mix_on_device(keys[..., None] + (index + 1) * _signed(_GOLDEN))
-    return _shifted(keys, 64 - BITS)
-
-
-def _mix_on_device(words: Tensor) -> Tensor:
-    """`_mix` on an int64 tensor, in place."""
-    words ^= _shifted(words, 30)
-    words *= _signed(0xBF58476D1CE4E5B9)
-    words ^= _shifted(words, 27)
-    words *= _signed(0x94D049BB133111EB)
-    words ^= _shifted(words, 31)
-    return words
-
-
-def _shifted(words: Tensor, places: int) -> Tensor:
-    """Shift right and fill with zeros, where torch's shift of a negative number fills with ones."""
-    return (words >> places) & (2 ** (64 - places) - 1)
-
-
-def _signed(word: int) -> int:
-    """The int64 with the bits of a 64-bit word."""
-    return word - 2**64 if word >= 2**63 else word
+        keys = splitmix.tensor_outputs(keys, index)
+    return splitmix.shift_right(keys, 64 - BITS)
 
 
 @dataclass(frozen=True)

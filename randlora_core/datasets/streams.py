@@ -1,4 +1,4 @@
-"""Counter-based random numbers in plain integers: the same on every machine and with every library version."""
+"""Random numbers for data that depend on keys alone: the same on every machine and with every library version."""
 
 import hashlib
 from collections.abc import Sequence
@@ -6,16 +6,13 @@ from typing import TypeVar
 
 import numpy as np
 
-_MASK = 0xFFFFFFFFFFFFFFFF
-_STEP = 0x9E3779B97F4A7C15
-_FIRST_FACTOR = 0xBF58476D1CE4E5B9
-_SECOND_FACTOR = 0x94D049BB133111EB
+from randlora_core.splitmix import STEP, outputs
 
 Item = TypeVar("Item")
 
 
 class Stream:
-    """A stream of random numbers that its keys alone decide (SplitMix64, Steele, Lea and Flood, OOPSLA 2014).
+    """A stream of random numbers that its keys alone decide, made by SplitMix64.
 
     Args:
         *keys: What the numbers are for, in order: strings and integers of any size and sign. Streams whose keys differ
@@ -28,20 +25,13 @@ class Stream:
 
     def bits(self) -> int:
         """Returns the next 64 random bits as an integer in [0, 2**64)."""
-        self._state = (self._state + _STEP) & _MASK
-        value = self._state
-        value = ((value ^ (value >> 30)) * _FIRST_FACTOR) & _MASK
-        value = ((value ^ (value >> 27)) * _SECOND_FACTOR) & _MASK
-        return value ^ (value >> 31)
+        return int(self.array(1)[0])
 
     def array(self, count: int) -> np.ndarray:
         """Returns the next `count` values of `bits` as an array of uint64."""
-        steps = np.arange(1, count + 1, dtype=np.uint64) * np.uint64(_STEP)
-        value = steps + np.uint64(self._state)
-        value = (value ^ (value >> np.uint64(30))) * np.uint64(_FIRST_FACTOR)
-        value = (value ^ (value >> np.uint64(27))) * np.uint64(_SECOND_FACTOR)
-        self._state = (self._state + count * _STEP) & _MASK
-        return value ^ (value >> np.uint64(31))
+        values = outputs(np.array(self._state, dtype=np.uint64), np.arange(count, dtype=np.uint64))
+        self._state = (self._state + count * STEP) % 2**64
+        return values
 
     def uniform(self, low: float = 0.0, high: float = 1.0) -> float:
         """Returns a number drawn uniformly from [low, high)."""
