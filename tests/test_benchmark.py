@@ -8,7 +8,7 @@ import pytest
 import torch
 
 from randlora_core import benchmark
-from randlora_core.adapters.inject import adapter_bases
+from randlora_core.adapters.state import adapter_bases
 from randlora_core.benchmarking import cases, grid, table10, whole_models
 from randlora_core.benchmarking import measure as measuring
 from randlora_core.benchmarking.goals import verdicts

@@ -121,6 +121,57 @@ def test_heavy_packages_are_imported_inside_functions(path):
         assert roots <= {*sys.stdlib_module_names, *LIGHT, "randlora_core"}
 
 
+def import_graph(imported: dict[str, list[str]]) -> dict[str, set[str]]:
+    """Module -> the modules of the same dictionary that it imports, anywhere in its text.
+
+    A name stands for the module that has it: `a.b.c` is the module a.b where a.b.c is none.
+    """
+    graph: dict[str, set[str]] = {}
+    for module, names in imported.items():
+        graph[module] = set()
+        for name in names:
+            while name not in imported and "." in name:
+                name = name.rpartition(".")[0]
+            if name in imported and name != module:
+                graph[module].add(name)
+    return graph
+
+
+def circles(graph: dict[str, set[str]]) -> set[tuple[str, ...]]:
+    """The largest groups of modules that import each other, directly or through others of the group."""
+    reached = {module: set(names) for module, names in graph.items()}
+    for middle in graph:  # Warshall's transitive closure
+        for names in reached.values():
+            if middle in names:
+                names |= reached[middle]
+    return {
+        tuple(sorted(other for other in reached[module] if module in reached[other]))
+        for module in graph
+        if module in reached[module]
+    }
+
+
+def test_no_modules_of_the_library_import_each_other_in_a_circle():
+    """Imports inside functions and for type checkers count as well: they hide a circle, but do not open it."""
+    paths = {module_name(path): path for path in sources() if inside(module_name(path), "randlora_core")}
+    imported = {
+        module: imports(parse(path), module, is_package=path.name == "__init__.py") for module, path in paths.items()
+    }
+    assert circles(import_graph(imported)) == set()
+
+
+def test_circles_are_found():
+    imported = {
+        "p": ["p.a.f"],
+        "p.a": ["p.b.g", "torch"],
+        "p.b": ["p.c"],
+        "p.c": ["p.a", "p.d"],
+        "p.d": ["p.e.x.y"],
+        "p.e": ["os"],
+    }
+    assert circles(import_graph(imported)) == {("p.a", "p.b", "p.c")}
+
+
 def test_there_is_something_to_check():
     names = {module_name(path) for path in sources()}
     assert {"randlora_core", "randlora_core.adapters.randlora", "randlora_core.ops.linear"} <= names

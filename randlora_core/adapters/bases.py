@@ -1,25 +1,12 @@
-"""Portable frozen random matrices, shared by all adapted layers of a model.
+"""Frozen random matrices, shared by all adapted layers of a model.
 
-Every entry is a function of (seed, matrix name, index) alone: a counter-based generator (nested splitmix64, see
-`integers`) gives 24 bits per entry, and the entry's value is an exact function of them. So an entry does not depend on
-the size of the matrix, on the other layers, the device, the dtype, or the version of torch or numpy, and a slice of a
-large matrix is the small matrix. Only the seed has to be saved; `SharedBases.checksum` proves that the same integers
-come back.
+Only the seed has to be saved: every entry can be made again from it to the bit (`random_integers`, `distributions`),
+and `SharedBases.checksum` proves that the same integers came back.
 
-Distributions (Table 3 of the paper, https://arxiv.org/abs/2502.00987), all of variance 1:
-
-    uniform      U(-sqrt 3, sqrt 3), at the midpoints of 2^24 cells
-    normal       N(0, 1), by a committed table of its inverse distribution function at the midpoints of 4096 cells
-    binary       +-1
-    ternary      +-1 with probability 1/s each, else 0; divided by the exact standard deviation sqrt(2/s)
-    sparse       ternary with s = 6;  very_sparse: ternary with s = sqrt(d), d the largest smaller side of the targets
-
-Matrices are stored in bfloat16, signs in int8: at most 2 bytes an element. A factor common to a matrix is kept beside
-it (`SharedBases.units`), so that signs stay exact. `PackedBases` keeps signs in 2 bits each, and `RecomputedBases`
-nothing at all: both give the same bits, made anew for each use.
-
-Matrices that another library drew cannot be made again from a seed. `ImportedBases` keeps them as they are, in the
-narrowest type that holds them exactly.
+    SharedBases       keeps the matrices as they are
+    PackedBases       keeps signs in 2 bits each, and unpacks them for each use
+    RecomputedBases   keeps nothing, and makes the matrices anew for each use
+    ImportedBases     keeps matrices that another library drew, which no seed gives, in the narrowest exact type
 """
 
 from __future__ import annotations
@@ -27,168 +14,14 @@ from __future__ import annotations
 import functools
 import hashlib
 import math
-from collections.abc import Callable, Iterator, Mapping
-from dataclasses import dataclass, field
-from pathlib import Path
+from collections.abc import Callable, Mapping
+from dataclasses import dataclass
 
-import numpy as np
 import torch
-from safetensors.numpy import load_file
 from torch import Tensor, nn
 
-from randlora_core import splitmix
-from randlora_core.adapters.config import AdapterConfig
-
-BITS = 24
-"""Random bits per entry."""
-
-BASES = ("uniform", "normal", "binary", "ternary", "sparse", "very_sparse")
-SPARSE_S = 6.0
-IMPORTED = "imported"
-"""Value of a config's `basis` that stands for `ImportedBases`: no seed gives the matrices."""
-
-MIN_SPARSITY = 2.0
-
-_CELLS = 2**BITS
-_UNIFORM_STEP = float(np.float32(math.sqrt(3.0) / _CELLS))
-_BLOCK_ELEMENTS = 2**17  # 1 MiB of 64-bit words: the mixing stays in a core's cache
-_DEVICE_BLOCK_ELEMENTS = 2**24
-_NORMAL_TABLE = Path(__file__).with_name("normal_quantiles.safetensors")
-
-
-def integers(seed: int, name: str, shape: tuple[int, ...], rows: slice = slice(None)) -> np.ndarray:
-    """The generator: 24-bit integers for the entries of a matrix.
-
-    The key of index (i, j, ...) is key(i, j, ...) = mix(key(i, ...) + golden * (last index + 1)), which makes the
-    entries along the last axis one splitmix64 stream (Steele, Lea, Flood 2014, https://doi.org/10.1145/2714064.2660195)
-    whose seed is itself an output of such a stream.
-
-    Args:
-        seed: In [0, 2**63).
-        name: Name of the matrix, at most 8 ASCII characters; different names are independent streams.
-        shape: Shape of the matrix.
-        rows: Part of the first axis to return.
-
-    Returns:
-        uint32 array of the shape, values in [0, 2**24).
-    """
-    stream = int.from_bytes(name.encode("ascii").ljust(8, b"\0"), "little")
-    keys = splitmix.mix(np.array([seed], dtype=np.uint64))
-    keys = splitmix.mix(keys + np.uint64(stream)).reshape(())
-    for axis, size in enumerate(shape):
-        index = np.arange(size, dtype=np.uint64)[rows if axis == 0 else slice(None)]
-        keys = splitmix.outputs(keys, index)
-    return (keys >> np.uint64(64 - BITS)).astype(np.uint32)
-
-
-def integers_on(
-    device: torch.device | str, seed: int, name: str, shape: tuple[int, ...], rows: slice = slice(None)
-) -> Tensor:
-    """The same integers as `integers`, int64, computed on `device` with torch's two's-complement arithmetic."""
-    return _integers_from(stream_key(seed, name), device, shape, rows)
-
-
-def stream_key(seed: int, name: str) -> int:
-    """What the indices of a matrix are mixed with, as an int64."""
-    stream = int.from_bytes(name.encode("ascii").ljust(8, b"\0"), "little")
-    return int(splitmix.mix(splitmix.mix(np.array([seed], dtype=np.uint64)) + np.uint64(stream)).astype(np.int64)[0])
-
-
-def _integers_from(key: int, device: torch.device | str, shape: tuple[int, ...], rows: slice = slice(None)) -> Tensor:
-    """`integers_on` from a `stream_key`; torch.compile can trace it."""
-    keys = torch.full((), key, dtype=torch.int64, device=device)
-    for axis, size in enumerate(shape):
-        index = torch.arange(size, device=device)[rows if axis == 0 else slice(None)]
-        keys = splitmix.tensor_outputs(keys, index)
-    return splitmix.shift_right(keys, 64 - BITS)
-
-
-@dataclass(frozen=True)
-class Distribution:
-    """How integers become entries. Two distributions are equal if their entries are.
-
-    Args:
-        name: Name, with the sparsity where there is one.
-        values: Maps uint32 integers to the stored entries, float32 or int8.
-        tensor_values: The same on an int64 tensor, to the bit.
-        dtype: Storage type.
-        unit: Factor that makes the variance 1.
-    """
-
-    name: str
-    values: Callable[[np.ndarray], np.ndarray] = field(compare=False)
-    tensor_values: Callable[[Tensor], Tensor] = field(compare=False)
-    dtype: torch.dtype
-    unit: float = 1.0
-
-
-def distribution(basis: str, sparsity: float | None = None) -> Distribution:
-    """The distribution of a named basis.
-
-    Args:
-        basis: A name of `BASES`; "very_sparse" needs `sparsity`, since its s depends on the targets.
-        sparsity: s of a ternary distribution, at least 2.
-    """
-    if basis == "uniform":
-        return Distribution(basis, _uniform_values, _uniform_tensor, torch.bfloat16)
-    if basis == "normal":
-        return Distribution(basis, _normal_values, _normal_tensor, torch.bfloat16)
-    s = {"binary": MIN_SPARSITY, "sparse": SPARSE_S}.get(basis, sparsity)
-    assert s is not None, basis
-    values = (functools.partial(function, s=s) for function in (_ternary_values, _ternary_tensor))
-    return Distribution(f"ternary, s={s!r}", *values, torch.int8, unit=math.sqrt(s / 2.0))
-
-
-def _uniform_values(k: np.ndarray) -> np.ndarray:
-    # 2k + 1 - 2^24 is exact in float32, so there is one rounding, that of the product.
-    odd = 2 * k.astype(np.int32) + 1 - _CELLS
-    return odd.astype(np.float32) * np.float32(math.sqrt(3.0) / _CELLS)
-
-
-def _uniform_tensor(k: Tensor) -> Tensor:
-    return (2 * k + 1 - _CELLS).to(torch.float32) * _UNIFORM_STEP
-
-
-def _normal_values(k: np.ndarray) -> np.ndarray:
-    table = normal_quantiles()
-    return table[k >> np.uint32(BITS - int(math.log2(len(table))))]
-
-
-def _normal_tensor(k: Tensor) -> Tensor:
-    table = torch.from_numpy(normal_quantiles())
-    return table.to(k.device)[k >> (BITS - int(math.log2(len(table))))]
-
-
-def _ternary_values(k: np.ndarray, s: float) -> np.ndarray:
-    threshold = round(_CELLS / s)
-    return (k >= _CELLS - threshold).astype(np.int8) - (k < threshold).astype(np.int8)
-
-
-def _ternary_tensor(k: Tensor, s: float) -> Tensor:
-    threshold = round(_CELLS / s)
-    return (k >= _CELLS - threshold).to(torch.int8) - (k < threshold).to(torch.int8)
-
-
-def entries_on(
-    device: torch.device | str, seed: int, name: str, shape: tuple[int, ...], entries: Distribution
-) -> Tensor:
-    """A matrix of the seed on `device`, in its storage type; in blocks, so that its integers never exist at once."""
-    device = torch.device(device)
-    matrix = torch.empty(shape, dtype=entries.dtype, device=device)
-    if device.type == "meta":
-        return matrix
-    for rows in _blocks(shape, _BLOCK_ELEMENTS if device.type == "cpu" else _DEVICE_BLOCK_ELEMENTS):
-        if device.type == "cpu":  # numpy is about twice as fast there
-            matrix[rows] = torch.from_numpy(entries.values(integers(seed, name, shape, rows)))
-        else:
-            matrix[rows] = entries.tensor_values(integers_on(device, seed, name, shape, rows)).to(entries.dtype)
-    return matrix
-
-
-@functools.cache
-def normal_quantiles() -> np.ndarray:
-    """The committed table: float32 (4096,), quantiles of N(0, 1) at (i + 1/2) / 4096, scaled to variance 1."""
-    return load_file(_NORMAL_TABLE)["quantiles"]
+from randlora_core.adapters.distributions import Distribution, entries_on
+from randlora_core.adapters.random_integers import integers, integers_on, row_blocks, stream_key
 
 
 @dataclass(frozen=True)
@@ -312,7 +145,7 @@ class SharedBases(nn.Module):
             digest = hashlib.sha256()
             for name, shape in sorted(self.shapes.items()):
                 digest.update(f"{name}{shape}".encode())
-                for rows in _blocks(shape):
+                for rows in row_blocks(shape):
                     digest.update(integers(self.seed, name, shape, rows).astype("<u4").tobytes())
             self._checksum = digest.hexdigest()
         return self._checksum
@@ -405,7 +238,7 @@ class RecomputedBases(_RemadeBases):
     def matrix(self, name: str, shape: tuple[int, ...]) -> Tensor:
         """As in `SharedBases`, a new tensor."""
         if torch.compiler.is_compiling():
-            k = _integers_from(self._keys[name], self.place.device, tuple(shape))
+            k = integers_on(self.place.device, self._keys[name], tuple(shape))
             return self._entries.tensor_values(k).to(self._entries.dtype)
         return entries_on(self.device, self.seed, name, tuple(shape), self._entries)
 
@@ -476,24 +309,3 @@ def narrowed(matrix: Tensor) -> tuple[Tensor, float]:
         if torch.equal(matrix.to(dtype).to(matrix.dtype), matrix):
             return matrix.to(dtype), 1.0
     return matrix, 1.0
-
-
-def is_imported(config: AdapterConfig) -> bool:
-    """Whether the settings ask for matrices that only a file can give."""
-    return getattr(config, "basis", None) == IMPORTED
-
-
-def check_unseeded(config: AdapterConfig) -> None:
-    """Refuse a seed beside imported matrices.
-
-    Raises:
-        ValueError: If it is not 0.
-    """
-    if is_imported(config) and config.seed != 0:
-        raise ValueError(f"seed={config.seed!r} has no effect with basis={IMPORTED!r}")
-
-
-def _blocks(shape: tuple[int, ...], elements: int = _BLOCK_ELEMENTS) -> Iterator[slice]:
-    """Slices of the first axis that hold about `elements` entries each."""
-    rows = max(1, elements // max(1, math.prod(shape[1:])))
-    return (slice(start, start + rows) for start in range(0, shape[0], rows))

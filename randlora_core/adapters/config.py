@@ -15,6 +15,9 @@ import numpy as np
 
 MAX_SEED = 2**63
 
+IMPORTED = "imported"
+"""Value of a config's `basis` for random matrices that came from a file, and that no seed gives."""
+
 
 @dataclass(frozen=True)
 class AdapterConfig:
@@ -125,6 +128,21 @@ def check_seed(seed: object) -> None:
     """
     if isinstance(seed, bool) or not isinstance(seed, numbers.Integral) or not 0 <= seed < MAX_SEED:
         raise ValueError(f"seed must be an integer in [0, 2**63), got {seed!r}")
+
+
+def is_imported(config: AdapterConfig) -> bool:
+    """Whether the settings ask for random matrices that only a file can give."""
+    return getattr(config, "basis", None) == IMPORTED
+
+
+def check_unseeded(config: AdapterConfig) -> None:
+    """Refuse a seed beside imported matrices.
+
+    Raises:
+        ValueError: If it is not 0.
+    """
+    if is_imported(config) and config.seed != 0:
+        raise ValueError(f"seed={config.seed!r} has no effect with basis={IMPORTED!r}")
 
 
 def check_choice(name: str, value: object, known: Iterable[str]) -> None:

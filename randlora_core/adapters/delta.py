@@ -10,14 +10,12 @@ from torch import Tensor, nn
 from randlora_core.adapters.config import exactly, near
 from randlora_core.adapters.dora import MagnitudeUpdate
 from randlora_core.adapters.full_update import DeltaConfig
-from randlora_core.adapters.inject import (
-    adaptable_layers,
-    adapter_layers,
-    apply_injection,
-    disable_adapter,
-    plan_injection,
-)
-from randlora_core.adapters.layer import AdapterLayer, kind_of
+from randlora_core.adapters.inject import apply_injection, plan_injection
+from randlora_core.adapters.layer import AdapterLayer
+from randlora_core.adapters.layer_kinds import kind_of
+from randlora_core.adapters.merging import disable_adapter
+from randlora_core.adapters.state import adapter_layers
+from randlora_core.adapters.targets import adaptable_layers
 
 
 @torch.no_grad()

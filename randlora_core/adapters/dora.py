@@ -21,7 +21,8 @@ from torch.nn import functional as F
 
 from randlora_core import ops
 from randlora_core.adapters.config import AdapterConfig, ScaledConfig
-from randlora_core.adapters.layer import AdapterLayer, Method, Shape, Update
+from randlora_core.adapters.layer import AdapterLayer, Method, Update
+from randlora_core.adapters.layer_kinds import Shape
 from randlora_core.adapters.lora import LoRAUpdate
 
 

@@ -14,7 +14,8 @@ from torch import Tensor, nn
 from torch.nn import functional as F
 
 from randlora_core.adapters.config import AdapterConfig
-from randlora_core.adapters.layer import Method, Shape, Update
+from randlora_core.adapters.layer import Method, Update
+from randlora_core.adapters.layer_kinds import Shape
 
 
 @dataclass(frozen=True)

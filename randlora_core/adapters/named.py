@@ -17,13 +17,11 @@ from contextlib import contextmanager
 from torch import nn
 
 from randlora_core.adapters.config import AdapterConfig
-from randlora_core.adapters.inject import (
+from randlora_core.adapters.inject import apply_injection, forget_adapter, plan_addition
+from randlora_core.adapters.state import (
     active_name,
     adapter_states,
     all_adapter_layers,
-    apply_injection,
-    forget_adapter,
-    plan_addition,
     require_adapter,
     require_unmerged,
 )

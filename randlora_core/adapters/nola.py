@@ -35,9 +35,11 @@ from torch import Tensor, nn
 from torch.nn import functional as F
 
 from randlora_core import ops
-from randlora_core.adapters.bases import Matrix, SharedBases, distribution
+from randlora_core.adapters.bases import Matrix, SharedBases
 from randlora_core.adapters.config import AdapterConfig, ScaledConfig, check_seed, positive_integer
-from randlora_core.adapters.layer import Method, Shape, Update
+from randlora_core.adapters.distributions import distribution
+from randlora_core.adapters.layer import Method, Update
+from randlora_core.adapters.layer_kinds import Shape
 
 _HALF_WIDTH = 1.0 / math.sqrt(3.0)  # turns entries of variance 1 into U(-1, 1)
 

@@ -13,7 +13,7 @@ from collections.abc import Callable
 from torch import Tensor, nn
 
 from randlora_core import ops
-from randlora_core.adapters.layer import kind_of
+from randlora_core.adapters.layer_kinds import kind_of
 from randlora_core.adapters.randlora import computes_jointly
 
 

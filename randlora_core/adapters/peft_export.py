@@ -25,9 +25,10 @@ from randlora_core.adapters.bases import SharedBases
 from randlora_core.adapters.config import AdapterConfig, positive_integer
 from randlora_core.adapters.delta import layer_delta
 from randlora_core.adapters.files import CONFIG_FILE, TENSORS_FILE, write_together
-from randlora_core.adapters.inject import AdapterState, adapter_layers, adapter_state, disable_adapter
-from randlora_core.adapters.layer import CONV1D, AdapterLayer, Shape, Update
+from randlora_core.adapters.layer import AdapterLayer, Update
+from randlora_core.adapters.layer_kinds import CONV1D, Shape
 from randlora_core.adapters.low_rank import truncated
+from randlora_core.adapters.merging import disable_adapter
 from randlora_core.adapters.peft_format import (
     DIALECTS,
     MODEL_PREFIX,
@@ -39,6 +40,7 @@ from randlora_core.adapters.peft_format import (
     shared_names,
     target_modules,
 )
+from randlora_core.adapters.state import AdapterState, adapter_layers, adapter_state
 
 _WAYS_OUT = "export it with as_lora=<rank> or as_lora='energy:0.99', or merge the adapter and save the model"
 _MANY_WEIGHTS = 10**8

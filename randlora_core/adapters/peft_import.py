@@ -17,8 +17,8 @@ import torch
 from torch import Tensor, nn
 
 from randlora_core.adapters import make_config, method_named
-from randlora_core.adapters.bases import IMPORTED, ImportedBases, SharedBases, narrowed
-from randlora_core.adapters.config import AdapterConfig, exactly, near
+from randlora_core.adapters.bases import ImportedBases, SharedBases, narrowed
+from randlora_core.adapters.config import IMPORTED, AdapterConfig, exactly, near
 from randlora_core.adapters.files import (
     CONFIG_FILE,
     TENSORS_FILE,
@@ -27,16 +27,8 @@ from randlora_core.adapters.files import (
     read_json,
     read_tensors,
 )
-from randlora_core.adapters.inject import (
-    InjectionPlan,
-    adaptable_layers,
-    adapter_layers,
-    apply_injection,
-    make_bases,
-    plan_injection,
-    require_plain,
-)
-from randlora_core.adapters.layer import Shape
+from randlora_core.adapters.inject import InjectionPlan, apply_injection, make_bases, plan_injection
+from randlora_core.adapters.layer_kinds import Shape
 from randlora_core.adapters.peft_format import (
     ALL_LINEAR,
     DIALECTS,
@@ -53,6 +45,8 @@ from randlora_core.adapters.peft_format import (
     shared_names,
     sort_tensors,
 )
+from randlora_core.adapters.state import adapter_layers, require_plain
+from randlora_core.adapters.targets import adaptable_layers
 
 PICKLE_FILE = "adapter_model.bin"
 

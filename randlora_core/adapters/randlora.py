@@ -14,9 +14,15 @@ One A (r, d_max) and one B (D_max, n_max, r) serve every layer of a model throug
 rank means fewer parameters: n (r + d), about d^2 / r + d. Names, layouts and the pairing of random columns follow PEFT
 (`randlora_core.ops.factors`).
 
-With `magnitude`, the sum W0 + dW gets DoRA's trained norm per output ("randdora", the paper's Table 6). With fewer
-bases than ceil(d / r) the rank is num_bases r (RandLoRA-b of the paper's section 6.3; there half of full rank, with r
-chosen for the same number of parameters); `distinct_a` is RandLoRA-a, in `randlora_core.adapters.randlora_a`.
+Three variants change the equation:
+
+    magnitude     the sum W0 + dW gets DoRA's trained norm per output ("randdora", the paper's Table 6)
+    num_bases     fewer than ceil(d / r) bases, so that the rank is num_bases r (RandLoRA-b, section 6.3; there half of
+                  full rank, with r chosen for the same number of parameters)
+    distinct_a    dW = s (sum_j B_j Lambda_j) (sum_j A_j Gamma_j) with a matrix A_j (r, d) for every basis (RandLoRA-a,
+                  section 6.3 and Table 2), so that the rank is r whatever n is, and rank can be told from number of
+                  parameters. The paper's example for d = 768: r = 32 and n = 124 give 99,200 parameters, RandLoRA-6
+                  has 99,072. The paper has no code for it; sums, and the scale outside of them, are as it prints them.
 """
 
 from __future__ import annotations
@@ -29,25 +35,24 @@ from typing import Any
 
 import torch
 from torch import Tensor, nn
+from torch.nn import functional as F
 
 from randlora_core import ops
-from randlora_core.adapters.bases import (
-    BASES,
+from randlora_core.adapters.bases import Matrix, PackedBases, Part, RecomputedBases, SharedBases
+from randlora_core.adapters.config import (
     IMPORTED,
-    MIN_SPARSITY,
-    Matrix,
-    PackedBases,
-    Part,
-    RecomputedBases,
-    SharedBases,
+    ScaledConfig,
+    check_choice,
+    check_seed,
     check_unseeded,
-    distribution,
     is_imported,
+    is_number,
+    positive_integer,
 )
-from randlora_core.adapters.config import ScaledConfig, check_choice, check_seed, is_number, positive_integer
+from randlora_core.adapters.distributions import BASES, MIN_SPARSITY, distribution
 from randlora_core.adapters.dora import MagnitudeUpdate
-from randlora_core.adapters.layer import CONV1D, AdapterLayer, Method, Shape, Update, kind_of
-from randlora_core.adapters.randlora_a import DistinctAUpdate
+from randlora_core.adapters.layer import AdapterLayer, Method, Update
+from randlora_core.adapters.layer_kinds import CONV1D, Shape, kind_of
 
 INITS = ("lambda_zero", "gamma_zero")
 
@@ -140,9 +145,8 @@ class RandLoRAUpdate(Update):
     @classmethod
     def create(cls, config: RandLoRAConfig, shape: Shape, bases: SharedBases, weight: Tensor) -> Update:
         """As in `Update`: the variant that the config asks for."""
-        if config.distinct_a:
-            return DistinctAUpdate(config, shape, bases, weight)
-        return (RandDoRAUpdate if config.magnitude else RandLoRAUpdate)(config, shape, bases, weight)
+        variant = DistinctAUpdate if config.distinct_a else RandDoRAUpdate if config.magnitude else RandLoRAUpdate
+        return variant(config, shape, bases, weight)
 
     def __init__(self, config: RandLoRAConfig, shape: Shape, bases: SharedBases, weight: Tensor) -> None:
         super().__init__(config, shape)
@@ -203,7 +207,7 @@ class RandLoRAUpdate(Update):
         return self.config.scale * units / (math.sqrt(n) if self.config.scale_by_sqrt_bases else 1.0)
 
     def basis_slices(self) -> tuple[Tensor, Tensor]:
-        """This layer's part of the shared matrices as stored: A (r, d), B (D, n, r)."""
+        """This layer's part of the shared matrices as stored: A (r, d), or (n, r, d) with `distinct_a`; B (D, n, r)."""
         return tuple(self.bases.matrix(*part) for part in self._parts())
 
     def _parts(self) -> tuple[Part, Part]:
@@ -272,6 +276,41 @@ class RandDoRAUpdate(MagnitudeUpdate, RandLoRAUpdate):
         result = ops.randlora_linear(x, **self._operands(), **given)
         ratio = self.lora_magnitude_vector / self._norms(layer.dense_weight())
         return ops.rescaled(result, None, layer.bias, ratio)
+
+
+class DistinctAUpdate(RandLoRAUpdate):
+    """RandLoRA-a: the same parameters, spent on two summed factors. See `distinct_a` at the top of this file."""
+
+    def _parts(self) -> tuple[Part, Part]:
+        """As in `RandLoRAUpdate`: A has an axis for the bases."""
+        (_, (r, d)), part_b = super()._parts()
+        return ("A", (self.config.num_bases, r, d)), part_b
+
+    def factors(self) -> tuple[Tensor, Tensor]:
+        """The scaled sum of B_j Lambda_j (D, r) and the sum of A_j Gamma_j (r, d), float32 at least."""
+        dtype = torch.promote_types(self.randlora_lambda.dtype, torch.float32)
+        lambda_, gamma = self.randlora_lambda.to(dtype) * self.scale, self.randlora_gamma.to(dtype)
+        (a, b), again = self.basis_slices(), self.bases.remakers(*self._parts()) or (None, None)
+        return ops.contract("Djk,kj->Dk", b, lambda_, again[1]), ops.contract("jkd,jd->kd", a, gamma, again[0])
+
+    def _maps(self) -> tuple[Tensor, Tensor]:
+        """The update as two linear maps: (r, in) and (out, r)."""
+        b, a = self.factors()
+        return (b.T, a.T) if self.out_features < self.in_features else (a, b)
+
+    def delta_weight(self) -> Tensor:
+        """As in `Update`."""
+        inward, outward = self._maps()
+        return outward @ inward
+
+    def added_output(self, x: Tensor) -> Tensor:
+        """As in `Update`."""
+        inward, outward = (factor.to(self.randlora_lambda.dtype) for factor in self._maps())
+        return F.linear(F.linear(self.input_like_parameters(x), inward), outward)
+
+    def forward(self, x: Tensor, layer: AdapterLayer) -> Tensor:
+        """As in `Update`: the frozen layer's output plus `added_output`."""
+        return Update.forward(self, x, layer)
 
 
 METHOD = Method(RandLoRAConfig, RandLoRAUpdate)

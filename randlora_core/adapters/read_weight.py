@@ -1,40 +1,57 @@
-"""What a model gets that reads the weight of an adapted layer instead of calling the layer.
+"""Makes `layer.weight` of an adapted layer the adapted weight, for models that multiply by it themselves.
 
-Some modules compute `F.linear(x, self.qkv.weight, bias)` themselves: torchvision's Swin, and timm's BEiT, EVA and Swin
-V2. With the frozen weight, an adapter would act on none of their outputs and get no gradient, without a word. So an
-adapted layer's `weight` is an `AdaptedWeight`: a product with it goes through the layer, and any other computation
-takes frozen weight plus update.
+Some modules compute `F.linear(x, self.qkv.weight, bias)` instead of calling the layer: torchvision's Swin, and timm's
+BEiT, EVA and Swin V2. With the frozen weight, an adapter would change none of their outputs and get no gradient,
+without any error. So an adapted layer's `weight` is an `AdaptedWeight`: a product with it goes through the layer, and
+any other computation gets the frozen weight plus the update.
 """
 
 from __future__ import annotations
 
 from collections.abc import Callable, Mapping
-from typing import TYPE_CHECKING, Any
+from typing import Any, Protocol
 
 import torch
-from torch import Tensor
+from torch import Tensor, nn
 from torch.nn import functional as F
 from torch.utils._pytree import tree_map_only
-
-if TYPE_CHECKING:
-    from randlora_core.adapters.layer import AdapterLayer
 
 _METADATA = frozenset(
     {Tensor.dtype.__get__, Tensor.device.__get__, Tensor.shape.__get__, Tensor.ndim.__get__, Tensor.size, Tensor.dim}
 )
 
 
+class AdaptedLayer(Protocol):
+    """The part of an `AdapterLayer` that this module needs.
+
+    Attributes:
+        base: The frozen layer.
+        bias: Bias of the frozen layer.
+        stores_transposed: Whether the frozen layer keeps its weight as (in, out).
+    """
+
+    base: nn.Module
+    bias: Tensor | None
+    stores_transposed: bool
+
+    def __call__(self, x: Tensor) -> Tensor:
+        """Output (..., out) for x (..., in)."""
+
+    def applied_weight(self) -> Tensor:
+        """The frozen weight plus the update, in the frozen layer's layout."""
+
+
 class AdaptedWeight(Tensor):
-    """The weight that an adapted layer applies, as a tensor of the stored weight's layout; formed only where needed.
+    """The weight that an adapted layer applies, in the layout of the stored weight; formed only where it is needed.
 
     Attributes:
         layer: The adapted layer.
     """
 
-    layer: AdapterLayer
+    layer: AdaptedLayer
 
     @classmethod
-    def of(cls, layer: AdapterLayer) -> Tensor:
+    def of(cls, layer: AdaptedLayer) -> Tensor:
         """The weight of `layer`, whose base layer is floating-point."""
         if torch.compiler.is_compiling():  # what is not used of it, the compiler leaves out
             return layer.applied_weight()

@@ -21,9 +21,18 @@ from torch import Tensor, nn
 from torch.nn import functional as F
 
 from randlora_core import ops
-from randlora_core.adapters.bases import IMPORTED, Matrix, Part, SharedBases, check_unseeded, distribution
-from randlora_core.adapters.config import AdapterConfig, check_choice, check_nonzero, check_seed
-from randlora_core.adapters.layer import Method, Shape, Update
+from randlora_core.adapters.bases import Matrix, Part, SharedBases
+from randlora_core.adapters.config import (
+    IMPORTED,
+    AdapterConfig,
+    check_choice,
+    check_nonzero,
+    check_seed,
+    check_unseeded,
+)
+from randlora_core.adapters.distributions import distribution
+from randlora_core.adapters.layer import Method, Update
+from randlora_core.adapters.layer_kinds import Shape
 
 
 @dataclass(frozen=True)

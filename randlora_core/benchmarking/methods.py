@@ -11,7 +11,8 @@ import torch
 from torch import nn
 
 from randlora_core.adapters import make_config
-from randlora_core.adapters.inject import count_parameters, inject_adapter
+from randlora_core.adapters.inject import inject_adapter
+from randlora_core.adapters.state import count_parameters
 from randlora_core.benchmarking.cases import Case
 
 VERA_RANK = 256

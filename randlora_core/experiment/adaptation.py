@@ -13,7 +13,8 @@ from torch import Tensor, nn
 
 from randlora_core.adapters import make_config
 from randlora_core.adapters.checkpoint import load_adapter, save_adapter
-from randlora_core.adapters.inject import count_parameters, inject_adapter
+from randlora_core.adapters.inject import inject_adapter
+from randlora_core.adapters.state import count_parameters
 from randlora_core.experiment.config import RunConfig
 from randlora_core.experiment.interface import Task
 from randlora_core.experiment.loop.seeding import seed_global

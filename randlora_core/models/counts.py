@@ -15,7 +15,7 @@ from typing import Any
 from torch import nn
 
 from randlora_core.adapters import METHODS, make_config
-from randlora_core.adapters.inject import find_targets
+from randlora_core.adapters.targets import find_targets
 from randlora_core.models.architectures import ARCHITECTURES, Architecture, build_architecture
 
 Shapes = Mapping[str, tuple[int, int]]

@@ -19,7 +19,7 @@ from randlora_core import (
     unload_adapter,
     unmerge_adapter,
 )
-from randlora_core.adapters.inject import adapter_layers
+from randlora_core.adapters.state import adapter_layers
 
 WIDTH, HEADS, QUERIES, KEYS, BATCH = 12, 2, 5, 7, 3
 VARIANTS = {name: (name, {}) for name in METHODS} | {"randdora": ("randlora", {"magnitude": True})}

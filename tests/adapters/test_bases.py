@@ -10,15 +10,9 @@ import torch
 from scipy import special
 from torch import nn
 
-from randlora_core.adapters.bases import (
-    BASES,
-    BITS,
-    Matrix,
-    SharedBases,
-    distribution,
-    integers,
-    normal_quantiles,
-)
+from randlora_core.adapters.bases import Matrix, SharedBases
+from randlora_core.adapters.distributions import BASES, distribution, normal_quantiles
+from randlora_core.adapters.random_integers import BITS, integers
 
 MATRICES = {"A": Matrix((3, 10)), "B": Matrix((14, 4, 3))}
 

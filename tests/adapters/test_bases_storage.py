@@ -8,18 +8,10 @@ import torch
 from torch import nn
 
 from randlora_core import RandLoRAConfig, adapter_parameters, inject_adapter, load_adapter, merge_adapter, save_adapter
-from randlora_core.adapters.bases import (
-    BASES,
-    PackedBases,
-    RecomputedBases,
-    SharedBases,
-    distribution,
-    integers,
-    integers_on,
-    pack_signs,
-    unpack_signs,
-)
-from randlora_core.adapters.inject import adapter_bases
+from randlora_core.adapters.bases import PackedBases, RecomputedBases, SharedBases, pack_signs, unpack_signs
+from randlora_core.adapters.distributions import BASES, distribution
+from randlora_core.adapters.random_integers import integers, integers_on, stream_key
+from randlora_core.adapters.state import adapter_bases
 
 VARIANTS = {
     "plain": {},
@@ -53,9 +45,9 @@ def inputs(dtype: torch.dtype = torch.float32) -> torch.Tensor:
 def test_integers_by_torch_are_those_by_numpy(seed, shape):
     for name in ("A", "B", "eightchr"):
         expected = integers(seed, name, shape)
-        actual = integers_on("cpu", seed, name, shape)
+        actual = integers_on("cpu", stream_key(seed, name), shape)
         assert torch.equal(actual, torch.from_numpy(expected.astype(np.int64)))
-        assert torch.equal(integers_on("cpu", seed, name, shape, slice(2, 4)), actual[2:4])
+        assert torch.equal(integers_on("cpu", stream_key(seed, name), shape, slice(2, 4)), actual[2:4])
 
 
 @pytest.mark.parametrize("basis", BASES)

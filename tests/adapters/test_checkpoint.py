@@ -27,7 +27,7 @@ from randlora_core import (
     save_adapter,
 )
 from randlora_core.adapters.checkpoint import CONFIG_FILE, TENSORS_FILE
-from randlora_core.adapters.inject import adapter_bases
+from randlora_core.adapters.state import adapter_bases
 
 WIDTH = 12
 VARIANTS = {name: (name, {}) for name in METHODS} | {

@@ -25,8 +25,8 @@ from randlora_core import (
     unmerge_adapter,
 )
 from randlora_core.adapters.config import AdapterConfig
-from randlora_core.adapters.inject import adapter_bases, adapter_layers
-from randlora_core.adapters.layer import kind_of
+from randlora_core.adapters.layer_kinds import kind_of
+from randlora_core.adapters.state import adapter_bases, adapter_layers
 
 VARIANTS = {
     **{method: (method, {}) for method in METHODS},

@@ -25,8 +25,9 @@ from randlora_core import (
     unmerge_adapter,
     use_adapters,
 )
-from randlora_core.adapters.inject import adapter_layers, adapter_state, find_targets, trained_parameters
 from randlora_core.adapters.layer import AdapterLayer
+from randlora_core.adapters.state import adapter_layers, adapter_state, trained_parameters
+from randlora_core.adapters.targets import find_targets
 
 
 class Block(nn.Module):

@@ -12,7 +12,7 @@ from transformers.pytorch_utils import Conv1D
 
 from randlora_core import DoRAConfig, LoRAConfig, NoLAConfig, RandLoRAConfig, VeRAConfig, inject_adapter
 from randlora_core.adapters.config import AdapterConfig
-from randlora_core.adapters.inject import adapter_bases
+from randlora_core.adapters.state import adapter_bases
 
 SHAPES = [(17, 11), (11, 17), (12, 12)]
 KINDS = {"linear": nn.Linear, "conv1d": lambda i, o: Conv1D(o, i)}

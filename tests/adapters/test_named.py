@@ -30,7 +30,7 @@ from randlora_core import (
     use_adapters,
 )
 from randlora_core.adapters.bases import SharedBases
-from randlora_core.adapters.inject import adapter_bases, adapter_layers, all_adapter_layers
+from randlora_core.adapters.state import adapter_bases, adapter_layers, all_adapter_layers
 
 CONFIGS = {
     "default": RandLoRAConfig(rank=4, seed=3),

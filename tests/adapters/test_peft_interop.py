@@ -21,7 +21,7 @@ from randlora_core import (
     merge_adapter,
     save_adapter,
 )
-from randlora_core.adapters.inject import adapter_bases, adapter_layers, adapter_state
+from randlora_core.adapters.state import adapter_bases, adapter_layers, adapter_state
 
 # rtol of float32 products in another order, on logits of about 1.
 CLOSE = {"rtol": 1e-4, "atol": 2e-5}

@@ -20,8 +20,8 @@ from randlora_core import (
     unload_adapter,
     unmerge_adapter,
 )
-from randlora_core.adapters.inject import adapter_layers
-from randlora_core.adapters.layer import LINEAR_4BIT, LINEAR_8BIT, kind_of
+from randlora_core.adapters.layer_kinds import LINEAR_4BIT, LINEAR_8BIT, kind_of
+from randlora_core.adapters.state import adapter_layers
 
 bnb = pytest.importorskip("bitsandbytes")
 pytestmark = pytest.mark.filterwarnings("ignore:.*quantised again:UserWarning")

@@ -10,9 +10,10 @@ from torch import Tensor, nn
 from transformers.pytorch_utils import Conv1D
 
 from randlora_core import RandLoRAConfig, adapter_parameters, inject_adapter, ops
-from randlora_core.adapters.bases import Matrix, SharedBases, distribution
-from randlora_core.adapters.inject import adapter_bases, adapter_layers
+from randlora_core.adapters.bases import Matrix, SharedBases
+from randlora_core.adapters.distributions import distribution
 from randlora_core.adapters.randlora import num_bases
+from randlora_core.adapters.state import adapter_bases, adapter_layers
 
 # (out, in, rank): D > d both ways, D = d, r dividing d and not, one basis only
 CASES = [(17, 11, 4), (11, 17, 4), (11, 11, 4), (16, 8, 4), (8, 16, 2), (12, 12, 12), (9, 13, 1), (13, 9, 9)]

@@ -5,8 +5,8 @@ import torch
 from torch import nn
 
 from randlora_core import LoRAConfig, NoLAConfig, RandLoRAConfig, count_parameters, inject_adapter
-from randlora_core.adapters.inject import adapter_bases
 from randlora_core.adapters.lora import lora_plus_groups
+from randlora_core.adapters.state import adapter_bases
 
 RANDLORA_A = RandLoRAConfig(rank=32, num_bases=124, distinct_a=True)
 RANDLORA_B = RandLoRAConfig(rank=3, num_bases=128)

@@ -3,7 +3,7 @@
 import pytest
 
 from randlora_core import RandLoRAConfig, count_parameters, inject_adapter
-from randlora_core.adapters.inject import find_targets
+from randlora_core.adapters.targets import find_targets
 from randlora_core.models import counts
 from randlora_core.models.architectures import ARCHITECTURES, build_architecture
 
