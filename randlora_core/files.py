@@ -7,7 +7,7 @@ import hashlib
 import json
 import os
 import uuid
-from collections.abc import Iterator
+from collections.abc import Iterator, Sequence
 from pathlib import Path
 
 
@@ -18,16 +18,31 @@ def atomic_file(path: Path) -> Iterator[Path]:
     Raises:
         OSError: The file cannot be written, e.g. on a full disk; what was at `path` before is still there.
     """
-    path.parent.mkdir(parents=True, exist_ok=True)
-    part = path.with_name(f".{path.name}.{uuid.uuid4().hex}.part")
-    part.touch(exist_ok=False)  # not tempfile, whose files only their owner may read
-    try:
+    with atomic_files([path]) as (part,):
         yield part
-        with part.open("rb") as written:
-            os.fsync(written.fileno())
-        os.replace(part, path)
+
+
+@contextlib.contextmanager
+def atomic_files(paths: Sequence[Path]) -> Iterator[list[Path]]:
+    """As `atomic_file` for files that belong together: all are on the disk before the first one takes its place.
+
+    Raises:
+        OSError: As in `atomic_file`.
+    """
+    parts = [path.with_name(f".{path.name}.{uuid.uuid4().hex}.part") for path in paths]
+    try:
+        for part in parts:
+            part.parent.mkdir(parents=True, exist_ok=True)
+            part.touch(exist_ok=False)  # not tempfile, whose files only their owner may read
+        yield parts
+        for part in parts:
+            with part.open("rb") as written:
+                os.fsync(written.fileno())
+        for part, path in zip(parts, paths, strict=True):
+            os.replace(part, path)
     finally:
-        part.unlink(missing_ok=True)
+        for part in parts:
+            part.unlink(missing_ok=True)
 
 
 def cache_folder() -> Path:

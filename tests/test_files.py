@@ -5,7 +5,7 @@ from pathlib import Path
 import pytest
 
 from randlora_core import files
-from randlora_core.files import cache_folder, file_fingerprint
+from randlora_core.files import atomic_files, cache_folder, file_fingerprint
 
 
 @pytest.fixture
@@ -76,3 +76,20 @@ def test_a_cache_that_cannot_be_written_costs_a_read_and_a_missing_file_is_an_er
     assert len(reads) == 2
     with pytest.raises(FileNotFoundError, match="absent"):
         file_fingerprint(tmp_path / "absent")
+
+
+def test_files_that_belong_together_change_together(tmp_path):
+    paths = [tmp_path / "new" / "one", tmp_path / "two"]
+    paths[1].write_text("old")
+    with pytest.raises(KeyError), atomic_files(paths) as parts:
+        for part in parts:
+            part.write_text("half")
+        assert paths[1].read_text() == "old" and not paths[0].exists()
+        raise KeyError
+    assert paths[1].read_text() == "old" and list(paths[0].parent.iterdir()) == []
+    with atomic_files(paths) as parts:
+        for part, text in zip(parts, "ab", strict=True):
+            part.write_text(text)
+        assert paths[1].read_text() == "old"
+    assert [path.read_text() for path in paths] == ["a", "b"]
+    assert sorted(path.name for path in tmp_path.iterdir()) == ["new", "two"]

@@ -3,8 +3,6 @@
 from __future__ import annotations
 
 import json
-import os
-import uuid
 from collections.abc import Iterator, Mapping
 from contextlib import contextmanager
 from pathlib import Path
@@ -13,6 +11,8 @@ from typing import Any
 from safetensors import SafetensorError
 from safetensors.torch import load as parse_tensors
 from torch import Tensor
+
+from randlora_core.files import atomic_files
 
 CONFIG_FILE = "adapter_config.json"
 TENSORS_FILE = "adapter_model.safetensors"
@@ -67,17 +67,11 @@ def read_tensors(data: bytes) -> dict[str, Tensor]:
 
 
 def write_together(directory: Path, files: Mapping[str, bytes]) -> None:
-    """Write all files in full before the first one takes its place."""
-    directory.mkdir(parents=True, exist_ok=True)
-    places = {directory / f".{name}.{uuid.uuid4().hex}": directory / name for name in files}
-    try:
-        for temporary, place in places.items():
-            with open(temporary, "xb") as file:
-                file.write(files[place.name])
-                file.flush()
-                os.fsync(file.fileno())
-        for temporary, place in places.items():
-            os.replace(temporary, place)
-    finally:
-        for temporary in places:
-            temporary.unlink(missing_ok=True)
+    """Write files by name and contents, all of them in full before the first one takes its place.
+
+    Raises:
+        OSError: If one cannot be written; the files that were there are still there, as far as none was replaced.
+    """
+    with atomic_files([directory / name for name in files]) as parts:
+        for part, contents in zip(parts, files.values(), strict=True):
+            part.write_bytes(contents)

@@ -6,6 +6,7 @@ import os
 import pickle
 import random
 import shutil
+from pathlib import Path
 
 import pytest
 import torch
@@ -194,7 +195,7 @@ def test_a_failed_write_leaves_the_old_files(tmp_path, monkeypatch, failing):
 
     with monkeypatch.context() as patch:
         if failing == "write":
-            patch.setattr("builtins.open", full)
+            patch.setattr(Path, "write_bytes", full)
         else:
             patch.setattr(os, failing, full)
         with pytest.raises(OSError, match="No space left"):

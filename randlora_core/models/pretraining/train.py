@@ -21,6 +21,7 @@ import torch.nn.functional as F
 from torch import Tensor, nn
 from torch.nn.attention import SDPBackend, sdpa_kernel
 
+from randlora_core.files import atomic_file
 from randlora_core.models.mini_clip import build_towers, load_tokenizer, read_config
 from randlora_core.models.pretraining.augment import Augmentation, augment
 from randlora_core.models.pretraining.batches import Batch, Batches, Mixture
@@ -184,9 +185,8 @@ class Trainer:
             "step": self.step,
             "seconds": self.seconds,
         }
-        partial = self.checkpoint_file.with_suffix(".partial")
-        torch.save(state, partial)
-        os.replace(partial, self.checkpoint_file)
+        with atomic_file(self.checkpoint_file) as part:
+            torch.save(state, part)
         export_weights(self.model.clip, self.folder / "mini_clip.safetensors")
         self.log(saved=True)
 
@@ -232,9 +232,8 @@ def export_weights(clip: nn.Module, path: Path) -> None:
 
     state = {name: tensor for name, tensor in clip.state_dict().items() if not name.startswith("visual.conv1.")}
     state |= {f"visual.conv1.{name}": tensor for name, tensor in clip.visual.conv1.fold().state_dict().items()}
-    partial = path.with_suffix(".partial")
-    save_file({name: tensor.detach().bfloat16().contiguous() for name, tensor in state.items()}, partial)
-    os.replace(partial, path)
+    with atomic_file(path) as part:
+        save_file({name: tensor.detach().bfloat16().contiguous() for name, tensor in state.items()}, part)
 
 
 @torch.no_grad()
