@@ -12,7 +12,7 @@ cd "$ROOT"
 
 export OMP_WAIT_POLICY=passive # threads that spin for each other waste a shared machine
 say "pre-training for $minutes minutes; checkpoint, log and weights go to results/pretrain"
-python -m randlora_core.models.pretraining.train --data "$data" --minutes "$minutes" --folder results/pretrain
+python -m tools.pretrain_mini_clip.train --data "$data" --minutes "$minutes" --folder results/pretrain
 cp results/pretrain/mini_clip.safetensors randlora_core/models/mini_clip.safetensors
 say "measuring on the six held-out sets"
-python -m randlora_core.models.pretraining.probe --data "$data"
+python -m tools.pretrain_mini_clip.probe --data "$data"

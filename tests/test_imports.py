@@ -37,7 +37,7 @@ ALLOWED = {
         "randlora_core.models",
         "randlora_core.datasets",
     ),
-    **dict.fromkeys(EXPERIMENTS, ("randlora_core",)),
+    **dict.fromkeys((*EXPERIMENTS, "tools"), ("randlora_core",)),
 }
 """Modules directly in randlora_core (the public names, the benchmark) may import all of it, and no experiment."""
 
@@ -46,7 +46,9 @@ LIGHT = {"torch", "safetensors", "numpy"}
 
 
 def sources() -> list[Path]:
-    return [path for package in ("randlora_core", *EXPERIMENTS) for path in sorted((ROOT / package).rglob("*.py"))]
+    return [
+        path for package in ("randlora_core", *EXPERIMENTS, "tools") for path in sorted((ROOT / package).rglob("*.py"))
+    ]
 
 
 def module_name(path: Path) -> str:
@@ -91,7 +93,8 @@ def inside(name: str, package: str) -> bool:
 def forbidden_arrows(module: str, imported: list[str]) -> list[str]:
     """Imports of this repository that the package of `module` may not make."""
     own = next((package for package in ALLOWED if inside(module, package)), None)
-    local = [name for name in imported if name.split(".")[0] in ("randlora_core", *EXPERIMENTS, "scripts", "tests")]
+    here = ("randlora_core", *EXPERIMENTS, "tools", "scripts", "tests")
+    local = [name for name in imported if name.split(".")[0] in here]
     if own is None:
         return [name for name in local if not inside(name, "randlora_core")]
     allowed = (own, *ALLOWED[own], *FOUNDATION)
@@ -113,7 +116,7 @@ def test_arrows_point_down(path):
 def test_heavy_packages_are_imported_inside_functions(path):
     module = module_name(path)
     if not inside(module, "randlora_core"):
-        pytest.skip("an experiment may import them")
+        pytest.skip("an experiment or a tool may import them")
     tree = at_module_level(parse(path))
     roots = {name.split(".")[0] for name in imports(tree, module, is_package=path.name == "__init__.py")}
     assert not roots & set(HEAVY)
@@ -187,6 +190,8 @@ def test_the_check_finds_forbidden_arrows():
     assert arrows("randlora_core.adapters", "from ..experiment import ledger", is_package=True)
     assert arrows("vision.train", "from vision_language import train")
     assert arrows("randlora_core.benchmark", "import vision")
+    assert arrows("randlora_core.models.mini_clip", "def f():\n    from tools.pretrain_mini_clip import train")
+    assert arrows("tools.capabilities_page", "import vision_language")
     assert arrows("randlora_core.adapters.lora", "from randlora_core import models")
     assert not arrows("vision.train", "from randlora_core.experiment import ledger")
     assert not arrows("randlora_core.adapters.lora", "from .layer import Update\nfrom randlora_core import ops")

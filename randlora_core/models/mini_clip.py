@@ -1,7 +1,7 @@
 """The small CLIP that ships: open_clip's two towers with a convolutional stem, at 48 pixels.
 
 Its architecture is `mini_clip.json`, its vocabulary `mini_clip_vocab.json`, its weights `mini_clip.safetensors` (bf16,
-used as fp32); `mini_clip.md` is its model card. `randlora_core.models.pretraining` makes the weights.
+used as fp32); `mini_clip.md` is its model card. `tools.pretrain_mini_clip` makes the weights.
 """
 
 from __future__ import annotations

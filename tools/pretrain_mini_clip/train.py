@@ -1,6 +1,6 @@
 """Pre-train the small CLIP on a CPU: image-text contrast over distinct captions beside a class table.
 
-python -m randlora_core.models.pretraining.train --data PATH --minutes 50
+python -m tools.pretrain_mini_clip.train --data PATH --minutes 50
 
 Interrupted, it goes on from its checkpoint. At the end it folds the stem's batch norms into the convolutions, drops the
 class table and writes the weights as bf16 safetensors.
@@ -23,11 +23,11 @@ from torch.nn.attention import SDPBackend, sdpa_kernel
 
 from randlora_core.files import atomic_file
 from randlora_core.models.mini_clip import build_towers, load_tokenizer, read_config
-from randlora_core.models.pretraining.augment import Augmentation, augment
-from randlora_core.models.pretraining.batches import Batch, Batches, Mixture
-from randlora_core.models.pretraining.data import read_class_names, read_split
 from randlora_core.models.text_tower import encode_text, shorten
 from randlora_core.models.tokenizer import Tokenizer
+from tools.pretrain_mini_clip.augment import Augmentation, augment
+from tools.pretrain_mini_clip.batches import Batch, Batches, Mixture
+from tools.pretrain_mini_clip.data import read_class_names, read_split
 
 
 @dataclass(frozen=True)

@@ -1,6 +1,6 @@
 """Measure the small CLIP on the six sets it has not seen, and write the model card's figures.
 
-python -m randlora_core.models.pretraining.probe --data PATH
+python -m tools.pretrain_mini_clip.probe --data PATH
 
 For each set: a linear probe on the pre-trained vision tower, the same probe on the tower with random weights, ridge
 regression on raw pixels, and zero-shot. Regularisation is chosen on a fifth of the training split; the fit
@@ -21,9 +21,9 @@ from torch import Tensor
 
 from randlora_core.models.backbone import Backbone
 from randlora_core.models.mini_clip import WEIGHTS_FILE, build_mini_clip
-from randlora_core.models.pretraining.captions import TEMPLATES
-from randlora_core.models.pretraining.card import CARD_FILE, FIGURES_FILE, file_sha256, render_tables, replace_tables
-from randlora_core.models.pretraining.data import HELD_OUT, read_class_names, read_split
+from tools.pretrain_mini_clip.captions import TEMPLATES
+from tools.pretrain_mini_clip.card import CARD_FILE, FIGURES_FILE, file_sha256, render_tables, replace_tables
+from tools.pretrain_mini_clip.data import HELD_OUT, read_class_names, read_split
 
 MAX_TRAIN = 5_000
 RAW_SIZE = 24
@@ -173,7 +173,6 @@ def main() -> None:
         return
     figures = {
         "weights_file_sha256": file_sha256(options.weights),
-        "weights_hash": pretrained.weights_hash,
         "parameters": sum(parameter.numel() for parameter in pretrained.model.parameters()),
         "training": read_training(options.training),
         "datasets": datasets,

@@ -17,8 +17,8 @@ from pathlib import Path
 import numpy as np
 from PIL import Image, ImageDraw, ImageFilter, ImageFont
 
-from randlora_core.models.pretraining.captions import COLOURS, COUNTS, DIRECTIONS, POSITIONS, SHAPES, TEXTURES
-from randlora_core.models.pretraining.data import STORED_SIZE
+from tools.pretrain_mini_clip.captions import COLOURS, COUNTS, DIRECTIONS, POSITIONS, SHAPES, TEXTURES
+from tools.pretrain_mini_clip.data import STORED_SIZE
 
 CANVAS = 2 * STORED_SIZE
 FONTS = (

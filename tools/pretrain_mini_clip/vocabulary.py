@@ -1,6 +1,6 @@
 """Learn the small CLIP's vocabulary: byte-level BPE over everything that pre-training may say.
 
-python -m randlora_core.models.pretraining.vocabulary --data PATH
+python -m tools.pretrain_mini_clip.vocabulary --data PATH
 """
 
 from __future__ import annotations
@@ -13,9 +13,9 @@ from collections.abc import Iterable
 from pathlib import Path
 
 from randlora_core.models.mini_clip import VOCABULARY_FILE, read_config
-from randlora_core.models.pretraining import captions
-from randlora_core.models.pretraining.data import read_emoji_captions, read_natural_names
 from randlora_core.models.tokenizer import NUM_BYTES, merge_pair, split_words
+from tools.pretrain_mini_clip import captions
+from tools.pretrain_mini_clip.data import read_emoji_captions, read_natural_names
 
 
 def learn_merges(texts: Iterable[str], count: int) -> list[tuple[bytes, bytes]]:

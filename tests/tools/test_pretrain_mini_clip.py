@@ -1,5 +1,6 @@
 import io
 import json
+import string
 from pathlib import Path
 
 import numpy as np
@@ -7,21 +8,24 @@ import pyarrow as pa
 import pyarrow.parquet as parquet
 import pytest
 import torch
-from PIL import Image
+from PIL import Image, ImageDraw
 from safetensors.torch import load_file
 
+from randlora_core.datasets import characters
 from randlora_core.models import build_backbone
 from randlora_core.models.mini_clip import load_tokenizer
-from randlora_core.models.pretraining import card, probe
-from randlora_core.models.pretraining.augment import Augmentation, augment
-from randlora_core.models.pretraining.batches import Batches, Mixture
-from randlora_core.models.pretraining.data import HELD_OUT, NATURAL, clean_name, read_emoji, read_natural
-from randlora_core.models.pretraining.train import Pretraining, Recipe, Trainer, compute_losses, learning_rate_at
+from randlora_core.models.tokenizer import Tokenizer, split_words
+from tools.pretrain_mini_clip import card, generate, probe
+from tools.pretrain_mini_clip.augment import Augmentation, augment
+from tools.pretrain_mini_clip.batches import Batches, Mixture
+from tools.pretrain_mini_clip.data import HELD_OUT, NATURAL, clean_name, read_emoji, read_natural
+from tools.pretrain_mini_clip.train import Pretraining, Recipe, Trainer, compute_losses, learning_rate_at
+from tools.pretrain_mini_clip.vocabulary import learn_merges
 
 SMALL = Recipe(mixture=Mixture(natural=6, emoji=2, generated=4, pool=8), warmup_steps=2)
 
 
-def _encoded(random, colour=None):
+def _encoded(random):
     pixels = random.integers(0, 256, (20, 20, 3), dtype=np.uint8)
     buffer = io.BytesIO()
     Image.fromarray(pixels).save(buffer, "PNG")
@@ -181,3 +185,58 @@ def test_card_says_when_the_aim_is_missed():
     assert not card.is_met({"datasets": dict.fromkeys(card.CRITERION_SETS, row | {"zero_shot": 0.02})})
     close = row | {"ridge_on_pixels": {"accuracy": 0.21}}
     assert not card.is_met({"datasets": dict.fromkeys(card.CRITERION_SETS, close)})
+
+
+def test_merges_are_learnt_by_frequency_and_never_cross_words():
+    merges = learn_merges(["ab cd", "ab cd", "ab"], 4)
+    assert merges == [(b" ", b"a"), (b" a", b"b"), (b" ", b"c"), (b" c", b"d")]
+    assert split_words("ab cd") == [b" ab", b" cd"]
+    assert Tokenizer(merges, 8).encode("ab cd e") == [257, 259, *b" e"]
+    with pytest.raises(ValueError, match="give 5 merges, 50"):
+        learn_merges(["abcde"], 50)
+
+
+def test_drawings_follow_seed_and_index():
+    for index in range(30):
+        first, again = generate.draw(5, index), generate.draw(5, index)
+        assert first.caption == again.caption and first.name == again.name
+        assert np.array_equal(first.image, again.image)
+        assert first.image.shape == (64, 64, 3) and first.name in generate.names()
+    assert not np.array_equal(generate.draw(5, 0).image, generate.draw(6, 0).image)
+
+
+def test_drawings_use_no_held_out_character_or_font():
+    assert not set(generate.SYMBOLS) & {*characters.CHARACTERS, *string.ascii_letters, *string.digits}
+    assert not set(generate.FONTS) & set(characters.FONTS)
+    assert len(set(generate.SYMBOLS)) == len(generate.SYMBOLS)
+
+
+def test_drawn_symbols_do_not_look_like_latin_letters_or_digits():
+    held_out = string.ascii_letters + string.digits
+    for font in (*generate.FONTS, "DejaVuSans.ttf"):
+        letters = np.stack([_outline(character, font) for character in held_out])
+        symbols = np.stack([_outline(character, font) for character in generate.SYMBOLS])
+        nearest = (symbols @ letters.T).max(1)
+        worst = int(nearest.argmax())
+        assert nearest[worst] < 0.8, (font, generate.SYMBOLS[worst])
+
+
+def _outline(character, font):
+    """A character cut out, centred in a square and scaled to 24 pixels, as a vector of mean 0 and length 1."""
+    image = Image.new("L", (200, 200))
+    ImageDraw.Draw(image).text((60, 40), character, font=generate.load_font(font, 64), fill=255)
+    image = image.crop(image.getbbox())
+    side = max(image.size)
+    square = Image.new("L", (side, side))
+    square.paste(image, ((side - image.width) // 2, (side - image.height) // 2))
+    vector = np.asarray(square.resize((24, 24), Image.Resampling.BOX), float).ravel()
+    vector -= vector.mean()
+    return vector / np.linalg.norm(vector)
+
+
+def test_card_shows_the_figures():
+    figures = json.loads(card.FIGURES_FILE.read_text())
+    text = card.CARD_FILE.read_text()
+    assert card.replace_tables(text, card.render_tables(figures)) == text
+    with pytest.raises(ValueError, match="figures"):
+        card.replace_tables("no marks", "")

@@ -1,6 +1,6 @@
 """What works with what: every method on every kind of layer, found out by trying.
 
-    python -m randlora_core.capabilities > docs/capabilities.md
+    python -m tools.capabilities_page > docs/capabilities.md
 
 writes the committed page; a test tries everything again and compares.
 """
@@ -11,7 +11,6 @@ import copy
 import tempfile
 import warnings
 from collections.abc import Callable, Iterator, Mapping
-from contextlib import contextmanager
 
 import torch
 from torch import Tensor, nn
@@ -256,13 +255,6 @@ CAPABILITIES: dict[str, tuple[Callable[[str, str], str], str]] = {
 """Heading -> what tries it, and what is tried."""
 
 
-@contextmanager
-def _quiet() -> Iterator[None]:
-    with warnings.catch_warnings():
-        warnings.simplefilter("ignore")
-        yield
-
-
 def answers(capability: str) -> dict[str, dict[str, str]]:
     """Try one capability: method -> layer kind -> answer.
 
@@ -270,7 +262,8 @@ def answers(capability: str) -> dict[str, dict[str, str]]:
         capability: A key of `CAPABILITIES`.
     """
     attempt, _ = CAPABILITIES[capability]
-    with _quiet():
+    with warnings.catch_warnings():
+        warnings.simplefilter("ignore")
         return {method: {kind: attempt(method, kind) for kind in LAYERS} for method in METHODS}
 
 
@@ -281,19 +274,21 @@ def table(capability: str, found: Mapping[str, Mapping[str, str]]) -> str:
     return "\n".join([f"## {capability}", "", CAPABILITIES[capability][1], "", *lines, ""])
 
 
+INTRODUCTION = (
+    "# What works with what\n\n"
+    "Written by `python -m tools.capabilities_page > docs/capabilities.md`, which tries every cell on the CPU, "
+    f"on a layer with {_SIZES[0]} inputs and {_SIZES[1]} outputs (attention: width {_SIZES[0]}); "
+    "`tests/tools/test_capabilities_page.py` tries again and compares.\n\n"
+    "Conv1D is transformers' layer of that name; attention is `nn.MultiheadAttention`; 4 and 8 bits are "
+    "bitsandbytes' `Linear4bit` and `Linear8bitLt`, in training mode, since in evaluation mode the 8-bit layer "
+    "rounds its inputs, with or without adapter. Everything else (convolutions, embeddings, weights "
+    "that two layers share) is refused with the reason.\n"
+)
+
+
 def page() -> str:
     """The whole page, Markdown. Takes minutes."""
-    introduction = (
-        "# What works with what\n\n"
-        "Written by `python -m randlora_core.capabilities > docs/capabilities.md`, which tries every cell on the CPU, "
-        f"on a layer with {_SIZES[0]} inputs and {_SIZES[1]} outputs (attention: width {_SIZES[0]}); "
-        "`tests/test_capabilities.py` tries again and compares.\n\n"
-        "Conv1D is transformers' layer of that name; attention is `nn.MultiheadAttention`; 4 and 8 bits are "
-        "bitsandbytes' `Linear4bit` and `Linear8bitLt`, in training mode, since in evaluation mode the 8-bit layer "
-        "rounds its inputs, with or without adapter. Everything else (convolutions, embeddings, weights "
-        "that two layers share) is refused with the reason.\n"
-    )
-    return "\n".join([introduction, *(table(name, answers(name)) for name in CAPABILITIES)])
+    return "\n".join([INTRODUCTION, *(table(name, answers(name)) for name in CAPABILITIES)])
 
 
 if __name__ == "__main__":

@@ -4,9 +4,9 @@ from pathlib import Path
 
 import pytest
 
-from randlora_core.capabilities import CAPABILITIES, LAYERS, METHODS, NO, YES, answers, table
+from tools.capabilities_page import CAPABILITIES, INTRODUCTION, LAYERS, METHODS, NO, YES, answers, table
 
-PAGE = Path(__file__).resolve().parents[1] / "docs" / "capabilities.md"
+PAGE = Path(__file__).resolve().parents[2] / "docs" / "capabilities.md"
 QUICK = ("Training and files", "Merging", "Many adapters")
 
 
@@ -18,9 +18,10 @@ def test_the_page_is_what_is_found(capability):
     assert table(capability, answers(capability)) in PAGE.read_text()
 
 
-def test_the_page_has_every_table_and_no_other():
-    headings = [line[3:] for line in PAGE.read_text().splitlines() if line.startswith("## ")]
-    assert headings == list(CAPABILITIES)
+def test_the_page_has_its_introduction_every_table_and_no_other():
+    text = PAGE.read_text()
+    assert text.startswith(INTRODUCTION)
+    assert [line[3:] for line in text.splitlines() if line.startswith("## ")] == list(CAPABILITIES)
 
 
 def test_a_wrong_answer_would_show():

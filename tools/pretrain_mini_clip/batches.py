@@ -11,9 +11,9 @@ import numpy as np
 import torch
 from torch import Tensor
 
-from randlora_core.models.pretraining import generate
-from randlora_core.models.pretraining.captions import DRAWING_TEMPLATES, TEMPLATES
-from randlora_core.models.pretraining.data import ImageTexts, read_emoji, read_natural
+from tools.pretrain_mini_clip import generate
+from tools.pretrain_mini_clip.captions import DRAWING_TEMPLATES, TEMPLATES
+from tools.pretrain_mini_clip.data import ImageTexts, read_emoji, read_natural
 
 
 @dataclass(frozen=True)
