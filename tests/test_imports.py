@@ -22,7 +22,7 @@ HEAVY = (
     "bitsandbytes",
 )
 
-FOUNDATION = ("randlora_core.files", "randlora_core.splitmix")
+FOUNDATION = ("randlora_core.extras", "randlora_core.files", "randlora_core.splitmix")
 """Modules that import nothing of this repository, which every package may import."""
 
 # Package -> packages of this repository that it may import, itself and FOUNDATION left out.

@@ -293,7 +293,8 @@ def _redraw(content: Mapping[str, Any], dialect: Dialect, shapes: tuple[Shape, .
         import peft
     except ImportError:
         raise ValueError(
-            "it lacks the frozen matrices (save_projection=false), and peft, which could draw them, is not installed"
+            "it lacks the frozen matrices (save_projection=false), and peft, which could draw them, is not installed: "
+            'pip install "randlora[peft]"'
         ) from None
     warnings.warn(
         f"the adapter was saved without its frozen matrices: they are drawn again by PEFT {peft.__version__} from "

@@ -14,6 +14,7 @@ from randlora_core.adapters import make_config
 from randlora_core.adapters.inject import inject_adapter
 from randlora_core.adapters.state import count_parameters
 from randlora_core.benchmarking.cases import Case
+from randlora_core.extras import needs_extra
 
 VERA_RANK = 256
 NOLA_RANK = 1
@@ -45,7 +46,8 @@ def _ours(method: str, case: Case, module: nn.Module) -> nn.Module:
 
 
 def _peft(method: str, case: Case, module: nn.Module) -> nn.Module:
-    import peft
+    with needs_extra("peft"):
+        import peft
 
     rank, targets = _rank(method, case), list(case.targets)
     configs: dict[str, Callable[[], object]] = {

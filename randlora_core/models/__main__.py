@@ -6,6 +6,7 @@ import argparse
 import sys
 from collections.abc import Iterator, Sequence
 
+from randlora_core.extras import needs_extra
 from randlora_core.models.registry import BACKBONES
 from randlora_core.models.wheels import WHEELS
 
@@ -14,8 +15,9 @@ def describe_weights() -> Iterator[str]:
     """One line for each model: its name, whether its weights are on this machine, where they come from."""
     for name, entry in BACKBONES.items():
         try:
-            weights = entry.find_weights()
-            found = weights.find()
+            with needs_extra("experiments"):
+                weights = entry.find_weights()
+                found = weights.find()
         except (ImportError, ValueError) as error:  # a library that is not installed; a model that needs a path
             yield f"{name:15} -         {error}"
             continue

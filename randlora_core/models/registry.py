@@ -9,6 +9,7 @@ from dataclasses import dataclass
 from functools import partial
 from typing import Any
 
+from randlora_core.extras import needs_extra
 from randlora_core.models import dinov2, language_models, open_clip_models
 from randlora_core.models.backbone import Backbone
 from randlora_core.models.dinov2 import build_dinov2, find_dinov2_weights
@@ -49,6 +50,7 @@ PLACEMENT = ("device",)
 """Options that change where the numbers are and not what they are."""
 
 
+@needs_extra("experiments")
 def build_backbone(name: str, *, pretrained: bool = True, **options: Any) -> Backbone:
     """Build the model called `name`.
 
@@ -60,11 +62,13 @@ def build_backbone(name: str, *, pretrained: bool = True, **options: Any) -> Bac
     Raises:
         ValueError: If the name is unknown, or the builder does not take an option.
         OSError: If the weights cannot be had.
+        MissingExtraError: If the library that the model comes from is not installed.
     """
     check_options(name, options)
     return BACKBONES[name].build(pretrained=pretrained, **options)
 
 
+@needs_extra("experiments")
 def identify_weights(name: str, *, pretrained: bool = True, **options: Any) -> str:
     """A text that is the same for the same weights and another for others; the model is not built.
 

@@ -11,6 +11,7 @@ from typing import Any
 
 from randlora_core.experiment.interface import Experiment
 from randlora_core.experiment.loop.hardware import usable_cores
+from randlora_core.extras import needs_extra
 
 FAILED, BAD_INPUT, INTERRUPTED = 1, 2, 130
 """Exit codes: a run failed, bad input, stopped by a signal. 0: all is done."""
@@ -42,7 +43,8 @@ def run_command(work: Callable[[list[str]], int], arguments: Sequence[str] | Non
     arguments = sys.argv[1:] if arguments is None else list(arguments)
     signal.signal(signal.SIGTERM, _interrupt)
     try:
-        return work(arguments)
+        with needs_extra("experiments"):
+            return work(arguments)
     except KeyboardInterrupt:
         print(f"interrupted; {hint}", file=sys.stderr)
         return INTERRUPTED
