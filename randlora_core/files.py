@@ -24,7 +24,9 @@ def atomic_file(path: Path) -> Iterator[Path]:
 
 @contextlib.contextmanager
 def atomic_files(paths: Sequence[Path]) -> Iterator[list[Path]]:
-    """As `atomic_file` for files that belong together: all are on the disk before the first one takes its place.
+    """Does for files that belong together what `atomic_file` does for one.
+
+    All of them are on the disk before the first one takes its place.
 
     Raises:
         OSError: As in `atomic_file`.

@@ -16,7 +16,7 @@ import numpy as np
 from torch import Tensor
 
 STEP = 0x9E3779B97F4A7C15
-"""What the state grows by from one output to the next."""
+"""The state grows by this number from one output to the next."""
 
 _FACTORS = 0xBF58476D1CE4E5B9, 0x94D049BB133111EB
 _SHIFTS = 30, 27, 31
@@ -45,7 +45,7 @@ def mix(words: np.ndarray) -> np.ndarray:
 
 
 def tensor_outputs(states: Tensor, positions: Tensor) -> Tensor:
-    """As `outputs`, on int64 tensors of any device; torch.compile can trace it."""
+    """Gives the same as `outputs`, on int64 tensors of any device; torch.compile can trace it."""
     words = states[..., None] + (positions + 1) * as_signed(STEP)
     for shift, factor in zip(_SHIFTS, _FACTORS, strict=False):
         words ^= shift_right(words, shift)

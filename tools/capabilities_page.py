@@ -1,4 +1,4 @@
-"""What works with what: every method on every kind of layer, found out by trying.
+"""Writes the page that says which method works on which kind of layer, found out by trying.
 
     python -m tools.capabilities_page > docs/capabilities.md
 
@@ -200,7 +200,7 @@ def try_mixing(method: str, kind: str) -> str:
 
 
 def try_peft(method: str, kind: str) -> str:
-    """What `export_peft` writes, the installed PEFT opens with the same outputs: the method itself, or only as LoRA."""
+    """The installed PEFT opens what `export_peft` writes, with the same outputs: the method itself, or only as LoRA."""
     import peft
 
     model, x = adapted_model(method, kind), _inputs()

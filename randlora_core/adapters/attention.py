@@ -100,7 +100,7 @@ class OpenMultiheadAttention(nn.MultiheadAttention):
         return output, weights if query.dim() == 3 else weights.squeeze(0)
 
     def _project(self, query: Tensor, key: Tensor, value: Tensor) -> tuple[Tensor, Tensor, Tensor]:
-        """Each input (..., w) through its part of the input projection."""
+        """Sends each input (..., w) through its part of the input projection."""
         if "in_proj" not in self._modules:
             return self.q_proj(query), self.k_proj(key), self.v_proj(value)
         if query is key and key is value:
@@ -113,21 +113,21 @@ class OpenMultiheadAttention(nn.MultiheadAttention):
         return q, self.in_proj(key).chunk(3, dim=-1)[1], self.in_proj(value).chunk(3, dim=-1)[2]
 
     def _split_heads(self, x: Tensor) -> Tensor:
-        """(N, L, w), (L, N, w) or (L, w) -> (N, H, L, h)."""
+        """Turns (N, L, w), (L, N, w) or (L, w) into (N, H, L, h)."""
         x = x.unflatten(-1, (self.num_heads, self.head_dim))
         if x.dim() == 3:
             return x.transpose(0, 1).unsqueeze(0)
         return x.transpose(1, 2) if self.batch_first else x.permute(1, 2, 0, 3)
 
     def _join_heads(self, x: Tensor, *, batched: bool) -> Tensor:
-        """(N, H, L, h) -> the layout of the query."""
+        """Turns (N, H, L, h) into the layout of the query."""
         if not batched:
             return x.squeeze(0).transpose(0, 1).flatten(1)
         return (x.transpose(1, 2) if self.batch_first else x.permute(2, 0, 1, 3)).flatten(2)
 
 
 def _merge_masks(attn_mask: Tensor | None, padding: Tensor | None, query: Tensor, num_heads: int) -> Tensor | None:
-    """Both masks as one that is added to the scores, broadcastable to (N, H, L, S)."""
+    """Joins both masks into one that is added to the scores, broadcastable to (N, H, L, S)."""
     if attn_mask is not None:
         attn_mask = _additive(attn_mask, query.dtype)
         if attn_mask.dim() == 3:
@@ -141,14 +141,14 @@ def _merge_masks(attn_mask: Tensor | None, padding: Tensor | None, query: Tensor
 
 
 def _additive(mask: Tensor, dtype: torch.dtype) -> Tensor:
-    """A boolean mask (True: not attended) as 0 and -inf; a floating one as it is."""
+    """Turns a boolean mask (True: not attended) into 0 and -inf, and leaves a floating one as it is."""
     if mask.dtype != torch.bool:
         return mask
     return torch.zeros_like(mask, dtype=dtype).masked_fill_(mask, -math.inf)
 
 
 def _attend_with_weights(q: Tensor, k: Tensor, v: Tensor, mask: Tensor | None, dropout: float) -> tuple[Tensor, Tensor]:
-    """Attention spelled out: outputs (N, H, L, h) of the heads, weights (N, H, L, S) after dropout, as in torch."""
+    """Computes attention step by step: outputs (N, H, L, h) of the heads, and weights (N, H, L, S) after dropout."""
     scores = (q * math.sqrt(1.0 / q.shape[-1])) @ k.transpose(-2, -1)
     weights = (scores if mask is None else scores + mask).softmax(dim=-1)
     weights = F.dropout(weights, dropout) if dropout > 0.0 else weights
@@ -239,7 +239,7 @@ def _like(part: Tensor, parameter: nn.Parameter) -> nn.Parameter:
 
 
 def _joined(parameters: list[nn.Parameter]) -> nn.Parameter:
-    """One parameter for all rows; the very same object where there is only one."""
+    """Joins the rows of parameters in one; a single parameter stays the same object."""
     if len(parameters) == 1:
         return parameters[0]
     return _like(torch.cat([parameter.detach() for parameter in parameters]), parameters[0])

@@ -83,7 +83,7 @@ class SharedBases(nn.Module):
 
     @property
     def device(self) -> torch.device:
-        """Where the matrices are."""
+        """The device that the matrices are on."""
         return next(self.buffers()).device
 
     def matrix(self, name: str, shape: tuple[int, ...]) -> Tensor:
@@ -96,9 +96,10 @@ class SharedBases(nn.Module):
         return getattr(self, name)[tuple(slice(size) for size in shape)]
 
     def cast(self, name: str, shape: tuple[int, ...], dtype: torch.dtype) -> Tensor:
-        """As `matrix`, in another type, for methods whose matrices are small: a view of a cast of the whole matrix.
+        """Gives the leading part of a matrix in another type, for methods whose matrices are small.
 
-        The cast is kept for all layers and steps, one per type asked for, until the matrix changes.
+        It is a view of a cast of the whole matrix, which is kept for all layers and steps, one per type asked for, until
+        the matrix changes.
         """
         whole = getattr(self, name)
         if whole.dtype == dtype or torch.compiler.is_compiling():
@@ -112,7 +113,7 @@ class SharedBases(nn.Module):
         return kept[tuple(slice(size) for size in shape)]
 
     def kept_casts(self) -> list[Tensor]:
-        """What `cast` keeps."""
+        """The casts of whole matrices that `cast` keeps."""
         return [kept for *_, kept in self._casts.values()]
 
     def __getstate__(self) -> dict[str, object]:
@@ -127,7 +128,7 @@ class SharedBases(nn.Module):
         return None
 
     def covers(self, needed: SharedBases) -> bool:
-        """Whether every entry that `needed` would have is here, with the same factor and kept in the same way."""
+        """Tells whether every entry that `needed` would have is here, with the same factor and kept in the same way."""
         return (
             type(self) is type(needed)
             and (self.seed, self._entries, self.units) == (needed.seed, needed._entries, needed.units)

@@ -1,4 +1,4 @@
-"""What every method's settings have in common: fields, validation, and settings per layer."""
+"""The settings that all methods have in common, their validation, and the settings of one layer."""
 
 from __future__ import annotations
 

@@ -40,7 +40,7 @@ _NORMAL_TABLE = Path(__file__).with_name("normal_quantiles.safetensors")
 
 @dataclass(frozen=True)
 class Distribution:
-    """How integers become entries. Two distributions are equal if their entries are.
+    """Turns the generator's integers into the entries of a matrix. Two distributions are equal if their entries are.
 
     Args:
         name: Name, with the sparsity where there is one.

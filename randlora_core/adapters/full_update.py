@@ -1,4 +1,4 @@
-"""A frozen full update in the place of an adapter, so that full fine-tuning is looked at as the other methods are.
+"""A frozen full update in the place of an adapter, so that full fine-tuning is analysed as the other methods are.
 
     dW (out, in)   the difference of two weights, frozen
 

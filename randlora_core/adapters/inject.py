@@ -33,7 +33,7 @@ from randlora_core.adapters.targets import choose_layers, find_targets, match_pa
 
 @dataclass(frozen=True)
 class InjectionPlan:
-    """What `inject_adapter` is going to do, all of it checked against the model.
+    """An injection that was checked against its model and can be carried out.
 
     Args:
         state: What the model will keep.
@@ -91,7 +91,7 @@ def plan_injection(
     trainable: Sequence[str] | str = (),
     split_in_proj: bool = False,
 ) -> InjectionPlan:
-    """All of `inject_adapter` that can be refused, without touching the model; arguments and errors are the same."""
+    """Checks everything that `inject_adapter` can refuse, without touching the model; arguments and errors are its."""
     shapes = find_targets(model, targets, exclude=exclude, split_in_proj=split_in_proj)
     config = method_named(config.method).update.resolve(config, tuple(shapes.values()))
     configs = layer_configs(config, shapes)
@@ -102,7 +102,7 @@ def plan_injection(
 
 
 def plan_addition(model: nn.Module, config: AdapterConfig, targets: Sequence[str] | str | None) -> InjectionPlan:
-    """What can be refused when a model with adapters gets another one, without touching the model.
+    """Checks everything that can be refused when a model gets a further adapter, without touching the model.
 
     Args:
         model: A model with adapters.
@@ -123,7 +123,7 @@ def plan_addition(model: nn.Module, config: AdapterConfig, targets: Sequence[str
 
 
 def layer_configs(config: AdapterConfig, shapes: dict[str, Shape]) -> dict[str, AdapterConfig]:
-    """Every target's own settings, checked against its shape.
+    """Gives every target's own settings, checked against its shape.
 
     Raises:
         ValueError: If a pattern of the config matches no target, or a layer does not allow its rank.
@@ -208,7 +208,7 @@ def make_bases(
     device_of: Callable[[str], torch.device],
     model: nn.Module | None = None,
 ) -> dict[int, SharedBases | None]:
-    """Rank -> bases for the layers of that rank, on the device of the first of them.
+    """Makes the bases that the layers of one rank share: rank -> bases, on the device of the first of its layers.
 
     Args:
         configs: Layer's name -> its own settings.
@@ -259,7 +259,7 @@ def unload_adapter(model: nn.Module) -> nn.Module:
 
 
 def forget_adapter(model: nn.Module, adapter: str) -> None:
-    """Drop what is kept about an adapter whose updates are gone, and layers without any other."""
+    """Drop the state of an adapter whose updates are gone, and give layers back that hold no other."""
     set_adapter_states(model, {name: state for name, state in adapter_states(model).items() if name != adapter})
     for name, layer in all_adapter_layers(model).items():
         if not layer.updates:

@@ -75,13 +75,14 @@ class Update(nn.Module):
 
     @abstractmethod
     def delta_weight(self) -> Tensor:
-        """What the method adds to the weight: (out, in), scaled, differentiable, float32 unless the parameters are
-        float64.
-        """  # noqa: D205
+        """Gives what the method adds to the weight: (out, in), scaled, differentiable.
+
+        It is float32, or float64 where the parameters are.
+        """
 
     @abstractmethod
     def added_output(self, x: Tensor) -> Tensor:
-        """What the method adds to the output for x (..., in): (..., out), dropout not applied."""
+        """Gives what the method adds to the output, (..., out), for x (..., in); dropout is not applied."""
 
     def merged_weight(self, weight: Tensor) -> Tensor:
         """The weight (out, in) that a layer without adapter needs for the same output; `weight` is the frozen one."""
@@ -160,7 +161,7 @@ class AdapterLayer(nn.Module):
 
     @property
     def kind(self) -> LayerKind:
-        """How to read and write the base layer."""
+        """The kind of the base layer, which knows how its weight is read and written."""
         return kind_of(self.base)
 
     @property

@@ -16,7 +16,7 @@ Shape = tuple[int, int]
 
 @dataclass(frozen=True)
 class LayerKind:
-    """How to read and write one kind of linear layer.
+    """Reads and writes the weight of one kind of linear layer.
 
     Args:
         name: Name for error messages.

@@ -49,7 +49,7 @@ def merge_adapter(model: nn.Module) -> nn.Module:
 
 
 def merge_error(model: nn.Module) -> dict[str, float]:
-    """What rounding or quantising the merged weights took from the update.
+    """Measures what rounding or quantising the merged weights took from the update.
 
     Returns:
         Layer's name -> ||stored - (W0 + dW)|| / ||dW||, Frobenius norms: 0 is exact, and at 1 the error is as large as

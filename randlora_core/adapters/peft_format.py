@@ -1,4 +1,4 @@
-"""How Hugging Face PEFT writes an adapter: which fields mean what, which layers a config names, which tensors it has.
+"""Hugging Face PEFT's format of an adapter: the meaning of its fields, the layers that it names, and its tensors.
 
 Written against PEFT 0.21.2 and tested with it; nothing here imports it. A saved adapter is `adapter_config.json` and
 `adapter_model.safetensors`, whose tensors are called
@@ -31,7 +31,7 @@ ALL_LINEAR = "all-linear"
 
 @dataclass(frozen=True)
 class Dialect:
-    """How PEFT writes one method.
+    """Describes how PEFT writes one method.
 
     Args:
         peft_type: Value of `peft_type`.
@@ -185,7 +185,7 @@ def _match(expression: str, name: str) -> re.Match[str] | None:
 
 
 def pattern_value(patterns: Mapping[str, Any], name: str, default: Any) -> Any:
-    """What PEFT's `rank_pattern` or `alpha_pattern` gives a layer: the first key that ends its name."""
+    """Looks a layer up in PEFT's `rank_pattern` or `alpha_pattern`: the value of the first key that ends its name."""
     return next((v for key, v in patterns.items() if _match(rf"(.*\.)?({key})$", name)), default)
 
 

@@ -42,7 +42,7 @@ def shape(module: nn.Module) -> tuple[int, int]:
 
 
 def refusal_4bit(module: nn.Module) -> str | None:
-    """Why a Linear4bit cannot be adapted; None if it can."""
+    """Gives the reason why a Linear4bit cannot be adapted; None if it can."""
     if getattr(module.weight, "quant_state", None) is None:
         return "its weight is not quantised yet; move the model to its device first"
     return None
@@ -102,7 +102,7 @@ def write_4bit(module: nn.Module, weight: Tensor) -> None:
 
 
 def refusal_8bit(module: nn.Module) -> str | None:
-    """Why a Linear8bitLt cannot be adapted; None if it can."""
+    """Gives the reason why a Linear8bitLt cannot be adapted; None if it can."""
     if module.state.has_fp16_weights:
         return "has_fp16_weights=True keeps a 16-bit weight and quantises it in every forward; use False"
     if _row_scales(module) is None:

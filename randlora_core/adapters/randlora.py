@@ -216,7 +216,7 @@ class RandLoRAUpdate(Update):
         return ("A", (r, d)), ("B", (max(self.out_features, self.in_features), n, r))
 
     def _operands(self) -> dict[str, Any]:
-        """What `randlora_core.ops` takes beside the input."""
+        """The arguments that functions of `randlora_core.ops` take beside the input."""
         basis_a, basis_b = self.basis_slices()
         return {
             "lambda_": self.randlora_lambda,

@@ -29,7 +29,7 @@ _OWN_KEYS = {"format", "library_version", "method", "targets", "trainable", "spl
 
 @dataclass(frozen=True)
 class SavedAdapter:
-    """What the file says, checked in itself but against no model.
+    """The values in the file, checked in themselves but against no model.
 
     Args:
         config: The method's settings.

@@ -1,4 +1,4 @@
-"""What is kept on a model about its adapters, what of it trains, and how much.
+"""The record of a model's adapters that is kept on the model, and the layers and parameters that belong to them.
 
 The model keeps its class. What was injected is an attribute of the model, a tuple of plain values for each adapter
 (`AdapterState`), so that it survives deepcopy and pickling.
@@ -21,7 +21,7 @@ _STATE = "_randlora_state"
 
 @dataclass(frozen=True)
 class AdapterState:
-    """What was injected into a model.
+    """Describes one adapter that was injected into a model.
 
     Args:
         config: Settings, with those that depend on the targets resolved.
@@ -55,7 +55,7 @@ class ParameterCounts:
 
 
 def set_adapter_states(model: nn.Module, states: Mapping[str, AdapterState]) -> None:
-    """Replaces what is kept on `model`; nothing is kept where there are no states."""
+    """Replaces the states of all adapters; without states, nothing is left on the model."""
     if states:
         setattr(model, _STATE, dict(states))
     elif hasattr(model, _STATE):
@@ -78,7 +78,7 @@ def require_plain(model: nn.Module) -> None:
 
 
 def adapter_states(model: nn.Module) -> dict[str, AdapterState]:
-    """Adapter's name -> what was injected, in the order of injection.
+    """Gives the state of every adapter by name, in the order of injection.
 
     Raises:
         ValueError: If the model has no adapter.
@@ -90,7 +90,7 @@ def adapter_states(model: nn.Module) -> dict[str, AdapterState]:
 
 
 def adapter_state(model: nn.Module, adapter: str | None = None) -> AdapterState:
-    """What was injected into `model` under the name `adapter`; None stands for the active adapter.
+    """Gives the state of the adapter called `adapter`; None stands for the active adapter.
 
     Raises:
         ValueError: If the model has no adapter, or none of this name.
@@ -100,7 +100,7 @@ def adapter_state(model: nn.Module, adapter: str | None = None) -> AdapterState:
 
 
 def require_adapter(model: nn.Module, adapter: str) -> str:
-    """`adapter`, where the model has an adapter of this name.
+    """Gives `adapter` back, where the model has an adapter of this name.
 
     Raises:
         ValueError: Where it has none.
@@ -150,7 +150,7 @@ def adapter_layers(model: nn.Module) -> dict[str, AdapterLayer]:
 
 
 def require_layers(model: nn.Module) -> dict[str, AdapterLayer]:
-    """As `adapter_layers`.
+    """As `adapter_layers`, of a model that has some.
 
     Raises:
         ValueError: If the model has no adapter.
@@ -164,12 +164,6 @@ def require_layers(model: nn.Module) -> dict[str, AdapterLayer]:
 def adapter_parameters(model: nn.Module) -> Iterator[nn.Parameter]:
     """The active adapter's parameters, without the model's own that `trainable` named."""
     return (parameter for layer in require_layers(model).values() for parameter in layer.update.parameters())
-
-
-def trained_parameters(model: nn.Module) -> dict[str, nn.Parameter]:
-    """The model's own parameters that train beside the adapters, by their names in the injected model."""
-    adapters = {id(parameter) for parameter in adapter_parameters(model)}
-    return {name: p for name, p in model.named_parameters() if p.requires_grad and id(p) not in adapters}
 
 
 def adapter_bases(model: nn.Module, adapter: str | None = None) -> dict[int, SharedBases]:

@@ -1,4 +1,4 @@
-"""Which layers of a model get an adapter: what `targets`, `exclude` and `trainable` name."""
+"""Finds the layers and parameters of a model that `targets`, `exclude` and `trainable` name."""
 
 from __future__ import annotations
 
@@ -22,7 +22,7 @@ def find_targets(
     exclude: Sequence[str] | str = (),
     split_in_proj: bool = False,
 ) -> dict[str, Shape]:
-    """The layers that a choice of targets names.
+    """Finds the layers that a choice of targets names.
 
     Args:
         model: Any module without adapters.
@@ -47,7 +47,7 @@ def find_targets(
 def choose_layers(
     model: nn.Module, targets: Sequence[str] | str, exclude: Sequence[str] | str, split_in_proj: bool
 ) -> dict[str, Shape]:
-    """`find_targets` on a model with or without adapters."""
+    """Does what `find_targets` does, on a model with or without adapters."""
     layers = adaptable_layers(model, split_in_proj=split_in_proj)
     matched = _match_targets(model, layers, targets)
     excluded: set[str] = set()
@@ -72,7 +72,7 @@ def choose_layers(
 
 
 def adaptable_layers(model: nn.Module, *, split_in_proj: bool = False) -> dict[str, Shape]:
-    """Full name -> (out, in) of every layer that can hold an adapter, under all its names.
+    """Finds every layer that can hold an adapter: full name -> (out, in), under all its names.
 
     Args:
         model: Any module; one with adapters has the layers that it had without.
@@ -91,7 +91,7 @@ def adaptable_layers(model: nn.Module, *, split_in_proj: bool = False) -> dict[s
 
 
 def _plain_modules(model: nn.Module) -> Iterator[tuple[str, nn.Module]]:
-    """All modules under all names, without what is inside adapted layers."""
+    """Gives all modules under all their names, without those inside of adapted layers."""
     inside: tuple[str, ...] = ()
     for name, module in model.named_modules(remove_duplicate=False):
         if not name.startswith(inside):
@@ -101,7 +101,7 @@ def _plain_modules(model: nn.Module) -> Iterator[tuple[str, nn.Module]]:
 
 
 def _first_names(model: nn.Module, layers: dict[str, Shape]) -> dict[str, str]:
-    """Name of a layer -> the first name that the model has for the same layer."""
+    """Maps the name of a layer to the first name that the model has for the same layer."""
     first: dict[tuple[int, str], str] = {}
     result = {}
     for name in layers:
@@ -114,7 +114,7 @@ def _first_names(model: nn.Module, layers: dict[str, Shape]) -> dict[str, str]:
 
 
 def _match_targets(model: nn.Module, layers: dict[str, Shape], targets: Sequence[str] | str) -> set[str]:
-    """Names in `layers` that `targets` stands for; every part of it must match, and only what can be adapted."""
+    """Finds the names in `layers` that `targets` stands for; every part of it must match, and only what can be adapted."""
     if targets == ALL_LINEAR:
         return set(layers)
     chosen: set[str] = set()
@@ -152,7 +152,7 @@ def _kinds() -> str:
 
 
 def near_layers(pattern: str, layers: dict[str, Shape]) -> str:
-    """A remark that lists names of adaptable layers close to `pattern`, or else the last parts of all names."""
+    """Writes a remark that lists the names of layers closest to `pattern`, or else the last parts of all names."""
     endings = dict.fromkeys(".".join(name.split(".")[-depth:]) for depth in (1, 2, 3) for name in layers)
     last = ", ".join(list(dict.fromkeys(name.rpartition(".")[2] for name in layers))[:12])
     return near(pattern, endings) or f"; layers that can be adapted end in: {last or '(there are none)'}"
@@ -166,7 +166,7 @@ def _patterns(argument: str, value: Sequence[str] | str) -> tuple[str, ...]:
 
 
 def _matches(name: str, pattern: str, given: Sequence[str] | str) -> bool:
-    """A pattern that was given as one string is an expression; one of a sequence is a suffix."""
+    """Matches a pattern that was given as one string as an expression, and one of a sequence as a suffix."""
     return matches_regex(name, pattern) if isinstance(given, str) else matches_suffix(name, pattern)
 
 
@@ -206,7 +206,7 @@ def weight_of(model: nn.Module, name: str) -> nn.Parameter:
 
 
 def match_parameters(model: nn.Module, trainable: Sequence[str] | str, targets: Iterable[str]) -> tuple[str, ...]:
-    """Names of the parameters, then of the buffers, that `trainable` names itself or by a module around them.
+    """Finds the parameters, and after them the buffers, that `trainable` names itself or by a module around them.
 
     Args:
         model: Any module without adapters.
@@ -243,6 +243,6 @@ def _saved_buffers(model: nn.Module) -> list[str]:
 
 
 def _ancestry(name: str) -> Iterator[str]:
-    """The name of every module around a parameter and its own: a.b.c gives a, a.b and a.b.c."""
+    """Gives the names of all modules around a parameter and its own: for a.b.c they are a, a.b and a.b.c."""
     parts = name.split(".")
     return (".".join(parts[: depth + 1]) for depth in range(len(parts)))

@@ -26,7 +26,7 @@ from randlora_core import (
     use_adapters,
 )
 from randlora_core.adapters.layer import AdapterLayer
-from randlora_core.adapters.state import adapter_layers, adapter_state, trained_parameters
+from randlora_core.adapters.state import adapter_layers, adapter_state
 from randlora_core.adapters.targets import find_targets
 
 
@@ -201,6 +201,12 @@ def test_a_module_under_two_names_is_adapted_once_everywhere():
     unload_adapter(m)
     assert m.blocks[1].down is m.shortcut is m.blocks[0].down
     assert type(m.shortcut) is nn.Linear
+
+
+def trained_parameters(injected: nn.Module) -> dict[str, nn.Parameter]:
+    """The model's own parameters that train beside the adapter."""
+    adapter = {id(parameter) for parameter in adapter_parameters(injected)}
+    return {name: p for name, p in injected.named_parameters() if p.requires_grad and id(p) not in adapter}
 
 
 def test_only_the_adapter_and_what_is_named_trains():

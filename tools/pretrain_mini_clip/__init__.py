@@ -1,1 +1,1 @@
-"""How the weights of the small CLIP are made: data, generated images, training, evaluation, model card."""
+"""Makes the weights of the small CLIP: data, generated images, training, evaluation, model card."""

@@ -18,7 +18,7 @@ from tools.pretrain_mini_clip.data import ImageTexts, read_emoji, read_natural
 
 @dataclass(frozen=True)
 class Mixture:
-    """How many images of each source a batch has.
+    """Number of images of each source in a batch.
 
     Attributes:
         natural: Photographs.

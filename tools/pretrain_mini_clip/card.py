@@ -59,7 +59,7 @@ def _accuracy_table(figures: dict) -> list[str]:
 
 
 def _criterion(figures: dict) -> str:
-    """What the model had to reach, and what it reached."""
+    """Says what the model had to reach, and what it reached."""
     over_random, over_pixels = margins(figures)
     beaten = above_twice_chance(figures)
     return (

@@ -80,7 +80,7 @@ class Pretraining(nn.Module):
         return self.clip.visual(normalised.contiguous(memory_format=torch.channels_last))
 
     def encode_text(self, tokens: Tensor) -> Tensor:
-        """What open_clip's `encode_text` gives, the shorter and the longer half apart to save padding."""
+        """Gives open_clip's features of texts; shorter and longer texts go through apart, which saves padding."""
         order = tokens.argmax(-1).argsort(stable=True)
         halves = (shorten(self.clip, tokens[rows]) for rows in order.chunk(2))
         features = torch.cat([encode_text(self.clip, half) for half in halves])
