@@ -183,6 +183,7 @@ class TrainingSplit:
 
     def __init__(self, split: ImageSplit, transform: TrainingTransform) -> None:
         self.split, self.transform = split, transform
+        self.labels = split.labels
         self._whole = EvaluationSplit(split, transform.transform) if isinstance(transform, WholeImage) else None
 
     def __len__(self) -> int:

@@ -147,7 +147,7 @@ def test_augmentation_depends_on_the_stream_alone(digits):
 def test_evaluation_split_has_the_images_in_order(digits):
     transform = eval_transform(16, MEAN, STD)
     split = EvaluationSplit(digits, transform)
-    assert len(split) == len(digits) == 30
+    assert len(split) == len(digits) == 30 and torch.equal(split.labels, digits.labels)
     images, labels = zip(*[split[index] for index in range(len(split))], strict=True)
     assert list(labels) == digits.labels.tolist()
     assert torch.equal(torch.stack(images), torch.stack([transform(digits.image(index)) for index in range(30)]))
@@ -165,7 +165,7 @@ def test_training_without_crops_is_evaluation_and_mirror_images(digits, flip):
         assert torch.equal(result, transform(digits.image(index), Stream("flip", index)))
         assert torch.equal(result, plain) or torch.equal(result, plain.flip(-1))
         mirrored += torch.equal(result, plain.flip(-1))
-    assert len(split) == len(digits) == 30
+    assert len(split) == len(digits) == 30 and torch.equal(split.labels, digits.labels)
     # Standard deviation of the number of mirrored ones among 30: 2.7.
     assert 7 <= mirrored <= 23 if flip else mirrored == 0
 
