@@ -139,9 +139,10 @@ class _Inputs:
         self._found: dict[str, str | MissingInputError] = {}
 
     def data(self, config: RunConfig) -> str:
-        """The data's fingerprint."""
-        values = {key: config.recorded(None).get(key) for key in (axis.key for axis in self.experiment.axes)}
-        return self._identify(f"data {values} {config.paths}", self.experiment.identify_data, config)
+        """The data's fingerprint; the choice of training examples from a data set is no part of it."""
+        values = config.recorded(None)
+        named = [values[axis.key] for axis in self.experiment.axes if axis.key not in config.TRAINING_DATA]
+        return self._identify(f"data {named} {config.paths}", self.experiment.identify_data, config)
 
     def weights(self, config: RunConfig) -> str:
         """The weights' identity; random ones are drawn from the run's seed."""
