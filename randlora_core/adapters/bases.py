@@ -98,8 +98,8 @@ class SharedBases(nn.Module):
     def cast(self, name: str, shape: tuple[int, ...], dtype: torch.dtype) -> Tensor:
         """Gives the leading part of a matrix in another type, for methods whose matrices are small.
 
-        It is a view of a cast of the whole matrix, which is kept for all layers and steps, one per type asked for, until
-        the matrix changes.
+        It is a view of a cast of the whole matrix, which is kept for all layers and steps, one per type, until the
+        matrix changes.
         """
         whole = getattr(self, name)
         if whole.dtype == dtype or torch.compiler.is_compiling():

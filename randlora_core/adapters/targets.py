@@ -114,7 +114,7 @@ def _first_names(model: nn.Module, layers: dict[str, Shape]) -> dict[str, str]:
 
 
 def _match_targets(model: nn.Module, layers: dict[str, Shape], targets: Sequence[str] | str) -> set[str]:
-    """Finds the names in `layers` that `targets` stands for; every part of it must match, and only what can be adapted."""
+    """Finds the names in `layers` that `targets` stands for; every pattern must match, and only what can be adapted."""
     if targets == ALL_LINEAR:
         return set(layers)
     chosen: set[str] = set()
