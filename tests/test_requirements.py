@@ -31,7 +31,6 @@ PART_OF = {"packaging": "pytest", "tokenizers": "transformers", "triton": "torch
 """What is imported only where another package of ours has brought it along -> that package."""
 
 NOT_IMPORTED = {
-    "gguf": "transformers reads GGUF files through it",
     "pytest-xdist": "pytest's option --numprocesses",
     "ruff": "a command",
 }
