@@ -5,8 +5,8 @@ import numpy as np
 import pytest
 import torch
 from torch import nn
-
 from vision_language.evaluation import accuracy, class_embeddings, class_tokens, predict
+
 from vision_language.objective import ContrastiveObjective, ProbeObjective, TextBatches, similarities
 
 CPU = torch.device("cpu")
