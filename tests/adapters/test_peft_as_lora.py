@@ -25,7 +25,7 @@ from randlora_core import (
 )
 from randlora_core.adapters import peft_export
 from randlora_core.adapters.delta import layer_delta
-from randlora_core.adapters.inject import adapter_layers
+from randlora_core.adapters.state import adapter_layers
 
 UPDATES = {
     "randlora": {},

@@ -4,7 +4,7 @@ import pytest
 import small_files
 import torch
 
-from randlora_core.adapters.inject import find_targets as find_layers
+from randlora_core.adapters.targets import find_targets as find_layers
 from randlora_core.models import build_backbone
 from randlora_core.models.language_models import FUSED_TARGETS, LANGUAGE_MODELS, SEPARATE_TARGETS, find_targets
 from randlora_core.models.weights import HubWeights

@@ -7,7 +7,7 @@ from randlora_core.experiment.ledger import read_records
 from randlora_core.experiment.tuning import tuned_learning_rate
 from vision_language.comparisons import MethodEntry, TuningPlan, load_comparison
 
-from randlora_core.adapters.inject import find_targets
+from randlora_core.adapters.targets import find_targets
 from randlora_core.models import build_backbone
 from randlora_core.models.counts import closest_rank, count_trainable
 from vision_language import compare, comparisons, tune
