@@ -6,25 +6,35 @@ import subprocess
 import sys
 from pathlib import Path
 
-import fake_experiment
+import fake_runs
 import pytest
-from randlora_core.experiment.ledger import Ledger
-from randlora_core.experiment.sweep import plan_sweep, run_sweep
 
-from randlora_core.experiment import forkserver
+from randlora_core.experiment.planning import distinct, plan_runs
+from randlora_core.experiment.running import opening
+from randlora_core.experiment.sweeps import forkserver
+from randlora_core.experiment.sweeps.sweep import run_sweep
 
 
 @pytest.fixture(scope="module", autouse=True)
 def server():
-    forkserver.start_server(["torch", "randlora_core.experiment.sweep"])
+    forkserver.start_server(["torch", "accelerate", "randlora_core.experiment.running"])
 
 
-def plan(tmp_path, *lists):
-    return plan_sweep([(*overrides, f"results={tmp_path}") for overrides in lists], fake_experiment.identify)
+@pytest.fixture
+def folder(tmp_path):
+    """The results folder, in which files say what the fake runs do."""
+    (tmp_path / "results").mkdir()
+    return tmp_path / "results"
 
 
-def calls(tmp_path):
-    file = tmp_path / "calls"
+@pytest.fixture
+def plan(tiny, results):
+    """Plans a run for each seed."""
+    return lambda *seeds: plan_runs(tiny, [[f"seed={seed}", "adapter.rank=2", results] for seed in seeds])
+
+
+def calls(folder):
+    file = folder / "calls"
     return [line.split()[0] for line in file.read_text().splitlines()] if file.exists() else []
 
 
@@ -40,89 +50,95 @@ class Recorder:
         self.snapshots.append(snapshot)
 
 
-def test_one_run_after_another_each_in_its_own_process(tmp_path):
-    planned = plan(tmp_path, ("seed=1",), ("seed=2",), ("seed=3",))
-    display = Recorder()
-    outcomes = run_sweep(planned, fake_experiment.run, display=display)
+def test_one_run_after_another_each_in_its_own_process(plan, folder):
+    display, told = Recorder(), []
+    outcomes = run_sweep(plan(1, 2, 3), run=fake_runs.run, display=display, on_outcome=told.append)
     assert [outcome.status for outcome in outcomes] == ["finished"] * 3
     assert [outcome.record["config"]["seed"] for outcome in outcomes] == [1, 2, 3]
-    processes = {line.split()[1] for line in (tmp_path / "calls").read_text().splitlines()}
+    processes = {line.split()[1] for line in (folder / "calls").read_text().splitlines()}
     assert len(processes) == 3 and str(os.getpid()) not in processes
     assert max(len(snapshot.running) for snapshot in display.snapshots) == 1
     assert any(event.get("loss") == 1.5 for snapshot in display.snapshots for _, event in snapshot.running)
     assert display.snapshots[-1].done == 3 and display.snapshots[-1].seconds_left == 0
+    assert told == display.outcomes == outcomes
 
 
-def test_a_sweep_goes_on_after_every_kind_of_failure(tmp_path):
+def test_a_sweep_does_what_one_run_does(plan):
+    """Without a function of the test's the run itself is done, in a child that imports what it needs."""
+    (outcome,) = run_sweep(plan(1))
+    assert outcome.status == "finished" and set(outcome.record["scores"]["test"]) == {"near", "far"}
+    assert len(outcome.record["curves"]["loss"]) == 4
+    assert json.loads(outcome.run.path.read_text()) == outcome.record
+
+
+def test_a_sweep_goes_on_after_every_kind_of_failure(plan, folder):
     kinds = ["fail", "die", "killed", "refuse", "finish"]
-    planned = plan(tmp_path, *[(f"do={kind}", f"seed={seed}") for seed, kind in enumerate(kinds)])
-    outcomes = run_sweep(planned, fake_experiment.run)
+    for seed, kind in enumerate(kinds):
+        (folder / f"do{seed}").write_text(kind)
+    outcomes = run_sweep(plan(*range(5)), run=fake_runs.run)
     assert [outcome.status for outcome in outcomes] == ["failed"] * 4 + ["finished"]
     assert outcomes[0].error == "RuntimeError: the loss is not a number"
     assert "exit code 7" in outcomes[1].error and "about to vanish" in outcomes[1].error
     assert "SIGKILL" in outcomes[2].error and "memory" in outcomes[2].error
     assert "SystemExit" in outcomes[3].error
     for outcome in outcomes[:4]:
-        record = Ledger(tmp_path / "fake").read(outcome.run.run_id)
-        assert record["status"] == "failed" and record["config"] == outcome.run.config
-        assert outcome.error.startswith(record["error"]["type"])
+        record = outcome.run.ledger.read(outcome.run.run_id)
+        assert record["status"] == "failed" and record["config"] == outcome.run.recorded
+        assert outcome.error.startswith(record["error"]["type"]) and record == outcome.record
         assert "\n" not in outcome.error
 
 
-def test_the_failed_record_of_the_run_itself_is_kept(tmp_path):
-    planned = plan(tmp_path, ("do=fail",))
-    own = {**fake_experiment.described(()), "status": "failed", "curves": {"loss": [[1, 9.0]]}}
-    own["error"] = {"type": "RuntimeError", "message": "the loss is not\na number", "traceback": "its own"}
-    Ledger(tmp_path / "fake").write(own)
-    (outcome,) = run_sweep(planned, fake_experiment.run)
-    assert outcome.record == own == Ledger(tmp_path / "fake").read(own["run_id"])
+def test_the_failed_record_of_the_run_itself_is_kept(plan, folder):
+    (planned,) = plan(1)
+    (folder / "do1").write_text("fail")
+    error = {"type": "RuntimeError", "message": "the loss is not\na number", "traceback": "its own"}
+    own = {**opening(planned), "curves": {"loss": [[1, 9.0]]}, "error": error}
+    planned.ledger.write(own)
+    (outcome,) = run_sweep([planned], run=fake_runs.run)
+    assert outcome.record == own == planned.ledger.read(planned.run_id)
 
 
-def test_finished_runs_are_skipped_and_failed_ones_taken_up_again(tmp_path):
-    (tmp_path / "do").write_text("fail")
-    lists = [("seed=1",), ("seed=2", "do=file"), ("seed=3",)]
-    first = run_sweep(plan(tmp_path, *lists), fake_experiment.run)
+def test_finished_runs_are_skipped_and_failed_ones_taken_up_again(plan, folder):
+    (folder / "do2").write_text("fail")
+    first = run_sweep(plan(1, 2, 3), run=fake_runs.run)
     assert [outcome.status for outcome in first] == ["finished", "failed", "finished"]
-    assert len(calls(tmp_path)) == 3
+    assert len(calls(folder)) == 3
 
-    (tmp_path / "do").write_text("finish")
-    planned = plan(tmp_path, *lists)
-    assert [entry.is_done for entry in planned] == [True, False, True]
-    second = run_sweep(planned, fake_experiment.run)
+    (folder / "do2").write_text("finish")
+    planned = plan(1, 2, 3)
+    assert [entry.status for entry in planned] == ["done", "failed", "done"]
+    second = run_sweep(planned, run=fake_runs.run)
     assert [outcome.status for outcome in second] == ["skipped", "finished", "skipped"]
-    assert calls(tmp_path)[3:] == [planned[1].run_id]
+    assert calls(folder)[3:] == [planned[1].run_id]
     assert [outcome.record["status"] for outcome in second] == ["finished"] * 3
 
-    third = run_sweep(plan(tmp_path, *lists), fake_experiment.run)
-    assert [outcome.status for outcome in third] == ["skipped"] * 3 and len(calls(tmp_path)) == 4
+    third = run_sweep(plan(1, 2, 3), run=fake_runs.run)
+    assert [outcome.status for outcome in third] == ["skipped"] * 3 and len(calls(folder)) == 4
 
 
-def test_a_finished_run_that_lacks_what_is_asked_for_is_done_again(tmp_path):
-    run_sweep(plan(tmp_path, ("seed=1",)), fake_experiment.run)
-    planned = plan(tmp_path, ("seed=1", "complete=no"))
-    assert not planned[0].is_done
-    assert [outcome.status for outcome in run_sweep(planned, fake_experiment.run)] == ["finished"]
+def test_a_finished_run_that_lacks_what_is_asked_for_is_done_again(tiny, plan, results, folder):
+    run_sweep(plan(1), run=fake_runs.run)
+    (planned,) = plan_runs(tiny, [["seed=1", "adapter.rank=2", "save.adapter=true", results]])
+    assert planned.run_id == plan(1)[0].run_id and planned.finished is None
+    assert [outcome.status for outcome in run_sweep([planned], run=fake_runs.run)] == ["finished"]
+    assert len(calls(folder)) == 2
 
 
-def test_the_same_run_asked_for_twice_is_done_once(tmp_path):
-    planned = plan(tmp_path, ("seed=1",), ("seed=1", "do=finish"))
-    assert len(planned) == 1
-    run_sweep(planned, fake_experiment.run)
-    assert len(calls(tmp_path)) == 1
+def test_the_same_run_asked_for_twice_is_done_once(plan):
+    assert len(distinct(plan(1, 1, 2))) == 2
 
 
-def test_bad_input_is_told_before_anything_starts(tmp_path):
-    with pytest.raises(ValueError, match=r"^unknown dataset 'nowhere'; accepted: digits$"):
-        plan(tmp_path, ("seed=1",), ("dataset=nowhere",))
-    with pytest.raises(ValueError, match="jobs=0"):
-        run_sweep([], fake_experiment.run, jobs=0)
-    assert calls(tmp_path) == [] and not (tmp_path / "fake").exists()
+def test_bad_input_is_told_before_anything_starts(tiny, results, folder):
+    with pytest.raises(ValueError, match=r"^unknown rule 'nowhere'; accepted: sum, difference$"):
+        plan_runs(tiny, [[results], ["rule=nowhere", results]])
+    with pytest.raises(ValueError, match="jobs=0; accepted: 1 or more"):
+        run_sweep([], run=fake_runs.run, jobs=0)
+    assert list(folder.iterdir()) == []
 
 
-def test_two_jobs_run_side_by_side(tmp_path):
-    planned = plan(tmp_path, *[(f"seed={seed}",) for seed in range(5)])
+def test_two_jobs_run_side_by_side(plan):
     display = Recorder()
-    outcomes = run_sweep(planned, fake_experiment.run, jobs=2, display=display)
+    outcomes = run_sweep(plan(*range(5)), run=fake_runs.run, jobs=2, display=display)
     assert [outcome.record["config"]["seed"] for outcome in outcomes] == list(range(5))
     assert max(len(snapshot.running) for snapshot in display.snapshots) == 2
 
@@ -138,42 +154,45 @@ class Interrupting:
         pass
 
 
-def test_an_interruption_ends_the_children_and_keeps_what_is_finished(tmp_path):
-    (tmp_path / "do").write_text("hang")
-    lists = [("seed=1",), ("seed=2", "do=file"), ("seed=3",)]
-    planned = plan(tmp_path, *lists)
+def test_an_interruption_ends_the_children_and_keeps_what_is_finished(plan, folder):
+    (folder / "do2").write_text("hang")
     with pytest.raises(KeyboardInterrupt):
-        run_sweep(planned, fake_experiment.run, display=Interrupting())
-    child = int((tmp_path / "calls").read_text().splitlines()[-1].split()[1])
+        run_sweep(plan(1, 2, 3), run=fake_runs.run, display=Interrupting())
+    child = int((folder / "calls").read_text().splitlines()[-1].split()[1])
     assert not Path(f"/proc/{child}").exists()
-    again = plan(tmp_path, *lists)
-    assert [entry.is_done for entry in again] == [True, False, False]
+    again = plan(1, 2, 3)
+    assert [entry.status for entry in again] == ["done", "planned", "planned"]
     assert again[1].record is None
 
-    (tmp_path / "do").write_text("finish")
-    assert [outcome.status for outcome in run_sweep(again, fake_experiment.run)] == ["skipped", "finished", "finished"]
+    (folder / "do2").write_text("finish")
+    outcomes = run_sweep(again, run=fake_runs.run)
+    assert [outcome.status for outcome in outcomes] == ["skipped", "finished", "finished"]
 
 
-def test_the_children_end_with_a_sweep_that_is_killed(tmp_path):
-    (tmp_path / "do").write_text("hang")
+def test_the_children_end_with_a_sweep_that_is_killed(tmp_path, folder):
+    (folder / "do1").write_text("hang")
     script = """
-import sys, fake_experiment
-from randlora_core.experiment.sweep import plan_sweep, run_sweep
+import sys, pathlib, fake_runs
+from tiny_experiment import make_experiment
+from randlora_core.experiment.planning import plan_runs
+from randlora_core.experiment.sweeps.sweep import run_sweep
 class Tell:
     def update(self, snapshot):
         if any(event for _, event in snapshot.running):
             print("started", flush=True)
     def finish(self, outcome, snapshot): pass
 if __name__ == "__main__":
-    planned = plan_sweep([("do=file", "results=" + sys.argv[1])], fake_experiment.identify)
-    run_sweep(planned, fake_experiment.run, display=Tell())
+    folder = pathlib.Path(sys.argv[1])
+    planned = plan_runs(make_experiment(folder / "made"), [["seed=1", f"paths.results={folder / 'results'}"]])
+    run_sweep(planned, run=fake_runs.run, display=Tell())
 """
     (tmp_path / "script.py").write_text(script)
-    environment = {**os.environ, "PYTHONPATH": str(Path(__file__).parent)}
+    paths = [str(Path(fake_runs.__file__).parent), *os.environ.get("PYTHONPATH", "").split(os.pathsep)]
+    environment = {**os.environ, "PYTHONPATH": os.pathsep.join(paths)}
     command = [sys.executable, str(tmp_path / "script.py"), str(tmp_path)]
     with subprocess.Popen(command, stdout=subprocess.PIPE, env=environment, text=True) as sweep:
         assert sweep.stdout.readline() == "started\n"
-        child = int((tmp_path / "calls").read_text().split()[1])
+        child = int((folder / "calls").read_text().split()[1])
         handle = os.pidfd_open(child)
         sweep.send_signal(signal.SIGKILL)
     try:
@@ -182,7 +201,7 @@ if __name__ == "__main__":
         os.close(handle)
 
 
-def test_records_on_disk_are_whole(tmp_path):
-    (outcome,) = run_sweep(plan(tmp_path, ("seed=1",)), fake_experiment.run)
+def test_records_on_disk_are_whole(plan):
+    (outcome,) = run_sweep(plan(1), run=fake_runs.run)
     assert json.loads(outcome.run.path.read_text()) == outcome.record
     assert sorted(path.name for path in outcome.run.path.parent.iterdir()) == [outcome.run.path.name, "logs"]

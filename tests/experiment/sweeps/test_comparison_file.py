@@ -1,0 +1,163 @@
+import pytest
+
+from randlora_core.experiment.sweeps.comparison_file import Row, load_comparison, option_of, select
+
+SMALL = """
+experiment: tiny
+axes: {rule: [sum, difference]}
+seeds: [1, 2]
+overrides: [training.steps=2]
+methods:
+  - {overrides: [adapter=zero_shot]}
+  - {overrides: [adapter=lora, adapter.rank=2], centre: 1.0e-3}
+  - {overrides: [adapter=randlora, adapter.rank=2], centre: 2.0e-3}
+pairs:
+  - [RandLoRA-2, LoRA-2]
+tuning: {seed: 101, num_values: 5, limit: 9}
+"""
+
+
+@pytest.fixture
+def load(tiny):
+    """Loads a comparison of the given text, with the arguments of `load_comparison`."""
+
+    def read(text=SMALL, name="small", **arguments):
+        (tiny.configs / "comparison" / f"{name}.yaml").write_text(text)
+        return load_comparison(name, configs=tiny.configs, **arguments)
+
+    return read
+
+
+def test_the_runs_go_column_by_column_row_by_row_seed_by_seed(load):
+    comparison = load(overrides=("training.clip=2",))
+    runs = [overrides for _, overrides in comparison.runs("tiny")]
+    assert len(runs) == 12
+    assert runs[0] == ("training.steps=2", "training.clip=2", "adapter=zero_shot", "rule=sum", "seed=1")
+    assert [text for texts in runs for text in texts if text.startswith("rule=")] == ["rule=sum"] * 6 + [
+        "rule=difference"
+    ] * 6
+    assert [texts[-1] for texts in runs[:4]] == ["seed=1", "seed=2", "seed=1", "seed=2"]
+    assert comparison.file.methods[1] == Row(overrides=("adapter=lora", "adapter.rank=2"), centre=1e-3)
+    tuned = [overrides[-1] for _, overrides in comparison.runs("tiny", [101])]
+    assert tuned == ["seed=101"] * 6
+
+
+def test_the_command_line_narrows_and_has_the_last_word(load):
+    comparison = load(axes={"rule": ["difference"]}, seeds=[7], overrides=("training.steps=9",))
+    runs = [overrides for _, overrides in comparison.runs("tiny")]
+    assert len(runs) == 3 and all({"rule=difference", "seed=7"} <= set(overrides) for overrides in runs)
+    assert all(overrides.index("training.steps=2") < overrides.index("training.steps=9") for overrides in runs)
+
+
+def test_some_columns_have_settings_of_their_own(load):
+    where = "where:\n  - {at: {rule: difference}, overrides: [training.steps=45]}\n"
+    comparison = load(SMALL + where, overrides=("training.steps=7",))
+    for rule, own in (("sum", ["2", "7"]), ("difference", ["2", "45", "7"])):
+        runs = [texts for _, texts in comparison.runs("tiny") if f"rule={rule}" in texts]
+        assert len(runs) == 6
+        for texts in runs:
+            assert [text.split("=")[1] for text in texts if text.startswith("training.steps=")] == own
+
+
+def test_a_row_may_stand_at_other_values(load):
+    text = SMALL.replace("[adapter=zero_shot]}", "[adapter=zero_shot], axes: {rule: [difference]}}")
+    runs = [overrides for row, overrides in load(text).runs("tiny") if row.overrides == ("adapter=zero_shot",)]
+    assert len(runs) == 2 and all("rule=difference" in overrides for overrides in runs)
+
+
+def test_an_axis_value_of_null_is_one(load):
+    text = SMALL.replace("axes: {rule: [sum, difference]}", "axes: {rule: [sum], shots: [4, null]}")
+    shots = {text for _, texts in load(text).runs("tiny") for text in texts if text.startswith("shots=")}
+    assert shots == {"shots=4", "shots=null"}
+
+
+def test_a_row_names_the_settings_whose_rates_it_takes(load):
+    text = SMALL.replace("centre: 1.0e-3", "centre: 1.0e-3, tuned_on: [rule=sum]")
+    text = text.replace("centre: 2.0e-3", "centre: 2.0e-3, tuned_on: []")
+    by_row = {row.overrides[0]: texts for row, texts in load(text).runs("tiny")}
+    assert "training.rate_from=['rule=sum']" in by_row["adapter=lora"]
+    assert "training.rate_from=[]" in by_row["adapter=randlora"]
+    assert not any("rate_from" in text for text in by_row["adapter=zero_shot"])
+
+
+OTHER = """
+  - experiment: tiny_too
+    axes: {colour: [red]}
+    overrides: [adapter=lora, adapter.rank=3]
+pairs:"""
+
+
+def test_a_row_may_be_of_another_experiment(load):
+    comparison = load(SMALL.replace("\npairs:", OTHER), axes={"rule": ["difference"]})
+    assert len(comparison.runs("tiny")) == 6
+    runs = [overrides for _, overrides in comparison.runs("tiny_too")]
+    assert runs == [
+        ("training.steps=2", "adapter=lora", "adapter.rank=3", "colour=red", f"seed={seed}") for seed in (1, 2)
+    ]  # the command line's choice of rules does not concern it
+
+
+def test_a_file_may_state_only_what_differs_from_another(load):
+    load()
+    comparison = load("like: small\nseeds: [5]\n", name="other")
+    assert comparison.seeds == (5,) and comparison.file.methods == load().file.methods
+    assert comparison.name == "other"
+    with pytest.raises(ValueError, match=r"other\.yaml: unknown setting 'seedz' \(near: seeds\)"):
+        load("like: small\nseedz: [5]\n", name="other")
+
+
+@pytest.mark.parametrize(
+    ("old", "new", "message"),
+    [
+        ("seeds: [1, 2]", "seeds: [1, 2]\nshotz: 4", r"^small\.yaml: unknown setting 'shotz'; accepted: experiment, "),
+        ("seeds: [1, 2]", "", r"^small\.yaml: setting 'seeds' is missing$"),
+        ("seeds: [1, 2]", "seeds: []", "seeds"),
+        ("seeds: [1, 2]", "seeds: [one]", r"seeds\.0='one'"),
+        ("seed: 101", "seed: 2", r"^small\.yaml: tuning\.seed=2 is a seed of the comparison; accepted: any other$"),
+        ("[RandLoRA-2, LoRA-2]", "[RandLoRA-2]", r"pairs\.0"),
+        ("centre: 1.0e-3", "centre: 0", r"methods\.1\.centre=0"),
+        ("centre: 1.0e-3", "center: 1.0e-3", r"unknown setting 'methods\.1\.center'"),
+        ("num_values: 5", "num_values: 2", r"tuning\.num_values=2"),
+        (
+            "pairs:",
+            "where: [{at: {rule: sun}, overrides: []}]\npairs:",
+            r"where\.at\.rule=sun; accepted: sum, differen",
+        ),
+        ("pairs:", "where: [{at: {size: 3}, overrides: []}]\npairs:", r"where\.at\.size=3; accepted: an axis of rule$"),
+    ],
+)
+def test_a_file_is_read_strictly(load, old, new, message):
+    assert old in SMALL
+    with pytest.raises(ValueError, match=message) as caught:
+        load(SMALL.replace(old, new))
+    assert all(line.startswith("small.yaml: ") for line in str(caught.value).splitlines())
+
+
+@pytest.mark.parametrize(
+    ("override", "accepted"),
+    [("seed=3", "--seeds NUMBER"), ("rule=sum", "--rules VALUE"), ("adapter=lora", "--methods LABEL")],
+)
+def test_what_the_comparison_varies_is_no_override(load, override, accepted):
+    with pytest.raises(ValueError) as caught:
+        load(overrides=(override,))
+    assert str(caught.value) == f"{override}: every run of a comparison has its own; accepted: {accepted} ..."
+
+
+def test_only_its_own_axes_are_narrowed_and_never_to_the_tunings_seed(load):
+    with pytest.raises(ValueError, match=r"--shots: this comparison does not vary it; accepted: shots=VALUE"):
+        load(axes={"shots": [4]})
+    with pytest.raises(ValueError, match=r"tuning\.seed=101 is a seed of the comparison"):
+        load(seeds=[101])
+
+
+def test_a_name_that_is_no_file_is_told_with_those_that_are(load, tiny):
+    load()
+    with pytest.raises(ValueError, match="unknown comparison 'huge'; accepted: none, small"):
+        load_comparison("huge", configs=tiny.configs)
+
+
+def test_parts_are_chosen_in_their_own_order():
+    assert select(["a", "b", "c"], ["c", "a"], "method") == ("a", "c")
+    assert select(["a", "b"], None, "method") == ("a", "b")
+    with pytest.raises(ValueError, match="unknown method 'd'; accepted: a, b"):
+        select(["a", "b"], ["d"], "method")
+    assert [option_of(axis) for axis in ("dataset", "shots", "backbone")] == ["--datasets", "--shots", "--backbones"]
