@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 from collections.abc import Sequence
+from dataclasses import replace
 from typing import Any
 
 from randlora_core.experiment.commands.execution import execute_runs, print_failures
@@ -76,9 +77,24 @@ def _train_many(experiment: Experiment, override_lists: Sequence[Sequence[str]],
             raise ValueError(entry.missing)
     outcomes = execute_runs(planned, "sweep", jobs=jobs)
     records = {outcome.run.run_id: outcome.record for outcome in outcomes}
-    results = collect_results("sweep", planned, lambda entry: records[entry.run_id])
+    results = collect_results("sweep", _told_apart(planned), lambda entry: records[entry.run_id])
     print_report(make_report(results), make_console())
     return FAILED if print_failures(outcomes) else 0
+
+
+def _told_apart(planned: Sequence[PlannedRun]) -> list[PlannedRun]:
+    """The runs as rows of a table: where method, data and seed do not tell them apart, the label names what does."""
+    runs = {(entry.label, entry.point, entry.config.seed, entry.identity.settings) for entry in planned}
+    if len(runs) == len({run[:-1] for run in runs}):
+        return list(planned)
+    shared = set.intersection(*(set(entry.overrides) for entry in planned))
+    named = {"seed", "adapter", *(axis.key for axis in planned[0].experiment.axes)}
+    rows = []
+    for entry in planned:
+        varied = [text for text in entry.overrides if text not in shared and text.partition("=")[0] not in named]
+        adapter = entry.config.adapter.model_copy(update={"label": " ".join([entry.label, *varied])})
+        rows.append(replace(entry, config=entry.config.model_copy(update={"adapter": adapter})))
+    return rows
 
 
 def show_progress(event: dict[str, Any]) -> None:

@@ -187,6 +187,8 @@ def load_comparison(
         raise ValueError(f"unknown comparison {name!r}; accepted: {', '.join(known)}")
     values: Any = OmegaConf.to_container(OmegaConf.load(folder / f"{name}.yaml"), resolve=True)
     if like := values.pop("like", None):
+        if like not in known:
+            raise ValueError(f"{name}.yaml: like={like!r}; accepted: {', '.join(known)}")
         values = OmegaConf.to_container(OmegaConf.load(folder / f"{like}.yaml"), resolve=True) | values
     file = validated(ComparisonFile, values, where=f"{name}.yaml")
     varied = {"seed": "--seeds NUMBER ...", "adapter": "--methods LABEL ..."}

@@ -103,6 +103,8 @@ def test_a_file_may_state_only_what_differs_from_another(load):
     assert comparison.name == "other"
     with pytest.raises(ValueError, match=r"other\.yaml: unknown setting 'seedz' \(near: seeds\)"):
         load("like: small\nseedz: [5]\n", name="other")
+    with pytest.raises(ValueError, match=r"^other\.yaml: like='smaller'; accepted: none, other, small$"):
+        load("like: smaller\n", name="other")
 
 
 @pytest.mark.parametrize(
