@@ -98,24 +98,29 @@ training: {steps: 4, batch_size: 16, precision: fp32}
 """
 
 
-def make_experiment(folder: Path) -> Experiment:
+def make_experiment(folder: Path, name: str = "tiny") -> Experiment:
     """The experiment with a configuration tree and committed records of its own in `folder`."""
     configs = folder / "configs"
-    for group in ("adapter", "tracking"):
-        shutil.copytree(CONFIGS / group, configs / group)
-    shutil.copy(CONFIGS / "run.yaml", configs)
-    for name, text in (("tiny.yaml", ENTRY), ("backbone/tiny.yaml", "name: tiny\n"), ("comparison/none.yaml", "")):
-        (configs / name).parent.mkdir(exist_ok=True)
-        (configs / name).write_text(text)
+    if not configs.exists():
+        write_configs(configs, name)
     return Experiment(
-        name="tiny",
+        name=name,
         config_class=TinyConfig,
         axes=(Axis("rule"),),
         identify_data=identify_data,
         identify_weights=identify_weights,
         build_task=TinyTask,
         unit="vectors",
-        preload=("torch", "accelerate"),
         configs=configs,
         records=folder / "records",
     )
+
+
+def write_configs(configs: Path, name: str) -> None:
+    """Writes a configuration tree with an entry of this name."""
+    for group in ("adapter", "tracking"):
+        shutil.copytree(CONFIGS / group, configs / group)
+    shutil.copy(CONFIGS / "run.yaml", configs)
+    for file, text in ((f"{name}.yaml", ENTRY), ("backbone/tiny.yaml", "name: tiny\n"), ("comparison/none.yaml", "")):
+        (configs / file).parent.mkdir(exist_ok=True)
+        (configs / file).write_text(text)
