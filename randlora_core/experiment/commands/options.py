@@ -91,12 +91,14 @@ def default_jobs() -> int:
 
 def describe_settings(experiment: Experiment) -> str:
     """The settings of an experiment as its YAML files explain them, and the names in each group."""
+    import yaml
+
     from randlora_core.experiment.compose import choices
 
     own = (experiment.configs / f"{experiment.name}.yaml").read_text(encoding="utf-8")
     shared = experiment.configs / "run.yaml"
     settings = own + (f"\n{shared.read_text(encoding='utf-8')}" if shared.is_file() else "")
-    groups = [path.name for path in sorted(experiment.configs.iterdir()) if f"  - {path.name}: " in own]
+    groups = sorted(group for entry in yaml.safe_load(own)["defaults"] if isinstance(entry, dict) for group in entry)
     listed = "\n".join(f"  {group}={'|'.join(choices(group, experiment.configs))}" for group in groups)
     return f"Groups:\n{listed}\n\nSettings:\n{settings}"
 
