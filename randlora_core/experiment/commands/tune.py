@@ -37,7 +37,7 @@ class RateSearch:
 
     Attributes:
         experiment: Whose runs they are.
-        overrides: What makes a run of it, without the learning rate.
+        overrides: What makes a run of it, with `centre` for its learning rate.
         centre: Middle of the first grid.
         name: The setting in a few words.
         scores: Learning rate -> validation score, None for a failed run.
@@ -92,8 +92,9 @@ def find_searches(
     known: dict[str, None] = {}
     for name, experiment in experiments.items():
         rows = [(row, runs) for row, runs in comparison.runs(name, [comparison.file.tuning.seed]) if row.centre]
+        fixed = ("training.rate_from=null", "evaluate.test=false")
         overrides = [
-            (*runs, *(row.tuned_on or ()), "training.rate_from=null", "evaluate.test=false") for row, runs in rows
+            (*runs, *(row.tuned_on or ()), *fixed, f"training.learning_rate={row.centre}") for row, runs in rows
         ]
         by_setting: dict[str, RateSearch] = {}
         for (row, _), entry in zip(rows, plan_runs(experiment, overrides), strict=True):
@@ -104,7 +105,8 @@ def find_searches(
             search = RateSearch(experiment, entry.overrides, row.centre, where)
             if labels is None or entry.label in labels:
                 by_setting.setdefault(entry.identity.tuning, search)
-        found[name] = list(by_setting.values())
+        if by_setting:
+            found[name] = list(by_setting.values())
     select(list(known), labels, "method")
     return found
 
