@@ -34,7 +34,7 @@ from randlora_core.adapters.config import AdapterConfig
 
 YES, NO = "yes", "no"
 
-METHODS: dict[str, AdapterConfig] = {
+SHOWN_METHODS: dict[str, AdapterConfig] = {
     "RandLoRA": make_config("randlora", rank=4),
     "RandLoRA, sparse": make_config("randlora", rank=4, basis="sparse"),
     "RandLoRA with magnitude": make_config("randlora", rank=4, magnitude=True),
@@ -116,10 +116,10 @@ def adapted_model(method: str, kind: str) -> nn.Module:
     """The same with an adapter that has moved away from its start.
 
     Args:
-        method: A key of `METHODS`.
+        method: A key of `SHOWN_METHODS`.
         kind: A key of `LAYERS`.
     """
-    model = inject_adapter(plain_model(kind), METHODS[method], (LAYERS[kind][1],))
+    model = inject_adapter(plain_model(kind), SHOWN_METHODS[method], (LAYERS[kind][1],))
     _move(adapter_parameters(model))
     return model
 
@@ -141,7 +141,7 @@ def _close(a: Tensor, b: Tensor) -> bool:
 
 def try_training(method: str, kind: str) -> str:
     """Starts at the base model; every adapter parameter and nothing else gets a gradient; survives its file."""
-    model, x = inject_adapter(plain_model(kind), METHODS[method], (LAYERS[kind][1],)), _inputs()
+    model, x = inject_adapter(plain_model(kind), SHOWN_METHODS[method], (LAYERS[kind][1],)), _inputs()
     starts = _close(model(x), plain_model(kind)(x))
     _move(adapter_parameters(model))
     output = model(x)
@@ -189,7 +189,7 @@ def try_compiling(method: str, kind: str) -> str:
 def try_mixing(method: str, kind: str) -> str:
     """A batch whose rows go through the base model, this adapter and another one of the method."""
     model, x = adapted_model(method, kind), _inputs()
-    add_adapter(model, METHODS[method], "other")
+    add_adapter(model, SHOWN_METHODS[method], "other")
     expected = [plain_model(kind)(x), model(x)]
     _move(adapter_parameters(set_adapter(model, "other")), seed=3)
     expected.append(model(x))
@@ -264,7 +264,7 @@ def answers(capability: str) -> dict[str, dict[str, str]]:
     attempt, _ = CAPABILITIES[capability]
     with warnings.catch_warnings():
         warnings.simplefilter("ignore")
-        return {method: {kind: attempt(method, kind) for kind in LAYERS} for method in METHODS}
+        return {method: {kind: attempt(method, kind) for kind in LAYERS} for method in SHOWN_METHODS}
 
 
 def table(capability: str, found: Mapping[str, Mapping[str, str]]) -> str:
