@@ -52,7 +52,7 @@ class ImageBatches(Dataset):
         self.images, self.seed = images, seed
         self.batch_size, self.num_batches = batch_size, num_batches
         self.order = DataOrder(len(images), seed)
-        self.labels = images.labels
+        self.labels = images.split.labels
 
     def __len__(self) -> int:
         return self.num_batches
