@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import functools
 from collections.abc import Iterator
 
 import torch
@@ -26,7 +25,7 @@ class DataOrder:
 
     def __init__(self, num_images: int, seed: int):
         self.num_images, self.seed = num_images, seed
-        self._permutation = functools.lru_cache(maxsize=2)(self._draw)
+        self._drawn: dict[int, list[int]] = {}
 
     def take(self, start: int, count: int) -> Iterator[tuple[int, int]]:
         """Pairs (epoch, image) at positions start .. start + count - 1."""
@@ -34,8 +33,12 @@ class DataOrder:
             epoch, offset = divmod(position, self.num_images)
             yield epoch, self._permutation(epoch)[offset]
 
-    def _draw(self, epoch: int) -> list[int]:
-        return torch.randperm(self.num_images, generator=generator(self.seed, "data_order", epoch)).tolist()
+    def _permutation(self, epoch: int) -> list[int]:
+        """An epoch's permutation; the last two are kept, since a batch may reach into the next epoch."""
+        if epoch not in self._drawn:
+            drawn = torch.randperm(self.num_images, generator=generator(self.seed, "data_order", epoch)).tolist()
+            self._drawn = {**dict(list(self._drawn.items())[-1:]), epoch: drawn}
+        return self._drawn[epoch]
 
 
 class ImageBatches(Dataset):
