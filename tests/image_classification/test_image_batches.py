@@ -1,10 +1,13 @@
+import pickle
+
 import numpy as np
 import pytest
 import torch
 from PIL import Image
-from randlora_core.experiment.batches import DataOrder, ImageBatches, evaluation_loader, training_transform
 
 from randlora_core.datasets.images import ImageSplit
+from randlora_core.datasets.transforms import eval_transform
+from randlora_core.image_classification.batches import DataOrder, ImageBatches, evaluation_loader, training_images
 
 
 class Source:
@@ -24,12 +27,13 @@ class Source:
 
 class Sizes:
     image_size, mean, std, interpolation = 12, (0.0, 0.0, 0.0), (1 / 255, 1 / 255, 1 / 255), "bicubic"
+    image_transform = staticmethod(eval_transform(12, mean, std))
 
 
 def batches(count=10, seed=0, crop=1.0, flip=False, size=4, number=20):
     split = ImageSplit("made", "train", Source(count), np.arange(count))
-    transform = training_transform(Sizes, crop=crop, flip=flip)
-    return ImageBatches(split, transform, batch_size=size, num_batches=number, seed=seed)
+    images = training_images(split, Sizes, crop=crop, flip=flip)
+    return ImageBatches(images, batch_size=size, num_batches=number, seed=seed)
 
 
 def shown(item):
@@ -42,6 +46,7 @@ def test_every_epoch_shows_every_image_once_in_an_order_of_its_own():
     epochs = [[image for epoch, image in taken if epoch == number] for number in range(4)]
     assert all(sorted(images) == list(range(10)) for images in epochs)
     assert len({tuple(images) for images in epochs}) == 4
+    assert list(order.take(7, 8)) == taken[7:15]
 
 
 def test_batches_are_full_and_a_function_of_seed_and_number_alone():
@@ -53,6 +58,7 @@ def test_batches_are_full_and_a_function_of_seed_and_number_alone():
         assert labels.tolist() == [value % 3 for value in shown((images,))]
         assert torch.equal(images, backwards[index][0]) and torch.equal(labels, backwards[index][1])
     assert [shown(batches(seed=1)[index]) for index in range(5)] != [shown(one[index]) for index in range(5)]
+    assert len(one) == 20
     with pytest.raises(IndexError):
         one[20]
 
@@ -73,8 +79,13 @@ def test_half_of_the_images_are_mirrored_where_asked_for():
     assert (torch.cat([batches(number=50)[index][0] for index in range(50)])[:, 0, 6, 0] > 250).all()
 
 
+def test_batches_travel_to_the_processes_that_prepare_them():
+    sent = pickle.loads(pickle.dumps(batches(crop=0.5, flip=True)))
+    assert torch.equal(sent[3][0], batches(crop=0.5, flip=True)[3][0])
+
+
 def test_evaluation_keeps_the_order_of_the_split():
     split = ImageSplit("made", "test", Source(7), np.array([6, 2, 4]))
-    (images, labels), rest = list(evaluation_loader(split, Sizes, batch_size=2))
+    (images, labels), rest = list(evaluation_loader(split, Sizes, batch_size=2, workers=0, pin_memory=False))
     assert shown((images,)) + shown(rest) == [6, 2, 4]
     assert labels.tolist() + rest[1].tolist() == [0, 2, 1]
