@@ -1,0 +1,53 @@
+import pytest
+
+from randlora_core.adapters import METHODS
+from randlora_core.experiment.compose import CONFIGS, choices
+from randlora_core.experiment.rates import build_config
+from vision_language.experiment import EXPERIMENT
+
+GROUPS = ("adapter", "backbone", "tracking")
+
+
+def test_the_groups_are_those_of_the_entry():
+    assert {path.name for path in CONFIGS.iterdir() if path.is_dir()} - {"comparison"} == set(GROUPS)
+
+
+@pytest.mark.parametrize(("group", "name"), [(group, name) for group in GROUPS for name in choices(group)])
+def test_every_choice_of_every_group_becomes_a_configuration(group, name):
+    config = build_config(EXPERIMENT, [f"{group}={name}"])
+    chosen = getattr(config, group)
+    if group == "adapter":
+        own = (CONFIGS / "adapter" / f"{name}.yaml").read_text(encoding="utf-8")
+        assert f"label: {chosen.label.rsplit('-', 1)[0]}" in own
+        assert chosen.method in (*METHODS, "zero_shot", "full", "linear_probe")
+        others = {
+            build_config(EXPERIMENT, [f"adapter={other}"]).adapter for other in choices("adapter") if other != name
+        }
+        assert chosen not in others
+    else:
+        assert chosen.name == name
+
+
+def test_presets_cover_every_method():
+    configs = [build_config(EXPERIMENT, [f"adapter={name}"]).adapter for name in choices("adapter")]
+    assert {config.method for config in configs} == {*METHODS, "zero_shot", "full", "linear_probe"}
+    assert len({config.label for config in configs}) == len(configs)
+
+
+@pytest.mark.parametrize(
+    ("override", "named"),
+    [
+        ("shotz=3", ("'shotz'", "(near: shots)", "fraction")),
+        ("training.objectiv=in_batch", ("'training.objectiv'", "(near: objective)")),
+        ("training.objective=all", ("training.objective='all'", "'in_batch' or 'class_wise'")),
+        ("backbone=resnet", ("backbone=resnet", "mini_clip", "clip_vit_b32")),
+        ("adapter=lorra", ("adapter=lorra", "randlora", "linear_probe")),
+        ("adapter.method=foo", ("'foo'", "linear_probe", "zero_shot", "randlora")),
+    ],
+)
+def test_bad_overrides_are_one_line_with_the_accepted_values(override, named):
+    with pytest.raises(ValueError) as caught:
+        build_config(EXPERIMENT, [override])
+    assert "\n" not in str(caught.value)
+    for part in named:
+        assert part in str(caught.value)
