@@ -231,6 +231,52 @@ def test_micro_batches_make_up_the_batch(tiny, results):
     assert asked == [(16, 4)]
 
 
+def test_every_setting_reaches_the_training_loop(tiny, results, monkeypatch):
+    seen = []
+
+    def capture(module, batches, settings, device, **more):
+        seen.append((settings, more["resume"]))
+        raise InterruptedError
+
+    monkeypatch.setattr(running, "fit", capture)
+    chosen = {
+        "training.steps": 6,
+        "training.accumulate": 2,
+        "training.learning_rate": 0.5,
+        "training.weight_decay": 0.25,
+        "training.clip": 3.5,
+        "training.schedule": "linear",
+        "training.warmup_steps": 2,
+        "training.keep_best": "true",
+        "training.precision": "bf16",
+        "evaluate.every": 3,
+        "seed": 9,
+        "workers": 1,
+        "save.state_seconds": 7,
+    }
+    for more in ([], ["training.schedule=cosine", "training.clip=null"]):
+        with pytest.raises(InterruptedError):
+            run(tiny, ["adapter.rank=2", *(f"{key}={value}" for key, value in chosen.items()), results, *more])
+    (linear, resume), (cosine, _) = seen
+    assert dataclasses.asdict(linear) == {
+        "steps": 6,
+        "accumulate": 2,
+        "learning_rate": 0.5,
+        "weight_decay": 0.25,
+        "clip": 3.5,
+        "precision": "bf16",
+        "schedule": "linear",
+        "warmup_steps": 2,
+        "floor": 0.0,
+        "seed": 9,
+        "validate_every": 3,
+        "keep_best": True,
+        "workers": 1,
+    }
+    assert (cosine.schedule, cosine.floor, cosine.clip) == ("cosine", 0.01, None)
+    assert resume.seconds == 7 and resume.key in str(resume.path)
+
+
 def test_the_tracker_gets_curves_and_the_record(tiny, results, monkeypatch):
     class Tracker:
         def __init__(self):
