@@ -45,10 +45,12 @@ def _main_table(report: Report) -> TextTable:
 def page(name: str) -> str:
     """The whole page of a comparison."""
     header = [line.removeprefix("# ") for line in _header(name)]
-    sections = [report_markdown(report) for report in reports_of(name)]
-    figure = f"![accuracy against trainable parameters]({name}.png)\n"
+    sections = [
+        f"![accuracy against trainable parameters]({figure_path(report).name})\n\n{report_markdown(report)}"
+        for report in reports_of(name)
+    ]
     made = f"Made from the committed records of `configs/comparison/{name}.yaml` by `{COMMAND}`."
-    return "\n".join([f"# {name}\n", "\n".join(header) + "\n", made + "\n", figure, *sections])
+    return "\n".join([f"# {name}\n", "\n".join(header) + "\n", made + "\n", *sections])
 
 
 def _header(name: str) -> list[str]:
@@ -61,16 +63,24 @@ def _header(name: str) -> list[str]:
 def main(arguments: Sequence[str] | None = None) -> int:
     """The command line; returns the exit code."""
     arguments = sys.argv[1:] if arguments is None else list(arguments)
-    names = MARK.findall(README.read_text(encoding="utf-8"))
     codes = [write_or_check([README], lambda text: filled(text, "table", readme_table), COMMAND, arguments)]
-    for name in names:
+    for name in MARK.findall(README.read_text(encoding="utf-8")):
         path = RESULTS / f"{name}.md"
-        path.parent.mkdir(parents=True, exist_ok=True)
-        path.touch()
-        codes.append(write_or_check([path], lambda text, name=name: page(name), COMMAND, arguments))
         if not arguments:
-            plot_accuracy_against_parameters(reports_of(name)[0].results, RESULTS / f"{name}.png")
+            path.parent.mkdir(parents=True, exist_ok=True)
+            path.touch()
+            for report in reports_of(name):
+                plot_accuracy_against_parameters(report.results, figure_path(report))
+        codes.append(write_or_check([path], lambda text, name=name: page(name), COMMAND, arguments))
     return max(codes)
+
+
+def figure_path(report: Report) -> Path:
+    """The figure of a report; a comparison of several experiments has one for each."""
+    name = report.results.name
+    owner = load_comparison(name).file.experiment
+    suffix = "" if report.results.experiment.name == owner else f"_{report.results.experiment.name}"
+    return RESULTS / f"{name}{suffix}.png"
 
 
 if __name__ == "__main__":

@@ -5,7 +5,7 @@ from __future__ import annotations
 from typing import ClassVar, Literal
 
 import torch
-from torch import Tensor
+from torch import Tensor, nn
 from torch.utils.data import Dataset
 
 from randlora_core.experiment.interface import Experiment, MissingInputError
@@ -48,9 +48,13 @@ class VisionLanguageTask(ImageTask):
         if backbone.kind != "clip":
             raise ValueError(f"backbone {backbone.name!r} has no text tower; accepted: CLIP models")
         super().__init__(config, backbone, load_images(config))
-        self.tokens = class_tokens(backbone, self.images.class_names, self.images.templates)
-        if not hasattr(self, "module"):
-            self.module = ContrastiveObjective(self.model)
+
+    def make_module(self) -> nn.Module:
+        """Both towers under the contrastive loss, or the linear probe."""
+        if self.is_probe:
+            return super().make_module()
+        self.tokens = class_tokens(self.backbone, self.images.class_names, self.images.templates)
+        return ContrastiveObjective(self.model)
 
     def encode(self, images: Tensor) -> Tensor:
         """Features of the image tower."""

@@ -41,7 +41,7 @@ def apply_method(task: Task, config: RunConfig) -> None:
         inject_adapter(task.model, make_config(config.adapter.method, **config.adapter.options), targets)
     for name in task.frozen:
         task.model.get_parameter(name).requires_grad_(False)
-    if config.adapter.method in config.UNTRAINED:
+    if not config.is_trained:
         task.module.requires_grad_(False)
 
 
@@ -78,7 +78,7 @@ def save_weights(
     if head := _head(task):
         _write(directory / HEAD_FILE, head)
     with atomic_file(directory / RUN_FILE) as part:
-        part.write_text(json.dumps({"config": recorded}, indent=1), encoding="utf-8")
+        part.write_text(json.dumps({"config": recorded, "outputs": list(task.outputs)}, indent=1), encoding="utf-8")
 
 
 @torch.no_grad()
@@ -88,17 +88,16 @@ def load_weights(directory: Path, task: Task, config: RunConfig) -> None:
     Raises:
         ValueError: A file is missing or does not fit the model; the task is left as it was.
     """
-    head = _head(task)
-    stored = _read(directory / HEAD_FILE) if head else {}
-    if stored.keys() != head.keys():
-        raise ValueError(f"{directory / HEAD_FILE} holds {', '.join(stored)}; accepted: {', '.join(head)}")
-    _matching(stored, head, directory / HEAD_FILE)
+    head, changed = _head(task), _changed_by_full(task) if config.adapter.method == "full" else {}
+    stored = _read(directory / HEAD_FILE, head) if head else {}
+    delta = _read(directory / DELTA_FILE, changed) if changed else {}
+    outputs = tuple(json.loads((directory / RUN_FILE).read_text(encoding="utf-8"))["outputs"])
+    if outputs != task.outputs:
+        raise ValueError(f"{directory} has a head for {_shown(outputs)}; the data have {_shown(task.outputs)}")
     if config.is_adapted:
         load_adapter(task.model, directory)
-    if config.adapter.method == "full":
-        delta = _read(directory / DELTA_FILE)
-        for name, value in _matching(delta, dict(task.model.named_parameters()), directory / DELTA_FILE).items():
-            value.add_(delta[name].to(value.device))
+    for name, value in changed.items():
+        value.add_(delta[name].to(value.device))
     for name, value in head.items():
         value.copy_(stored[name])
 
@@ -113,13 +112,9 @@ def _head(task: Task) -> dict[str, Tensor]:
     return {name: value for name, value in task.module.state_dict().items() if value.data_ptr() not in own}
 
 
-def _matching(stored: Mapping[str, Tensor], present: Mapping[str, Tensor], path: Path) -> dict[str, Tensor]:
-    """The present tensors that the stored ones are for; a stored one without a place of its shape is refused."""
-    for name, value in stored.items():
-        found = tuple(present[name].shape) if name in present else "nothing"
-        if found != tuple(value.shape):
-            raise ValueError(f"{path}: {name!r} has shape {tuple(value.shape)}, the model has {found} there")
-    return {name: present[name] for name in stored}
+def _changed_by_full(task: Task) -> dict[str, Tensor]:
+    """The parameters that full fine-tuning trains."""
+    return {name: value for name, value in task.model.named_parameters() if name not in task.frozen}
 
 
 def _write(path: Path, tensors: Mapping[str, Tensor]) -> None:
@@ -127,7 +122,17 @@ def _write(path: Path, tensors: Mapping[str, Tensor]) -> None:
         save_file({name: value.detach().cpu().contiguous() for name, value in tensors.items()}, part)
 
 
-def _read(path: Path) -> dict[str, Tensor]:
+def _read(path: Path, present: Mapping[str, Tensor]) -> dict[str, Tensor]:
+    """The tensors of a file, which must be those that are present in the task, name by name and shape by shape."""
     if not path.is_file():
         raise ValueError(f"{path} is missing; accepted: a folder that a run with save.adapter=true has written")
-    return load_file(path)
+    stored = load_file(path)
+    for name in (*stored, *present):
+        shapes = [tuple(tensors[name].shape) if name in tensors else "nothing" for tensors in (stored, present)]
+        if shapes[0] != shapes[1]:
+            raise ValueError(f"{path}: {name!r} has shape {shapes[0]} there and {shapes[1]} in the model")
+    return stored
+
+
+def _shown(outputs: tuple[str, ...]) -> str:
+    return ", ".join(outputs[:5]) + (f" and {len(outputs) - 5} more" if len(outputs) > 5 else "") or "nothing"

@@ -40,17 +40,19 @@ def compose(
     for text, override in zip(overrides, parsed, strict=True):
         if override.is_sweep_override():
             raise ValueError(f"{text}: several values; accepted: one, or all of them as a sweep with -m")
+    if base is not None and (chosen := [text for text in overrides if _is_group(_parse(text), name, directory)]):
+        raise ValueError(f"{chosen[0]}: the run has its own; accepted: settings within it, such as dataset=NAME")
     groups = {  # of several choices of one group the last counts, as of several values of one setting
         override.key_or_group: text
         for text, override in zip(overrides, parsed, strict=True)
-        if _is_group(override, directory)
+        if _is_group(override, name, directory)
     }
     config = _composed(name, tuple(groups.values()), directory).copy()
     try:
         for key, value in (base or {}).items():
             OmegaConf.update(config, key, value, merge=key in ("training", "evaluate"))
         for override in parsed:
-            if not _is_group(override, directory):
+            if not _is_group(override, name, directory):
                 _set(config, override)
         return OmegaConf.to_container(config, resolve=True, throw_on_missing=True)
     except OmegaConfBaseException as error:
@@ -63,12 +65,17 @@ def expand(overrides: Sequence[str]) -> list[tuple[str, ...]]:
     Raises:
         ValueError: An override that does not parse; one line.
     """
+    from hydra.errors import HydraException
+
     choices = []
     for text in overrides:
         override = _parse(text)
         if override.is_sweep_override():
             key = override.get_key_element()
-            choices.append([f"{key}={value}" for value in override.sweep_string_iterator()])
+            try:
+                choices.append([f"{key}={value}" for value in override.sweep_string_iterator()])
+            except HydraException as error:
+                raise ValueError(f"{text}: {_first_line(error)}; accepted: values with commas between") from error
         else:
             choices.append([text])
     return list(itertools.product(*choices))
@@ -84,6 +91,8 @@ def _parse(text: str) -> Any:
     from hydra.core.override_parser.overrides_parser import OverridesParser
     from hydra.errors import HydraException
 
+    if text.startswith("=") or "@" in text.partition("=")[0]:
+        raise ValueError(f"{text!r} is no override; accepted: SETTING=VALUE or GROUP=NAME")
     if text.startswith("-"):
         raise ValueError(f"unknown option {text!r}; accepted: SETTING=VALUE, and --help, which lists them")
     try:
@@ -92,9 +101,18 @@ def _parse(text: str) -> Any:
         raise ValueError(f"{text!r} is no override ({_first_line(error)}); accepted: SETTING=VALUE") from error
 
 
-def _is_group(override: Any, directory: Path) -> bool:
+@functools.lru_cache(maxsize=64)
+def groups_of(name: str, directory: Path = CONFIGS) -> tuple[str, ...]:
+    """The groups that an entry's list of defaults names, such as adapter and backbone."""
+    import yaml
+
+    defaults = yaml.safe_load((directory / f"{name}.yaml").read_text(encoding="utf-8"))["defaults"]
+    return tuple(sorted(group for entry in defaults if isinstance(entry, dict) for group in entry))
+
+
+def _is_group(override: Any, name: str, directory: Path) -> bool:
     """Whether an override chooses a file of a group, such as adapter=lora, instead of setting a value."""
-    return "." not in override.key_or_group and (directory / override.key_or_group).is_dir()
+    return override.key_or_group in groups_of(name, directory)
 
 
 @functools.lru_cache(maxsize=256)
@@ -108,6 +126,8 @@ def _composed(name: str, groups: tuple[str, ...], directory: Path) -> Any:
     for text in groups:
         override = _parse(text)
         known = choices(override.key_or_group, directory)
+        if override.is_add():
+            raise ValueError(f"{text}: every run has one; accepted: {text.lstrip('+')}")
         if not override.is_delete() and override.value() not in known:
             key = override.key_or_group
             raise ValueError(f"unknown choice {key}={override.value()}; accepted: {', '.join(known)}")
@@ -122,12 +142,12 @@ def _composed(name: str, groups: tuple[str, ...], directory: Path) -> Any:
 
 
 def _set(config: Any, override: Any) -> None:
-    """Sets, adds or removes a value; a mapping replaces what was there instead of being merged into it."""
+    """Sets, adds or removes a value; a mapping is merged into what was there, as Hydra does it."""
     from omegaconf import OmegaConf
 
     key = override.key_or_group
     if not override.is_delete():
-        OmegaConf.update(config, key, override.value(), merge=False)
+        OmegaConf.update(config, key, override.value(), merge=True)
         return
     parent, _, name = key.rpartition(".")
     section = OmegaConf.select(config, parent) if parent else config

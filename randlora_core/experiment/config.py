@@ -1,7 +1,7 @@
 """The configuration of a run as a tree of frozen values: strict, and with one line for each thing that is wrong.
 
-Hydra composes the values (`compose`), these classes check them. No field has a default here: defaults stand in the YAML
-files of `configs/`, with their explanation, and nowhere else.
+Hydra composes the values (`compose`), these classes check them. Defaults stand in the YAML files of `configs/`, with
+their explanation; only what some of the files of a group leave out has one here.
 """
 
 from __future__ import annotations
@@ -9,7 +9,7 @@ from __future__ import annotations
 import dataclasses
 import difflib
 from collections.abc import Mapping, Sequence
-from typing import Annotated, Any, ClassVar, Literal, TypeVar
+from typing import Annotated, Any, ClassVar, Literal, TypeVar, get_args, get_type_hints
 
 from pydantic import BaseModel, ConfigDict, Field, ValidationError, model_validator
 
@@ -57,7 +57,7 @@ class AdapterChoice(OpenSection):
 
     method: str
     label: str = free()
-    targets: str | Names | None = None
+    targets: str | Annotated[tuple[str, ...], Field(strict=False, min_length=1)] | None = None
     learning_rate: PositiveNumber | None = Field(None, json_schema_extra=FREE)
 
 
@@ -106,6 +106,9 @@ class TrainingConfig(Section):
         if self.batch_size % self.accumulate:
             accepted = f"a divisor of training.batch_size={self.batch_size}"
             raise ValueError(f"training.accumulate={self.accumulate}; accepted: {accepted}")
+        if self.steps is not None and self.warmup_steps >= self.steps:
+            accepted = f"fewer than training.steps={self.steps}"
+            raise ValueError(f"training.warmup_steps={self.warmup_steps}; accepted: {accepted}")
         return self
 
     def num_steps(self, num_examples: int) -> int:
@@ -148,8 +151,8 @@ class TrackingConfig(Section):
     """Where curves are sent besides the record."""
 
     name: Literal["none", "wandb"]
-    project: str = "randlora"
-    mode: Literal["online", "offline"] = "online"
+    project: str | None = None
+    mode: Literal["online", "offline"] | None = None
 
 
 class RunConfig(Section):
@@ -202,6 +205,16 @@ class RunConfig(Section):
         """Whether the training loop runs; zero-shot trains nothing, and some methods are solved without it."""
         return self.adapter.method not in (*self.UNTRAINED, *self.SOLVED)
 
+    @property
+    def is_trained(self) -> bool:
+        """Whether anything is trained, by the training loop or without it."""
+        return self.adapter.method not in self.UNTRAINED
+
+    @property
+    def has_random_weights(self) -> bool:
+        """Whether the backbone's weights are drawn from the run's seed instead of being pre-trained."""
+        return self.backbone.options.get("pretrained") is False
+
     def identity(self, learning_rate: float | None) -> dict[str, Any]:
         """The settings that decide the numbers of this run, and no others, as plain nested values.
 
@@ -215,9 +228,11 @@ class RunConfig(Section):
             values["training"]["learning_rate"] = learning_rate
             if self.training.keep_best:
                 values["training"]["validate_every"] = self.evaluate.every
-        if self.adapter.method in self.UNTRAINED:
-            for key in ("seed", *self.TRAINING_DATA):
+        if not self.is_trained:
+            for key in self.TRAINING_DATA:
                 values.pop(key, None)
+            if not self.has_random_weights:
+                values.pop("seed")
         return values
 
     def recorded(self, learning_rate: float | None) -> dict[str, Any]:
@@ -261,7 +276,8 @@ def _describe(problem: Any, config_class: type[BaseModel]) -> str:
         return f"setting {path!r} is missing"
     if kind == "extra_forbidden":
         return _unknown(path, _fields_at(config_class, problem["loc"][:-1]))
-    return f"{path}={problem['input']!r}; accepted: {message.removeprefix('Input should be ')}"
+    quoted = f", such as {path}=\"'{problem['input']}'\"" if kind == "string_type" else ""
+    return f"{path}={problem['input']!r}; accepted: {message.removeprefix('Input should be ')}{quoted}"
 
 
 def _unknown(path: str, known: Sequence[str]) -> str:
@@ -295,9 +311,19 @@ def _checked_adapter(adapter: AdapterChoice, unadapted: Sequence[str]) -> Adapte
     if adapter.method not in METHODS:
         known = ", ".join([*unadapted, *METHODS])
         raise ValueError(f"unknown method adapter.method={adapter.method!r}; accepted: {known}")
-    options = dataclasses.asdict(make_config(adapter.method, **adapter.options))
+    options = _spelt_out(make_config(adapter.method, **adapter.options))
     own = {name: getattr(adapter, name) for name in AdapterChoice.model_fields}
     return AdapterChoice.model_construct(_fields_set=set(own), **own, **options)
+
+
+def _spelt_out(config: Any) -> dict[str, Any]:
+    """All fields of a method's configuration; where a field holds numbers with a fraction, 4 is written as 4.0."""
+    hints = get_type_hints(type(config))
+    fractional = {name for name, hint in hints.items() if hint is float or float in get_args(hint)}
+    values = dataclasses.asdict(config)
+    return {
+        name: float(value) if name in fractional and type(value) is int else value for name, value in values.items()
+    }
 
 
 def _identity_values(section: BaseModel) -> dict[str, Any]:

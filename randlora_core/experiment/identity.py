@@ -38,7 +38,7 @@ class Identity:
 
 
 def identify_settings(values: Mapping[str, Any], experiment: str) -> dict[str, str]:
-    """The three digests of a run's settings, by the names of `Identity`.
+    """Digests a run's settings three ways; the keys of the result are the fields `settings`, `group`, `tuning`.
 
     Args:
         values: What `RunConfig.identity` gives.

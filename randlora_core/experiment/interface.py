@@ -56,6 +56,7 @@ class Task(abc.ABC):
         num_examples: Training examples; what an epoch consists of.
         data: The record's section on the data: `name`, `sizes` by split, `remarks` for the notes under tables.
         test_sets: Names of all test sets; a mean over fewer is never reported.
+        outputs: What the outputs of a trained head stand for, such as class names; empty where there is no such head.
     """
 
     module: nn.Module
@@ -65,6 +66,7 @@ class Task(abc.ABC):
     num_examples: int
     data: Mapping[str, Any]
     test_sets: tuple[str, ...]
+    outputs: tuple[str, ...] = ()
 
     @abc.abstractmethod
     def batches(self, count: int, size: int) -> Dataset:

@@ -2,8 +2,10 @@
 
 from __future__ import annotations
 
-from collections.abc import Iterable, Sequence
+import json
+from collections.abc import Callable, Iterable, Sequence
 from dataclasses import dataclass, replace
+from functools import cached_property
 from pathlib import Path
 from typing import Any, Literal
 
@@ -41,7 +43,7 @@ class PlannedRun:
     missing: str | None = None
     record: Record | None = None
 
-    @property
+    @cached_property
     def run_id(self) -> str:
         """The run's identity in sixteen hexadecimal digits."""
         return run_id(self.identity)
@@ -49,9 +51,7 @@ class PlannedRun:
     @property
     def ledger(self) -> Ledger:
         """Where its record belongs."""
-        results = self.config.paths.results
-        folder = CONFIGS.parent / "results" if results is None else Path(results).expanduser()
-        return Ledger(folder / self.experiment.name)
+        return Ledger(results_folder(self.config) / self.experiment.name)
 
     @property
     def path(self) -> Path:
@@ -63,7 +63,7 @@ class PlannedRun:
         """The folder for what the run keeps beside its record: resumable state, trained weights."""
         return self.ledger.scratch(self.run_id)
 
-    @property
+    @cached_property
     def recorded(self) -> dict[str, Any]:
         """Its configuration as the record carries it."""
         return self.config.recorded(self.learning_rate.value)
@@ -73,7 +73,7 @@ class PlannedRun:
         """The method's name in tables."""
         return self.config.adapter.label
 
-    @property
+    @cached_property
     def point(self) -> tuple[Any, ...]:
         """Where it stands on the experiment's axes."""
         return self.experiment.point(self.recorded)
@@ -98,9 +98,15 @@ class PlannedRun:
         if self.missing is not None or not is_finished(self.record):
             return None
         lacks_test = self.config.evaluate.test and not self.record["scores"]["test"]
-        trains = self.config.adapter.method not in self.config.UNTRAINED
-        lacks_weights = self.config.save.adapter and trains and not (self.scratch / "weights").is_dir()
+        keeps = self.config.save.adapter and self.config.is_trained
+        lacks_weights = keeps and (self.record["saved"] is None or not (self.scratch / "weights").is_dir())
         return None if lacks_test or lacks_weights else self.record
+
+
+def results_folder(config: RunConfig) -> Path:
+    """Where runs write: `paths.results`, or else `results` in the repository, wherever a command is called from."""
+    results = config.paths.results
+    return CONFIGS.parent / "results" if results is None else Path(results).expanduser()
 
 
 def plan_run(experiment: Experiment, overrides: Sequence[str]) -> PlannedRun:
@@ -119,49 +125,67 @@ def plan_run(experiment: Experiment, overrides: Sequence[str]) -> PlannedRun:
     return planned
 
 
-def plan_runs(experiment: Experiment, override_lists: Iterable[Sequence[str]]) -> list[PlannedRun]:
+def plan_runs(
+    experiment: Experiment, override_lists: Iterable[Sequence[str]], *, inputs_needed: bool = True
+) -> list[PlannedRun]:
     """Plans many runs; data and weights that they share are identified once.
 
     A run whose data, weights or tuned learning rate are not here is planned as missing.
 
+    Args:
+        experiment: The experiment.
+        override_lists: The overrides of each run.
+        inputs_needed: Whether data and weights that do not exist are errors; for tables of committed records they need
+            not be here, and their names are not checked.
+
     Raises:
         ValueError: As `plan_run`, for what does not exist.
     """
-    inputs = _Inputs(experiment)
+    inputs = _Inputs(experiment, inputs_needed)
     return [_plan(experiment, tuple(overrides), inputs) for overrides in override_lists]
 
 
 class _Inputs:
     """The identities of data and weights, each found once; an input that is not here is remembered as such."""
 
-    def __init__(self, experiment: Experiment):
-        self.experiment = experiment
+    def __init__(self, experiment: Experiment, needed: bool):
+        self.experiment, self.needed = experiment, needed
         self._found: dict[str, str | MissingInputError] = {}
 
     def data(self, config: RunConfig) -> str:
         """The data's fingerprint; the choice of training examples from a data set is no part of it."""
-        values = config.recorded(None)
-        named = [values[axis.key] for axis in self.experiment.axes if axis.key not in config.TRAINING_DATA]
-        return self._identify(f"data {named} {config.paths}", self.experiment.identify_data, config)
+        return self._identify("data", self.experiment.identify_data, config)
 
     def weights(self, config: RunConfig) -> str:
         """The weights' identity; random ones are drawn from the run's seed."""
-        return self._identify(f"weights {config.backbone} {config.seed}", self.experiment.identify_weights, config)
+        return self._identify("weights", self.experiment.identify_weights, config)
 
-    def _identify(self, key: str, identify: Any, config: RunConfig) -> str:
+    def _identify(self, kind: str, identify: Callable[[RunConfig], str], config: RunConfig) -> str:
+        """Asks once for all runs that differ in nothing but method, training, choice of examples and seed."""
+        settings = config.identity(None)
+        apart = ("adapter", "training", *config.TRAINING_DATA, *(() if config.has_random_weights else ("seed",)))
+        shared = {name: value for name, value in settings.items() if name not in apart}
+        key = f"{kind} {json.dumps(shared, sort_keys=True)} {config.paths.data}"
         if key not in self._found:
-            try:
-                self._found[key] = identify(config)
-            except MissingInputError as error:
-                self._found[key] = error
+            self._found[key] = self._ask(identify, config)
         found = self._found[key]
         if isinstance(found, MissingInputError):
             raise found
         return found
 
+    def _ask(self, identify: Callable[[RunConfig], str], config: RunConfig) -> str | MissingInputError:
+        try:
+            return identify(config)
+        except MissingInputError as error:
+            return error
+        except ValueError as error:
+            if self.needed:
+                raise
+            return MissingInputError(str(error))
+
 
 def _plan(experiment: Experiment, overrides: tuple[str, ...], inputs: _Inputs) -> PlannedRun:
-    config = _settled(build_config(experiment, overrides))
+    config = settled(build_config(experiment, overrides))
     missing: list[str] = []
 
     def here(find: Any, otherwise: Any) -> Any:
@@ -180,7 +204,7 @@ def _plan(experiment: Experiment, overrides: tuple[str, ...], inputs: _Inputs) -
     return replace(planned, record=planned.ledger.read(planned.run_id))
 
 
-def _settled(config: RunConfig) -> RunConfig:
+def settled(config: RunConfig) -> RunConfig:
     """The configuration with the number format that `auto` stands for on this machine."""
     precision = pick_precision(config.training.precision, pick_device(config.device))
     return config.model_copy(update={"training": config.training.model_copy(update={"precision": precision})})

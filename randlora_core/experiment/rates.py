@@ -77,8 +77,10 @@ def choose_rate(experiment: Experiment, config: RunConfig, overrides: Sequence[s
         other = build_config(experiment, [*overrides, *tuned_for])
         found = tuned_rate(experiment, other, config.training.precision)
         if found is None:
-            raise MissingInputError(f"no learning rate has been tuned for {' '.join(tuned_for) or 'these settings'}")
-        return LearningRate(found[0], "tuned_otherwise" if tuned_for else "tuned", tuned_for, found[1])
+            settings = " ".join(tuned_for) or "these settings"
+            raise MissingInputError(f"no learning rate has been tuned for {settings}; tune it, or give one")
+        same = _tuning_digest(experiment, other) == _tuning_digest(experiment, config)
+        return LearningRate(found[0], "tuned" if same else "tuned_otherwise", () if same else tuned_for, found[1])
     if (found := tuned_rate(experiment, config, config.training.precision)) is not None:
         return LearningRate(found[0], "tuned", grid=found[1])
     if config.adapter.learning_rate is None:
@@ -96,15 +98,18 @@ def tuned_rate(
     bf16. Every file is a tuning of its own, so that comparisons may share a row. Of several tunings those in the number
     format `precision` come first, then the newest.
     """
-    key = identify_settings(config.identity(None), experiment.name)["tuning"]
-    tunings = _tunings(experiment.records_folder).get(key, {})
+    found = _tunings(experiment.records_folder).get(_tuning_digest(experiment, config), {})
+    tunings = {tuning: records for tuning, records in found.items() if choose(scores_of(records)) is not None}
     if not tunings:
         return None
     newest = {tuning: max(record["created"] for record in records) for tuning, records in tunings.items()}
     chosen = max(tunings, key=lambda tuning: (tuning[0] == precision, newest[tuning]))
     scores = scores_of(tunings[chosen])
-    value = choose(scores)
-    return None if value is None else (value, grid_entries(scores))
+    return choose(scores), grid_entries(scores)
+
+
+def _tuning_digest(experiment: Experiment, config: RunConfig) -> str:
+    return identify_settings(config.identity(None), experiment.name)["tuning"]
 
 
 def grid_entries(scores: Mapping[float, float | None]) -> tuple[dict[str, Any], ...]:

@@ -17,6 +17,7 @@ from randlora_core.experiment.interface import Experiment, Score, Task
 from randlora_core.experiment.loop.fit import FitResult, FitSettings, Resume, fit
 from randlora_core.experiment.loop.hardware import is_first_process, pick_device, pick_workers
 from randlora_core.experiment.loop.measuring import Measurement, measured
+from randlora_core.experiment.loop.seeding import seed_global
 from randlora_core.experiment.planning import PlannedRun, plan_run
 from randlora_core.experiment.records.ledger import SCHEMA, describe_error
 from randlora_core.experiment.records.predictions import encode_predictions
@@ -50,6 +51,8 @@ def run(experiment: Experiment, overrides: Sequence[str], on_progress: OnProgres
 def execute(planned: PlannedRun, on_progress: OnProgress | None = None) -> dict[str, Any]:
     """Trains and evaluates a planned run and writes its record, whether or not it has finished before.
 
+    It prints first which run it is, its learning rate and where that comes from.
+
     Args:
         planned: The run.
         on_progress: Called with step, steps, loss, speed (examples a second), unit and phase ("train" or "evaluate").
@@ -64,13 +67,18 @@ def execute(planned: PlannedRun, on_progress: OnProgress | None = None) -> dict[
     if planned.config.threads is not None:
         torch.set_num_threads(planned.config.threads)
     planned.ledger.directory.mkdir(parents=True, exist_ok=True)
+    if is_first_process():
+        print(f"run {planned.run_id}: {planned.name}\nlearning rate: {planned.learning_rate.describe()}", flush=True)
     record = opening(planned)
     tracker = make_tracker(planned, str(planned.ledger.directory))
     try:
-        results = _Run(planned, tracker, on_progress or (lambda event: None)).results()
-        finished = {**record, **results, "status": "finished"}
+        running = _Run(planned, tracker, on_progress or (lambda event: None))
+        finished = {**record, **running.results(), "status": "finished"}
         if is_first_process():
-            planned.ledger.write(finished)
+            planned.ledger.write(finished)  # before the weights, so that scores are not lost with them
+            if planned.config.save.adapter and planned.config.is_trained:
+                finished["saved"] = running.save()
+                planned.ledger.write(finished)
     except Exception as error:
         failed = {**record, "error": describe_error(error)}
         with contextlib.suppress(OSError):
@@ -136,6 +144,7 @@ class _Run:
         self.tracker, self.on_progress = tracker, on_progress
         self.begun = time.perf_counter()
         self.device = pick_device(self.config.device)
+        seed_global(self.config.seed, "initialisation")
         self.task: Task = planned.experiment.build_task(self.config)
         self.original = original_weights(self.task, self.config)
         apply_method(self.task, self.config)
@@ -152,7 +161,6 @@ class _Run:
         with measured(self.device) as evaluation:
             validation = _last_validation(fitted) if fitted.validation else self._validate()
             tested = self._evaluate_test() if self.config.evaluate.test else {}
-        trains = self.config.adapter.method not in self.config.UNTRAINED
         return {
             "data": dict(self.task.data),
             "parameters": parameter_section(self.task),
@@ -160,8 +168,8 @@ class _Run:
             "solution": solution,
             "scores": {"validation": validation, **score_section(tested, self.task.test_sets)},
             "time": self._times(fitted, training, evaluation),
-            "memory": (training if trains else evaluation).memory(),
-            "saved": self._save() if self.config.save.adapter and trains and is_first_process() else None,
+            "memory": (training if self.config.is_trained else evaluation).memory(),
+            "saved": None,
         }
 
     def _fit(self) -> FitResult:
@@ -212,7 +220,8 @@ class _Run:
             "examples_per_second": examples / fitted.seconds if fitted.seconds else None,
         }
 
-    def _save(self) -> str:
+    def save(self) -> str:
+        """Keeps what was trained; the folder, relative to the experiment's results."""
         folder = self.planned.scratch / "weights"
         save_weights(folder, self.task, self.config, self.original, self.planned.recorded)
         return str(folder.relative_to(self.planned.ledger.directory))

@@ -48,6 +48,9 @@ class ImageRunConfig(RunConfig):
     def identity(self, learning_rate: float | None) -> dict[str, Any]:
         """As for every run; a converged probe depends on the seed by the choice of its training images alone."""
         values = super().identity(learning_rate)
-        if self.adapter.method in self.SOLVED and self.shots is None and self.fraction is None:
+        if values.get("fraction") == 1:
+            values["fraction"] = None  # all images are all images
+        whole = self.shots is None and self.fraction in (None, 1)
+        if self.adapter.method in self.SOLVED and whole and not self.has_random_weights:
             values.pop("seed")
         return values

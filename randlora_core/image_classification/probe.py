@@ -53,10 +53,12 @@ class FittedProbe:
 
     Attributes:
         strength: The chosen value of `STRENGTHS`.
+        converged: Whether the solver came to its end with every strength.
         grid: (strength, validation accuracy) of everything tried.
     """
 
     strength: float
+    converged: bool
     grid: tuple[tuple[float, float], ...]
 
 
@@ -78,9 +80,10 @@ def fit_probe(head: LinearHead, train: tuple[Tensor, Tensor], validation: tuple[
     head.mean.copy_(features.mean(dim=0))
     head.scale.copy_(features.std(dim=0, correction=0).clamp(min=1e-6))
     scaled = ((features - head.mean.cpu()) / head.scale.cpu()).numpy()
-    grid, best = [], None
+    grid, best, converged = [], None, True
     for strength in STRENGTHS:
         fitted = LogisticRegression(C=strength, max_iter=MAX_ITERATIONS).fit(scaled, labels.numpy())
+        converged &= bool(fitted.n_iter_.max() < MAX_ITERATIONS)
         weight, bias = _all_classes(fitted, head.linear.out_features)
         head.linear.weight.copy_(weight)
         head.linear.bias.copy_(bias)
@@ -90,7 +93,7 @@ def fit_probe(head: LinearHead, train: tuple[Tensor, Tensor], validation: tuple[
             best = (strength, grid[-1][1], weight, bias)
     head.linear.weight.copy_(best[2])
     head.linear.bias.copy_(best[3])
-    return FittedProbe(best[0], tuple(grid))
+    return FittedProbe(best[0], converged, tuple(grid))
 
 
 def _all_classes(fitted: object, num_classes: int) -> tuple[Tensor, Tensor]:

@@ -6,12 +6,12 @@ import abc
 from typing import Any
 
 import torch
-from torch import Tensor
+from torch import Tensor, nn
 from torch.utils.data import DataLoader
 
 from randlora_core.datasets.images import ImageData, ImageSplit
 from randlora_core.experiment.interface import Score, Split, Task
-from randlora_core.experiment.loop.hardware import pick_device, pick_workers
+from randlora_core.experiment.loop.hardware import pick_workers
 from randlora_core.image_classification.batches import ImageBatches, evaluation_loader, training_images
 from randlora_core.image_classification.config import ImageRunConfig
 from randlora_core.image_classification.data import data_section
@@ -36,8 +36,17 @@ class ImageTask(Task):
         self.num_examples = len(data.train)
         self.data = data_section(data, config.shots)
         self.test_sets = (data.name,)
-        if config.adapter.method in config.SOLVED:
-            self.module = Probe(self.model, LinearHead(backbone.embed_dim, len(data.class_names)))
+        self.module = self.make_module()
+
+    def make_module(self) -> nn.Module:
+        """The module that is trained; here that of the linear probe, the frozen model with a head for the classes."""
+        self.outputs = self.images.class_names
+        return Probe(self.model, LinearHead(self.backbone.embed_dim, len(self.outputs)))
+
+    @property
+    def is_probe(self) -> bool:
+        """Whether the method is the linear probe."""
+        return self.config.adapter.method in self.config.SOLVED
 
     @abc.abstractmethod
     def encode(self, images: Tensor) -> Tensor:
@@ -56,12 +65,11 @@ class ImageTask(Task):
 
     def evaluate(self, split: Split, device: torch.device, precision: str) -> dict[str, Score]:
         """The accuracy on the validation or the test split."""
-        images = self._loader(self.images.test if split == "test" else self.images.validation)
+        images = self._loader(self.images.test if split == "test" else self.images.validation, device)
         was_training = self.module.training
         self.module.to(device).eval()
         try:
-            is_probe = isinstance(self.module, Probe)
-            classify = self._probe if is_probe else self.classifier(device, precision)
+            classify = self._probe if self.is_probe else self.classifier(device, precision)
             return {self.images.name: score_images(classify, images, device, precision)}
         finally:
             self.module.train(was_training)
@@ -70,18 +78,17 @@ class ImageTask(Task):
         """Fits the linear probe on features that are computed once."""
         self.module.to(device).eval()
         train, validation = (
-            compute_features(self.encode, self._loader(split), device, precision)
+            compute_features(self.encode, self._loader(split, device), device, precision)
             for split in (self.images.train, self.images.validation)
         )
         fitted = fit_probe(self.module.head, train, validation)
         grid = [{"strength": strength, "validation": score} for strength, score in fitted.grid]
-        return {"strength": fitted.strength, "grid": grid}
+        return {"strength": fitted.strength, "converged": fitted.converged, "grid": grid}
 
     def _probe(self, images: Tensor) -> Tensor:
         return self.module.head(self.encode(images))
 
-    def _loader(self, split: ImageSplit) -> DataLoader:
-        device = pick_device(self.config.device)
+    def _loader(self, split: ImageSplit, device: torch.device) -> DataLoader:
         return evaluation_loader(
             split,
             self.backbone,

@@ -14,6 +14,7 @@ from __future__ import annotations
 
 import argparse
 import sys
+import time
 from collections.abc import Callable, Sequence
 from typing import Any
 
@@ -25,19 +26,27 @@ from randlora_core.experiment.commands.execution import (
     print_failures,
     save_finished,
 )
-from randlora_core.experiment.commands.options import FAILED, add_jobs, make_parser, run_command, split_arguments
+from randlora_core.experiment.commands.options import (
+    FAILED,
+    add_jobs,
+    checked_jobs,
+    make_parser,
+    run_command,
+    split_arguments,
+)
 from randlora_core.experiment.compose import CONFIGS
 from randlora_core.experiment.interface import Experiment, find_experiment
-from randlora_core.experiment.planning import PlannedRun, distinct, plan_runs
+from randlora_core.experiment.planning import PlannedRun, distinct, plan_runs, results_folder
 from randlora_core.experiment.records.reading import Record
 from randlora_core.experiment.reports.report import Report, make_console, make_report, print_report, write_report
-from randlora_core.experiment.reports.results import collect_results, find_by_settings
+from randlora_core.experiment.reports.results import check_distinct, collect_results, find_by_settings
 from randlora_core.experiment.sweeps.comparison_file import Comparison, load_comparison, option_of, select
 from randlora_core.experiment.sweeps.estimates import RunEstimates
 from randlora_core.experiment.sweeps.progress import format_seconds
 from randlora_core.experiment.sweeps.sweep import Outcome
 
 DEFAULT = "default"
+SECONDS_BETWEEN_SAVES = 60.0
 HINT = "finished runs are kept, and the same command takes up the rest"
 
 
@@ -53,7 +62,7 @@ def main(experiment: Experiment | None = None, arguments: Sequence[str] | None =
 
 def _main(experiment: Experiment | None, arguments: Sequence[str]) -> int:
     options, comparison, experiments = parse_comparison(experiment, arguments, "compare", __doc__ or "", _add_options)
-    planned = plan_comparison(comparison, experiments, options.methods)
+    planned = plan_comparison(comparison, experiments, options.methods, inputs_needed=not options.from_records)
     if options.adopt_records:
         planned = adopt_records(planned)
     if options.from_records:
@@ -67,21 +76,21 @@ def _main(experiment: Experiment | None, arguments: Sequence[str]) -> int:
 
 
 def _run(comparison: Comparison, planned: Sequence[PlannedRun], options: argparse.Namespace) -> int:
+    saved = time.monotonic()
+
     def keep(outcome: Outcome) -> None:
-        if options.save_records and outcome.status == "finished":
-            _save(
-                comparison,
-                [entry for entry in planned if entry.experiment.name == outcome.run.experiment.name],
-                quiet=True,
-            )
+        nonlocal saved
+        if options.save_records and time.monotonic() - saved >= SECONDS_BETWEEN_SAVES:
+            _save(comparison, planned)
+            saved = time.monotonic()
 
     outcomes = execute_runs(planned, f"comparison {comparison.name}", jobs=options.jobs, on_outcome=keep)
     records = {outcome.run.run_id: outcome.record for outcome in outcomes}
+    folder = f"{comparison.name}-part" if options.methods or comparison.is_narrowed else comparison.name
     for report in build_reports(comparison, planned, lambda entry: records.get(entry.run_id)):
         print_report(report, make_console())
-        ours = [entry for entry in planned if entry.experiment.name == report.results.experiment.name]
-        folder = ours[0].ledger.directory / comparison.name
-        print("written: " + ", ".join(str(path) for path in write_report(report, folder)))
+        results = results_folder(planned[0].config) / report.results.experiment.name
+        print("written: " + ", ".join(str(path) for path in write_report(report, results / folder)))
     if options.save_records:
         _save(comparison, planned)
     incomplete = any(entry.missing is not None for entry in planned)
@@ -118,13 +127,15 @@ def parse_comparison(
         ValueError: Bad input, or a comparison of another experiment than the given one.
     """
     words, pairs = split_arguments(arguments)
-    named = [text.removeprefix("name=") for text in pairs if text.startswith("name=")]
-    named += [words[0]] if words and not words[0].startswith("-") else []
     configs = experiment.configs if experiment is not None else CONFIGS
-    file = load_comparison(named[0] if named else DEFAULT, configs=configs).file
+    named = [text.removeprefix("name=") for text in pairs if text.startswith("name=")]
+    named += words[:1] if words and not words[0].startswith("-") else []
+    name = named[0] if named else DEFAULT
+    file = load_comparison(name, configs=configs).file
     first = experiment if experiment is not None else find_experiment(file.experiment)
     if first.name != file.experiment:
-        raise ValueError(f"this comparison is of {file.experiment}; accepted: python -m {file.experiment}.{command}")
+        owner = f"python -m {file.experiment}.{command}"
+        raise ValueError(f"comparison {name!r} is of {file.experiment}; accepted: {owner}, or a name of {first.name}'s")
     program = f"{experiment.name if experiment else 'randlora_core.experiment'}.{command}"
     parser = make_parser(program, description, "[NAME] [options] [SETTING=VALUE ...]")
     parser.add_argument("name", nargs="?", help=f"a file of configs/comparison (default: {DEFAULT})")
@@ -135,10 +146,11 @@ def parse_comparison(
     add_jobs(parser)
     add_options(parser)
     options = parser.parse_args(words)
-    if options.jobs < 1:
-        raise ValueError(f"jobs={options.jobs}; accepted: 1 or more")
+    options.jobs = checked_jobs(options.jobs)
+    if options.name not in (None, name):
+        raise ValueError(f"unexpected argument {options.name!r}; accepted: the comparison's name before all options")
     comparison = load_comparison(
-        (named or [options.name or DEFAULT])[0],
+        name,
         overrides=[text for text in pairs if not text.startswith("name=")],
         axes={axis.key: getattr(options, f"axis_{axis.key}") for axis in first.axes},
         seeds=getattr(options, "seeds", None),
@@ -148,19 +160,30 @@ def parse_comparison(
 
 
 def plan_comparison(
-    comparison: Comparison, experiments: dict[str, Experiment], labels: Sequence[str] | None
+    comparison: Comparison,
+    experiments: dict[str, Experiment],
+    labels: Sequence[str] | None,
+    *,
+    inputs_needed: bool = True,
 ) -> list[PlannedRun]:
     """Plans all runs of a comparison, or those of some rows.
 
     Raises:
-        ValueError: Bad input, or a label that is none of the rows'.
+        ValueError: Bad input, a label that is none of the rows', or rows that cannot be told apart.
     """
     planned = [
         entry
         for name, experiment in experiments.items()
-        for entry in plan_runs(experiment, [overrides for _, overrides in comparison.runs(name)])
+        for entry in plan_runs(
+            experiment, [overrides for _, overrides in comparison.runs(name)], inputs_needed=inputs_needed
+        )
     ]
-    chosen = select(list(dict.fromkeys(entry.label for entry in planned)), labels, "method")
+    check_distinct(planned)
+    known = list(dict.fromkeys(entry.label for entry in planned))
+    file = comparison.file
+    select(known, [label for pair in file.pairs for label in pair], f"method in pairs of {comparison.name}.yaml:")
+    select(known, [file.reference] if file.reference else None, f"reference in {comparison.name}.yaml:")
+    chosen = select(known, labels, "method")
     return [entry for entry in planned if entry.label in chosen]
 
 
@@ -178,7 +201,7 @@ def build_reports(
 
 def committed_reports(comparison: Comparison, experiments: dict[str, Experiment]) -> list[Report]:
     """The reports of a comparison's committed records; nothing but the repository is needed."""
-    planned = plan_comparison(comparison, experiments, None)
+    planned = plan_comparison(comparison, experiments, None, inputs_needed=False)
     return _committed(comparison, experiments, planned)
 
 
@@ -204,8 +227,9 @@ def print_dry_run(planned: Sequence[PlannedRun], jobs: int) -> None:
         if entry.status in ("done", "missing"):
             print(f"{entry.status:7} {entry.name}{f'  ({entry.missing})' if entry.missing else ''}")
             continue
-        estimate = estimates.estimate(entry)
-        print(f"{entry.status:7} {entry.name}  {format_seconds(estimate.seconds)}  {_megabytes(estimate.peak_bytes)}")
+        estimate, rate = estimates.estimate(entry), entry.learning_rate
+        cost = f"{format_seconds(estimate.seconds)}  {_megabytes(estimate.peak_bytes)}"
+        print(f"{entry.status:7} {entry.name}  {cost}" + ("" if rate.value is None else f"  rate {rate.describe()}"))
     known = [estimate for entry in left if (estimate := estimates.estimate(entry)).seconds is not None]
     seconds = sum(estimate.seconds for estimate in known) / jobs if known else None
     peak = max((estimate.peak_bytes for estimate in known if estimate.peak_bytes), default=None)
@@ -217,13 +241,11 @@ def print_dry_run(planned: Sequence[PlannedRun], jobs: int) -> None:
         print(f"{len(left) - len(known)} of them are like no earlier run and are not in the estimate")
 
 
-def _save(comparison: Comparison, planned: Sequence[PlannedRun], *, quiet: bool = False) -> None:
+def _save(comparison: Comparison, planned: Sequence[PlannedRun]) -> None:
     for name in dict.fromkeys(entry.experiment.name for entry in planned):
         ours = [entry for entry in planned if entry.experiment.name == name]
         path = ours[0].experiment.records_folder / f"{comparison.name}.jsonl"
-        count = save_finished(ours, path)
-        if not quiet:
-            print(f"{count} records in {path}")
+        print(f"{save_finished(ours, path)} records in {path}")
 
 
 def _value(text: str) -> Any:

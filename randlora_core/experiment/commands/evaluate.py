@@ -13,11 +13,14 @@ from collections.abc import Sequence
 from pathlib import Path
 from typing import Any
 
+import torch
+
 from randlora_core.experiment.adaptation import RUN_FILE, load_weights
 from randlora_core.experiment.commands.options import make_parser, run_command, split_arguments
-from randlora_core.experiment.compose import CONFIGS
 from randlora_core.experiment.interface import Experiment
 from randlora_core.experiment.loop.hardware import pick_device
+from randlora_core.experiment.loop.seeding import seed_global
+from randlora_core.experiment.planning import results_folder, settled
 from randlora_core.experiment.rates import build_config
 from randlora_core.experiment.running import score_section
 from randlora_core.files import atomic_file
@@ -66,8 +69,11 @@ def evaluate_run(experiment: Experiment, name: str, overrides: Sequence[str] = (
     folder = _find(experiment, name, overrides)
     recorded = json.loads((folder / RUN_FILE).read_text(encoding="utf-8"))["config"]
     recorded["adapter"] = {key: value for key, value in recorded["adapter"].items() if key != "learning_rate"}
-    config = build_config(experiment, overrides, recorded)
+    config = settled(build_config(experiment, overrides, recorded))
+    if config.threads is not None:
+        torch.set_num_threads(config.threads)
     device = pick_device(config.device)
+    seed_global(config.seed, "initialisation")
     task = experiment.build_task(config)
     load_weights(folder, task, config)
     return score_section(task.evaluate("test", device, config.training.precision), task.test_sets)
@@ -75,9 +81,8 @@ def evaluate_run(experiment: Experiment, name: str, overrides: Sequence[str] = (
 
 def _find(experiment: Experiment, name: str, overrides: Sequence[str]) -> Path:
     """The folder of trained weights that a run's identity or a path means."""
-    results = build_config(experiment, [text for text in overrides if text.startswith("paths.")]).paths.results
-    ledger = Path(results).expanduser() if results else CONFIGS.parent / "results"
-    places = [Path(name), Path(name) / "weights", ledger / experiment.name / name / "weights"]
+    results = results_folder(build_config(experiment, [text for text in overrides if text.startswith("paths.")]))
+    places = [Path(name), Path(name) / "weights", results / experiment.name / name / "weights"]
     for place in places:
         if (place / RUN_FILE).is_file():
             return place

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import contextlib
 import sys
 from collections.abc import Callable, Iterable, Sequence
 from dataclasses import replace
@@ -57,9 +58,11 @@ def earlier_records(planned: Iterable[PlannedRun]) -> list[Record]:
     planned = list(planned)
     folders = {entry.ledger.directory for entry in planned if entry.ledger.directory.is_dir()}
     experiments = {entry.experiment.name: entry.experiment for entry in planned}
-    return read_records(*sorted(folders)) or [
-        record for experiment in experiments.values() for record in committed_records(experiment)
-    ]
+    found = []
+    for path in (path for folder in sorted(folders) for path in sorted(folder.glob("*.json"))):
+        with contextlib.suppress(ValueError):  # a file that is no record of today tells nothing of what runs cost
+            found += read_records(path)
+    return found or [record for experiment in experiments.values() for record in committed_records(experiment)]
 
 
 def committed_records(experiment: Experiment) -> list[Record]:

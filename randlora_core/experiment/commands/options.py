@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import argparse
+import os
 import signal
 import sys
 import traceback
@@ -78,8 +79,20 @@ def make_parser(program: str, description: str, usage: str) -> Parser:
 
 def add_jobs(parser: argparse.ArgumentParser) -> None:
     """The option for the number of runs at a time."""
-    default = default_jobs()
-    parser.add_argument("--jobs", type=int, default=default, help=f"runs at a time (default here: {default})")
+    parser.add_argument("--jobs", type=int, help=f"runs at a time (default here: {default_jobs()})")
+
+
+def checked_jobs(jobs: int | None) -> int:
+    """The number of runs at a time.
+
+    Raises:
+        ValueError: It is below 1, or this is one of several processes of one launch, each of which would start a sweep.
+    """
+    if os.environ.get("WORLD_SIZE", "1") != "1":
+        raise ValueError("a sweep starts its own processes; accepted: without torchrun and accelerate launch")
+    if jobs is not None and jobs < 1:
+        raise ValueError(f"jobs={jobs}; accepted: 1 or more")
+    return default_jobs() if jobs is None else jobs
 
 
 def default_jobs() -> int:
@@ -91,14 +104,12 @@ def default_jobs() -> int:
 
 def describe_settings(experiment: Experiment) -> str:
     """The settings of an experiment as its YAML files explain them, and the names in each group."""
-    import yaml
-
-    from randlora_core.experiment.compose import choices
+    from randlora_core.experiment.compose import choices, groups_of
 
     own = (experiment.configs / f"{experiment.name}.yaml").read_text(encoding="utf-8")
     shared = experiment.configs / "run.yaml"
     settings = own + (f"\n{shared.read_text(encoding='utf-8')}" if shared.is_file() else "")
-    groups = sorted(group for entry in yaml.safe_load(own)["defaults"] if isinstance(entry, dict) for group in entry)
+    groups = groups_of(experiment.name, experiment.configs)
     listed = "\n".join(f"  {group}={'|'.join(choices(group, experiment.configs))}" for group in groups)
     return f"Groups:\n{listed}\n\nSettings:\n{settings}"
 

@@ -10,15 +10,18 @@ from randlora_core.experiment.commands.execution import execute_runs, print_fail
 from randlora_core.experiment.commands.options import (
     FAILED,
     add_jobs,
+    checked_jobs,
     describe_settings,
     make_parser,
     run_command,
     split_arguments,
 )
 from randlora_core.experiment.compose import expand
+from randlora_core.experiment.config import RunConfig
 from randlora_core.experiment.interface import Experiment
 from randlora_core.experiment.loop.hardware import is_first_process
 from randlora_core.experiment.planning import PlannedRun, plan_run, plan_runs
+from randlora_core.experiment.rates import build_config
 from randlora_core.experiment.records.reading import Record
 from randlora_core.experiment.reports.report import make_console, make_report, print_report
 from randlora_core.experiment.reports.results import collect_results
@@ -44,18 +47,20 @@ def _main(experiment: Experiment, arguments: Sequence[str]) -> int:
     parser.add_argument("--cfg", choices=["job"], help="print the configuration and train nothing")
     add_jobs(parser)
     chosen = parser.parse_args(options)
-    if chosen.multirun:
-        return _train_many(experiment, expand(overrides), chosen.jobs)
-    planned = plan_run(experiment, overrides)
     if chosen.cfg:
-        return _print_config(planned)
-    return _train_one(planned)
+        runs = expand(overrides) if chosen.multirun else [overrides]
+        return _print_config([build_config(experiment, one) for one in runs])
+    if chosen.multirun:
+        return _train_many(experiment, expand(overrides), checked_jobs(chosen.jobs))
+    if chosen.jobs is not None:
+        raise ValueError(f"--jobs {chosen.jobs} has no effect on a single run; accepted: with -m")
+    return _train_one(plan_run(experiment, overrides))
 
 
-def _print_config(planned: PlannedRun) -> int:
-    from omegaconf import OmegaConf
+def _print_config(configs: Sequence[RunConfig]) -> int:
+    import yaml
 
-    print(OmegaConf.to_yaml(OmegaConf.create(planned.config.model_dump(mode="json"))), end="")
+    print(yaml.safe_dump_all([config.model_dump(mode="json") for config in configs], sort_keys=False), end="")
     return 0
 
 
@@ -64,7 +69,6 @@ def _train_one(planned: PlannedRun) -> int:
     if record is not None:
         print(f"run {planned.run_id} has finished before; delete {planned.path} to do it again")
     else:
-        print(f"run {planned.run_id}: {planned.name}\nlearning rate: {planned.learning_rate.describe()}", flush=True)
         record = execute(planned, show_progress)
     print(summary(planned, record))
     return 0
@@ -78,7 +82,8 @@ def _train_many(experiment: Experiment, override_lists: Sequence[Sequence[str]],
     outcomes = execute_runs(planned, "sweep", jobs=jobs)
     records = {outcome.run.run_id: outcome.record for outcome in outcomes}
     results = collect_results("sweep", _told_apart(planned), lambda entry: records[entry.run_id])
-    print_report(make_report(results), make_console())
+    if any(entry.config.evaluate.test for entry in planned):
+        print_report(make_report(results), make_console())
     return FAILED if print_failures(outcomes) else 0
 
 

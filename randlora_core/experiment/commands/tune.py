@@ -119,7 +119,7 @@ def search_rates(
     Args:
         searches: What to tune, all of one experiment.
         rule: Size and limit of the grids.
-        path: Gets the records after every round.
+        path: Gets the records of every search that has come to its end, since a part of a grid chooses nothing.
         jobs: Runs at a time.
         adopt: Take over committed records of exactly these runs.
 
@@ -127,11 +127,12 @@ def search_rates(
         The outcomes of all runs.
     """
     outcomes: list[Outcome] = []
+    found: dict[int, list[Record | None]] = {id(search): [] for search in searches}
     for number in range(1, rule.limit + 1):
         wanted = {
             (*search.overrides, f"training.learning_rate={value}"): (search, value)
             for search in searches
-            for value in next_values(search.scores, centre=search.centre, num_values=rule.num_values, limit=rule.limit)
+            for value in _next_values(search, rule)
         }
         if not wanted:
             break
@@ -142,9 +143,15 @@ def search_rates(
             search, value = wanted[entry.overrides]
             record = done[entry.run_id].record
             search.scores[value] = None if record is None else validation_of(record)
+            found[id(search)].append(record)
         outcomes += done.values()
-        merge_records(path, [outcome.record for outcome in outcomes if outcome.record is not None])
+        ended = [search for search in searches if not _next_values(search, rule)]
+        merge_records(path, [record for search in ended for record in found[id(search)] if record is not None])
     return outcomes
+
+
+def _next_values(search: RateSearch, rule: GridRule) -> Sequence[float]:
+    return next_values(search.scores, centre=search.centre, num_values=rule.num_values, limit=rule.limit)
 
 
 def merge_records(path: Path, records: Sequence[Record]) -> int:

@@ -37,7 +37,7 @@ DEFAULT_REPORT_STEPS = 10
 
 @dataclass(frozen=True, kw_only=True)
 class FitSettings:
-    """What `fit` does. The defaults are the configuration's.
+    """What `fit` does; see `TrainingConfig` and configs/run.yaml for the settings' defaults.
 
     Attributes:
         steps: Optimizer steps.
@@ -307,11 +307,15 @@ class _Loop:
         self.started = time.perf_counter()
 
     def _keep(self, stop: Stop) -> None:
-        """Writes the state when it is time or a stop is asked for, and stops."""
-        if self.step == self.settings.steps:
-            return
-        due = self.resume is not None and time.perf_counter() - self.written >= self.resume.seconds
-        stopping, due = self._agree(bool(stop), due)
+        """Writes the state when it is time or a stop is asked for, and stops.
+
+        After a training that took longer than the time between two states, the last state is written, too, so that
+        an evaluation that is killed does not cost the training.
+        """
+        last, now = self.step == self.settings.steps, time.perf_counter()
+        elapsed = self.result.seconds + now - self.started if last else now - self.written
+        due = self.resume is not None and elapsed >= self.resume.seconds
+        stopping, due = self._agree(bool(stop) and not last, due)
         if self.resume is not None and (stopping or due):
             self._save(self.resume)
         if stopping:

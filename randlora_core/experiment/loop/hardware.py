@@ -1,4 +1,4 @@
-"""What a run computes on and in which number format, where its configuration leaves that open."""
+"""Chooses device, number format and workers of a run where its configuration leaves them open."""
 
 from __future__ import annotations
 

@@ -43,7 +43,7 @@ class Ledger:
         return record if record is not None and record["status"] == "finished" else None
 
     def write(self, record: Mapping[str, Any]) -> Path:
-        """Writes a record atomically; replaces one of the same run.
+        """Writes a record atomically; replaces one of the same run, but never a finished one by a failed one.
 
         Returns:
             The path of the record.
@@ -54,6 +54,8 @@ class Ledger:
         """
         text = json.dumps(record, indent=1, allow_nan=False) + "\n"
         path = self.path(record["run_id"])
+        if record["status"] != "finished" and self.finished(record["run_id"]) is not None:
+            return path
         with atomic_file(path) as part:
             part.write_text(text, encoding="utf-8")
         return path

@@ -1,4 +1,4 @@
-"""Per-sample predictions in a few bytes each, so that a record can carry them."""
+"""Packs the predictions of every sample into a few bytes each, so that a record can carry them."""
 
 from __future__ import annotations
 

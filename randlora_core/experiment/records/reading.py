@@ -1,4 +1,4 @@
-"""What the sweep and the tables read in a record, and the committed file of a sweep's records.
+"""Reads what sweeps and tables need from records, and writes the committed file of a comparison's records.
 
 A record is a JSON object written by the ledger. Tables, figures and the choice of learning rates read records through
 the functions below and nothing else, so the record's layout is known in one place on the reading side.

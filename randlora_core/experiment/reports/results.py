@@ -45,6 +45,12 @@ class Cell:
         shared = set.intersection(*(set(test_scores(record)) for record in self.runs))
         return tuple(name for name in test_scores(self.runs[0]) if name in shared)
 
+    @property
+    def predicted_sets(self) -> tuple[str, ...]:
+        """The test sets of which every record has the predictions."""
+        tests = [record["scores"]["test"] for record in self.runs]
+        return tuple(name for name in self.test_sets if all(test[name]["predictions"] for test in tests))
+
     def score(self, test_set: str) -> Summary | None:
         """The score on one test set over the runs; None where a run lacks it."""
         values = [test_scores(record).get(test_set) for record in self.runs]
@@ -169,24 +175,36 @@ def collect_results(name: str, planned: Sequence[PlannedRun], find: Callable[[Pl
     Raises:
         ValueError: Two different runs claim one method, point and seed.
     """
+    check_distinct(planned)
     cells: dict[tuple[str, Point], dict[int, Record]] = {}
-    expected: dict[tuple[str, Point], dict[int, str]] = {}
+    expected: dict[tuple[str, Point], set[str]] = {}
     for entry in planned:
-        key, seed = (entry.label, entry.point), entry.config.seed
-        other = expected.setdefault(key, {}).setdefault(seed, entry.identity.settings)
-        if other != entry.identity.settings:
-            raise ValueError(f"two different runs are both {entry.name}; accepted: one run per method, data and seed")
+        key = entry.label, entry.point
+        expected.setdefault(key, set()).add(entry.identity.settings)
         record = find(entry)
         if is_finished(record) and record["scores"]["test"]:
-            cells.setdefault(key, {})[seed] = record
+            cells.setdefault(key, {})[entry.config.seed] = record
     return Results(
         name,
         planned[0].experiment,
         tuple(dict.fromkeys(entry.label for entry in planned)),
         tuple(dict.fromkeys(entry.point for entry in planned)),
         {key: Cell(by_seed) for key, by_seed in cells.items()},
-        {key: len(set(settings.values())) for key, settings in expected.items()},
+        {key: len(settings) for key, settings in expected.items()},
     )
+
+
+def check_distinct(planned: Iterable[PlannedRun]) -> None:
+    """Checks that method, point and seed tell the runs of a comparison apart.
+
+    Raises:
+        ValueError: Two different runs claim one method, point and seed.
+    """
+    known: dict[tuple, str] = {}
+    for entry in planned:
+        key = entry.experiment.name, entry.label, entry.point, entry.config.seed
+        if known.setdefault(key, entry.identity.settings) != entry.identity.settings:
+            raise ValueError(f"two different runs are both {entry.name}; accepted: one run per method, data and seed")
 
 
 def find_by_settings(records: Iterable[Record]) -> Callable[[PlannedRun], Record | None]:
@@ -196,15 +214,17 @@ def find_by_settings(records: Iterable[Record]) -> Callable[[PlannedRun], Record
 
 
 def compare_pair(results: Results, method: str, rival: str, point: Point) -> PairedResult:
-    """Paired difference of `method` and `rival` at one point, over the seeds and test sets that both have.
+    """Paired difference of `method` and `rival` at one point over the seeds that both have.
+
+    There is none where one of them lacks a test set, or where a score is no accuracy and has no predictions.
 
     Raises:
         ValueError: The two were not tested on the same samples in the same order.
     """
     a, b = results.cell(method, point), results.cell(rival, point)
     seeds = tuple(sorted(a.records.keys() & b.records.keys())) if a is not None and b is not None else ()
-    sets = [name for name in a.test_sets if name in b.test_sets] if seeds else []
-    if not sets:
+    sets = results.test_sets(point)
+    if not seeds or not all(set(sets) == set(cell.predicted_sets) for cell in (a, b)):
         return PairedResult(method, rival, point, None, (), None)
     correct = [_paired_correctness(a, b, seeds, name) for name in sets]
     difference = paired_difference([pair[0] for pair in correct], [pair[1] for pair in correct])

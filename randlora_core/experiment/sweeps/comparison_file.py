@@ -8,6 +8,7 @@ from another one.
 from __future__ import annotations
 
 import itertools
+import re
 from collections.abc import Collection, Iterable, Mapping, Sequence
 from dataclasses import dataclass
 from pathlib import Path
@@ -76,7 +77,7 @@ class ComparisonFile(Section):
         seeds: Seeds of every row.
         methods: The rows, in order.
         tuning: How learning rates are chosen.
-        overrides: Passed to every run.
+        overrides: Passed to every run of the file's own experiment.
         where: Passed to some runs.
         pairs: (method, rival) labels for the verdict.
         reference: Label of the row against which every other one is held, such as the linear probe's.
@@ -96,9 +97,11 @@ class ComparisonFile(Section):
     def _fits(self) -> ComparisonFile:
         if self.tuning.seed in self.seeds:
             raise ValueError(f"tuning.seed={self.tuning.seed} is a seed of the comparison; accepted: any other")
+        tables = [self.axes, *(row.axes for row in self.methods if row.axes is not None)]
         for where in self.where:
             for axis, value in where.at.items():
-                if value not in (known := self.axes.get(axis, ())):
+                known = [choice for axes in tables for choice in axes.get(axis, ())]
+                if value not in known:
                     accepted = ", ".join(map(str, known)) or f"an axis of {', '.join(self.axes)}"
                     raise ValueError(f"where.at.{axis}={value}; accepted: {accepted}")
         return self
@@ -121,6 +124,11 @@ class Comparison:
     overrides: tuple[str, ...]
     axes: Mapping[str, tuple[Any, ...]]
     seeds: tuple[int, ...]
+
+    @property
+    def is_narrowed(self) -> bool:
+        """Whether the command line asks for other seeds or values on axes than the file."""
+        return bool(self.axes) or self.seeds != self.file.seeds
 
     def experiments(self, known: Experiment | None = None) -> dict[str, Experiment]:
         """The experiments whose runs it has, by name; `known` need not be looked up."""
@@ -147,15 +155,20 @@ class Comparison:
         return found
 
     def _axes(self, row: Row) -> dict[str, tuple[Any, ...]]:
-        own = row.axes if row.axes is not None else self.file.axes
-        return {**own, **{axis: values for axis, values in self.axes.items() if axis in own}}
+        if row.axes is None:
+            return {**self.file.axes, **self.axes}
+        return {
+            axis: tuple(value for value in values if value in self.axes.get(axis, values))
+            for axis, values in row.axes.items()
+        }
 
     def _overrides(self, row: Row, at: Mapping[str, Any]) -> tuple[str, ...]:
-        own = [where for where in self.file.where if all(at.get(axis) == value for axis, value in where.at.items())]
-        special = tuple(text for where in own for text in where.overrides)
-        position = tuple(f"{axis}={'null' if value is None else value}" for axis, value in at.items())
-        rate = () if row.tuned_on is None else (f"training.rate_from={[*row.tuned_on]}",)
-        return (*self.file.overrides, *special, *self.overrides, *row.overrides, *position, *rate)
+        own = [where for where in self.file.where if where.at.items() <= at.items()]
+        special = [text for where in own for text in where.overrides]
+        shared = self.file.overrides if row.experiment in (None, self.file.experiment) else ()
+        position = [f"{axis}={_quoted(value)}" for axis, value in at.items()]
+        rate = [] if row.tuned_on is None else [f"training.rate_from=[{','.join(map(_quoted, row.tuned_on))}]"]
+        return (*shared, *special, *self.overrides, *row.overrides, *position, *rate)
 
 
 def load_comparison(
@@ -191,11 +204,7 @@ def load_comparison(
             raise ValueError(f"{name}.yaml: like={like!r}; accepted: {', '.join(known)}")
         values = OmegaConf.to_container(OmegaConf.load(folder / f"{like}.yaml"), resolve=True) | values
     file = validated(ComparisonFile, values, where=f"{name}.yaml")
-    varied = {"seed": "--seeds NUMBER ...", "adapter": "--methods LABEL ..."}
-    varied |= {axis: f"{option_of(axis)} VALUE ..." for axis in file.axes}
-    for text in overrides:
-        if option := varied.get(text.partition("=")[0]):
-            raise ValueError(f"{text}: every run of a comparison has its own; accepted: {option}")
+    _check_overrides(file, overrides)
     chosen = {axis: tuple(values) for axis, values in (axes or {}).items() if values}
     for axis in chosen:
         if axis not in file.axes:
@@ -204,6 +213,33 @@ def load_comparison(
     if file.tuning.seed in comparison.seeds:
         raise ValueError(f"tuning.seed={file.tuning.seed} is a seed of the comparison; accepted: any other")
     return comparison
+
+
+def _check_overrides(file: ComparisonFile, overrides: Sequence[str]) -> None:
+    """Refuses overrides of the command line that would change what the comparison varies, or nothing at all."""
+    varied = {"seed": "--seeds NUMBER ...", "adapter": "--methods LABEL ..."}
+    varied |= {axis: f"{option_of(axis)} VALUE ..." for axis in file.axes}
+    by_rows = {_key(text) for row in file.methods for text in row.overrides}
+    for text in overrides:
+        if option := varied.get(_key(text)):
+            raise ValueError(f"{text}: every run of a comparison has its own; accepted: {option}")
+        if _key(text) in by_rows:
+            raise ValueError(f"{text}: the comparison's rows say their own; accepted: settings that no row names")
+
+
+def _key(override: str) -> str:
+    return override.lstrip("+~").partition("=")[0]
+
+
+def _quoted(value: Any) -> str:
+    """A value as Hydra's grammar takes it back unchanged; text that could be anything but a plain name is quoted."""
+    if value is None:
+        return "null"
+    if not isinstance(value, str):
+        return str(value)
+    if re.fullmatch(r"[A-Za-z_][\w.-]*", value) and value.lower() not in ("null", "true", "false", "nan", "inf"):
+        return value
+    return "'" + value.replace("\\", "\\\\").replace("'", "\\'") + "'"
 
 
 def option_of(axis: str) -> str:

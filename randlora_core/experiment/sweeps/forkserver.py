@@ -139,32 +139,6 @@ def end(children: Iterable[Child]) -> None:
         child.close()
 
 
-def call(function: Callable[..., Any], arguments: Sequence[Any]) -> Any:
-    """Calls `function(*arguments, on_progress=...)` in a child and returns its value.
-
-    Raises:
-        ValueError: The function raised ValueError; the message is the same.
-        RuntimeError: The function raised anything else, or the child crashed.
-    """
-    child = launch(function, arguments)
-    try:
-        while True:
-            wait([child])
-            for kind, value in child.read():
-                if kind == "result":
-                    return value
-                if kind == "error":
-                    raised = ValueError if value["type"] == "ValueError" else RuntimeError
-                    raise raised(value["message"] if raised is ValueError else f"{value['type']}: {value['message']}")
-                if kind in ("crash", "interrupted"):
-                    raise RuntimeError(f"child process {value or 'interrupted'}")
-    except KeyboardInterrupt:
-        end([child])
-        raise
-    finally:
-        child.kill()
-
-
 def _serve(
     function: Callable[..., Any],
     arguments: tuple[Any, ...],

@@ -1,4 +1,4 @@
-"""What a sweep shows while it runs: a live bar on a terminal, one line per finished run anywhere else."""
+"""Shows how far a sweep is: by a live bar on a terminal, by one line for each finished run anywhere else."""
 
 from __future__ import annotations
 

@@ -5,6 +5,7 @@ sweep again is the resume: finished runs are skipped, failed and interrupted one
 """
 
 import os
+import time
 from collections.abc import Callable, Iterable, Sequence
 from dataclasses import dataclass, field
 from typing import Any, Literal, Protocol
@@ -16,6 +17,7 @@ from randlora_core.experiment.sweeps import forkserver
 from randlora_core.experiment.sweeps.estimates import RunEstimates
 
 Execute = Callable[..., Record]
+SECONDS_BETWEEN_UPDATES = 0.5
 
 
 @dataclass(frozen=True)
@@ -118,13 +120,15 @@ class _Sweep:
         self.on_outcome = on_outcome
         self.outcomes: dict[int, Outcome] = {}
         self.active: list[_Active] = []
+        self.shown = 0.0
         self.waiting = [index for index, entry in enumerate(planned) if entry.finished is None]
         self.num_threads = None if jobs == 1 else max(1, len(os.sched_getaffinity(0)) // jobs)
 
     def run_all(self) -> list[Outcome]:
         for index, entry in enumerate(self.planned):
             if entry.finished is not None:
-                self._settle(index, Outcome(entry, "skipped", entry.record))
+                self.outcomes[index] = Outcome(entry, "skipped", entry.record)
+                self.estimates.add(entry.record)
         while self.waiting or self.active:
             while self.waiting and len(self.active) < self.jobs:
                 self._start(self.waiting.pop(0))
@@ -160,8 +164,10 @@ class _Sweep:
             self.display.finish(outcome, self._snapshot())
 
     def _show(self) -> None:
-        if self.display is not None:
+        """Tells the display that something moved, not all the time, since a long sweep takes a while to estimate."""
+        if self.display is not None and time.monotonic() - self.shown >= SECONDS_BETWEEN_UPDATES:
             self.display.update(self._snapshot())
+            self.shown = time.monotonic()
 
     def _snapshot(self) -> Snapshot:
         running = [(self.planned[active.index], active.event) for active in self.active]
