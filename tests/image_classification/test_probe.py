@@ -135,7 +135,7 @@ def test_a_class_without_training_examples_is_never_predicted():
     validation = clusters(30, 3, 0.1, 2)
     head, _ = fitted((features[kept], labels[kept]), validation, 4)
     predicted = head(validation[0]).argmax(1)
-    assert set(predicted.tolist()) == {0, 2}
+    assert set(predicted.tolist()) == {0, 2} and (head(validation[0])[:, [1, 3]] == -torch.inf).all()
     assert torch.equal(predicted[validation[1] == 0], torch.zeros(10, dtype=torch.int64))
     assert torch.equal(predicted[validation[1] == 2], torch.full((10,), 2))
 

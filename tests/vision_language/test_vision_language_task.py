@@ -1,0 +1,75 @@
+import pytest
+import torch
+
+from randlora_core.experiment.rates import build_config
+from vision_language.experiment import EXPERIMENT
+
+CPU = torch.device("cpu")
+
+
+@pytest.fixture(scope="module")
+def task(pets):
+    """Builds the task that overrides mean."""
+
+    def build(*overrides):
+        own = [f"paths.data={pets}", "dataset=pets", "backbone.pretrained=false", *overrides]
+        return EXPERIMENT.build_task(build_config(EXPERIMENT, own))
+
+    return build
+
+
+def test_the_objective_decides_which_texts_an_image_is_contrasted_with(task):
+    in_batch, class_wise = (task(f"training.objective={name}").batches(4, 2) for name in ("in_batch", "class_wise"))
+    tokens = task().tokens[0]
+    for index in range(4):
+        images, every, labels = class_wise[index]
+        same, texts, targets = in_batch[index]
+        assert torch.equal(every, tokens) and torch.equal(same, images) and len(tokens) == 3
+        assert torch.equal(texts[targets], tokens[labels]) and len(texts) == len(labels.unique())
+
+
+def image_batches(task):
+    return torch.cat([images for images, *_ in (task.batches(6, 5)[index] for index in range(6))])
+
+
+def test_images_are_mirrored_where_the_data_set_allows_it_unless_said_otherwise(task):
+    plain = image_batches(task("training.flip=false"))
+    allowed = image_batches(task())
+    changed = [not torch.equal(one, other) for one, other in zip(plain, allowed, strict=True)]
+    assert 5 <= sum(changed) <= 25
+    assert all(
+        torch.equal(one.flip(-1), other)
+        for one, other, mirrored in zip(plain, allowed, changed, strict=True)
+        if mirrored
+    )
+    digits = [image_batches(task("dataset=digits", *more)) for more in ([], ["training.flip=false"])]
+    assert torch.equal(*digits)
+    assert not torch.equal(digits[0], image_batches(task("dataset=digits", "training.flip=true")))
+
+
+def test_crops_are_taken_where_asked_for(task):
+    whole, cropped = (
+        image_batches(task("training.flip=false")),
+        image_batches(task("training.flip=false", "training.crop=0.3")),
+    )
+    assert whole.shape == cropped.shape and not any(map(torch.equal, whole, cropped))
+
+
+def test_a_task_says_what_it_is_made_of(task):
+    made = task()
+    assert made.test_sets == ("pets",) and made.num_examples == 15 and made.frozen == ("logit_scale",)
+    assert made.default_targets == ("attn.in_proj", "mlp.c_fc", "mlp.c_proj")
+    assert made.data["sizes"] == {"train": 15, "validation": 3, "test": 9}
+
+
+def test_an_evaluation_leaves_the_mode_of_the_module_alone(task):
+    made = task()
+    for training in (True, False):
+        made.module.train(training)
+        scores = made.evaluate("validation", CPU, "fp32")
+        assert made.module.training is training and list(scores) == ["pets"] and scores["pets"].size == 3
+
+
+def test_evaluate_batch_size_changes_nothing(task):
+    one, two = (task(f"evaluate.batch_size={size}").evaluate("test", CPU, "fp32")["pets"] for size in (2, 256))
+    assert one.value == two.value and (one.predicted == two.predicted).all()
