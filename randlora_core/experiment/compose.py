@@ -67,18 +67,18 @@ def expand(overrides: Sequence[str]) -> list[tuple[str, ...]]:
     """
     from hydra.errors import HydraException
 
-    choices = []
+    alternatives = []
     for text in overrides:
         override = _parse(text)
         if override.is_sweep_override():
             key = override.get_key_element()
             try:
-                choices.append([f"{key}={value}" for value in override.sweep_string_iterator()])
+                alternatives.append([f"{key}={value}" for value in override.sweep_string_iterator()])
             except HydraException as error:
                 raise ValueError(f"{text}: {_first_line(error)}; accepted: values with commas between") from error
         else:
-            choices.append([text])
-    return list(itertools.product(*choices))
+            alternatives.append([text])
+    return list(itertools.product(*alternatives))
 
 
 def choices(group: str, directory: Path = CONFIGS) -> list[str]:
