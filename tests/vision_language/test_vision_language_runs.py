@@ -1,5 +1,6 @@
 import errno
 import os
+import runpy
 import shutil
 import signal
 import subprocess
@@ -288,15 +289,28 @@ def test_the_line_at_the_end_names_the_data_set(given, capsys):
 
 
 @pytest.mark.slow
-def test_the_command_line_from_another_directory(tmp_path, given):
-    command = [sys.executable, "-m", "vision_language.train", "adapter=linear_probe", *given]
-    first, again = (subprocess.run(command, cwd=tmp_path, capture_output=True, text=True) for _ in range(2))
-    assert first.returncode == 0 and "Linear probe: pets " in first.stdout and first.stderr == ""
-    assert again.returncode == 0 and "finished before" in again.stdout
-    bad = subprocess.run([*command, "adapter=nothing"], cwd=tmp_path, capture_output=True, text=True)
-    assert bad.returncode == 2 and bad.stderr.count("\n") == 1 and "Traceback" not in bad.stderr
-    helped = subprocess.run([*command[:3], "--help"], cwd=tmp_path, capture_output=True, text=True)
-    assert "adapter=" in helped.stdout and "randlora" in helped.stdout and "comparison" not in helped.stdout
-    for name in ("compare", "tune", "evaluate"):
-        done = subprocess.run([*command[:2], f"vision_language.{name}", "--wrong"], capture_output=True, text=True)
-        assert done.returncode == 2 and "unrecognized arguments: --wrong" in done.stderr
+def test_the_command_line_from_another_directory(tmp_path, given, capsys):
+    overrides = ["adapter=linear_probe", *given]
+    command = [sys.executable, "-m", "vision_language.train", *overrides]
+    done = subprocess.run(command, cwd=tmp_path, capture_output=True, text=True)
+    assert done.returncode == 0 and "Linear probe: pets " in done.stdout and done.stderr == ""
+    assert main(EXPERIMENT, overrides) == 0
+    assert "has finished before" in capsys.readouterr().out
+
+
+@pytest.mark.parametrize("name", ["train", "compare", "tune", "evaluate"])
+def test_every_command_is_a_module_of_the_experiment(name, monkeypatch, capsys):
+    monkeypatch.setattr(sys, "argv", [name, "--wrong"])
+    with pytest.raises(SystemExit) as stopped:
+        runpy.run_module(f"vision_language.{name}", run_name="__main__")
+    assert stopped.value.code == 2 and "unrecognized arguments: --wrong" in capsys.readouterr().err
+    monkeypatch.setattr(sys, "argv", [name, "--help"])
+    with pytest.raises(SystemExit) as stopped:
+        runpy.run_module(f"vision_language.{name}", run_name="__main__")
+    shown = capsys.readouterr().out
+    assert stopped.value.code == 0 and f"usage: python -m vision_language.{name} " in shown
+    if name == "train":
+        assert (
+            "adapter=dora|full|linear_probe|lora|" in shown and "dataset: digits" in shown and "weight_decay" in shown
+        )
+        assert "comparison=" not in shown
