@@ -42,7 +42,7 @@ def run_command(work: Callable[[list[str]], int], arguments: Sequence[str] | Non
         hint: What to do after an interruption.
     """
     arguments = sys.argv[1:] if arguments is None else list(arguments)
-    signal.signal(signal.SIGTERM, _interrupt)
+    before = signal.signal(signal.SIGTERM, _interrupt)
     try:
         with needs_extra("experiments"):
             return work(arguments)
@@ -55,6 +55,8 @@ def run_command(work: Callable[[list[str]], int], arguments: Sequence[str] | Non
         for line in error_lines(error):
             print(f"error: {line}", file=sys.stderr)
         return BAD_INPUT if isinstance(error, (ValueError, FileNotFoundError)) else FAILED
+    finally:
+        signal.signal(signal.SIGTERM, before)
 
 
 def error_lines(error: Exception) -> list[str]:

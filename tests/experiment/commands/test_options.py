@@ -55,7 +55,9 @@ def test_a_termination_is_an_interruption(capsys):
     def terminated(arguments):
         signal.raise_signal(signal.SIGTERM)
 
+    before = signal.getsignal(signal.SIGTERM)
     assert run_command(terminated, [], "again") == 130
+    assert signal.getsignal(signal.SIGTERM) == before  # the process may do something else afterwards
 
 
 def test_overrides_may_stand_anywhere_among_the_options():
