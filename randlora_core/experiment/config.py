@@ -261,8 +261,16 @@ def validated(config_class: type[C], values: Mapping[str, Any], where: str = "")
         return config_class.model_validate(values)
     except ValidationError as error:
         prefix = f"{where}: " if where else ""
-        lines = dict.fromkeys(prefix + _describe(problem, config_class) for problem in error.errors())
-        raise ValueError("\n".join(lines)) from None
+        raise ValueError("\n".join(prefix + line for line in _lines(error, config_class))) from None
+
+
+def _lines(error: ValidationError, config_class: type[BaseModel]) -> list[str]:
+    """A line for each wrong value; what the alternatives of a union accept is told in one line."""
+    accepted: dict[str, dict[str, None]] = {}
+    for problem in error.errors():
+        wrong, _, alternative = _describe(problem, config_class).partition("; accepted: ")
+        accepted.setdefault(wrong, {})[alternative] = None
+    return [wrong + (f"; accepted: {' or '.join(found)}" if any(found) else "") for wrong, found in accepted.items()]
 
 
 def _describe(problem: Any, config_class: type[BaseModel]) -> str:

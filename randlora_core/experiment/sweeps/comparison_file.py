@@ -239,7 +239,8 @@ def _quoted(value: Any) -> str:
         return str(value)
     if re.fullmatch(r"[A-Za-z_][\w.-]*", value) and value.lower() not in ("null", "true", "false", "nan", "inf"):
         return value
-    return "'" + value.replace("\\", "\\\\").replace("'", "\\'") + "'"
+    doubled = re.sub(r"(\\+)('|$)", r"\1\1\2", value)  # before a quote a backslash escapes, elsewhere it is one
+    return "'" + doubled.replace("'", "\\'") + "'"
 
 
 def option_of(axis: str) -> str:

@@ -120,7 +120,7 @@ class _Sweep:
         self.on_outcome = on_outcome
         self.outcomes: dict[int, Outcome] = {}
         self.active: list[_Active] = []
-        self.shown = 0.0
+        self.shown, self.moved = 0.0, False
         self.waiting = [index for index, entry in enumerate(planned) if entry.finished is None]
         self.num_threads = None if jobs == 1 else max(1, len(os.sched_getaffinity(0)) // jobs)
 
@@ -132,9 +132,11 @@ class _Sweep:
         while self.waiting or self.active:
             while self.waiting and len(self.active) < self.jobs:
                 self._start(self.waiting.pop(0))
-            forkserver.wait(active.child for active in self.active)
+            forkserver.wait((active.child for active in self.active), SECONDS_BETWEEN_UPDATES if self.moved else None)
             for active in list(self.active):
                 self._read(active)
+            if self.moved:
+                self._show()
         return [self.outcomes[index] for index in range(len(self.planned))]
 
     def _start(self, index: int) -> None:
@@ -164,10 +166,11 @@ class _Sweep:
             self.display.finish(outcome, self._snapshot())
 
     def _show(self) -> None:
-        """Tells the display that something moved, not all the time, since a long sweep takes a while to estimate."""
-        if self.display is not None and time.monotonic() - self.shown >= SECONDS_BETWEEN_UPDATES:
+        """Tells the display that something moved; not all the time, since a long sweep takes a while to estimate."""
+        self.moved = self.display is not None
+        if self.moved and time.monotonic() - self.shown >= SECONDS_BETWEEN_UPDATES:
             self.display.update(self._snapshot())
-            self.shown = time.monotonic()
+            self.shown, self.moved = time.monotonic(), False
 
     def _snapshot(self) -> Snapshot:
         running = [(self.planned[active.index], active.event) for active in self.active]
