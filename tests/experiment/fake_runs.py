@@ -5,12 +5,14 @@ import os
 import signal
 import sys
 import threading
+import time
 from pathlib import Path
 
 import numpy as np
 
 from randlora_core.experiment.interface import Score
 from randlora_core.experiment.running import opening, score_section
+from randlora_core.experiment.sweeps import forkserver
 
 NUM_SAMPLES = 40
 LABELS = np.arange(NUM_SAMPLES) % 4
@@ -95,10 +97,33 @@ def run(planned, on_progress):
         file.write(f"{planned.run_id} {os.getpid()}\n")
     on_progress({"step": 1, "steps": 4, "loss": 1.5, "speed": 20.0, "unit": "vectors", "phase": "train"})
     todo = folder / f"do{planned.config.seed}"
-    ACTIONS[todo.read_text() if todo.exists() else "finish"]()
+    action = todo.read_text() if todo.exists() else "finish"
+    if action == "report":
+        for step in range(1, 101):
+            on_progress({"step": step, "steps": 100, "phase": "train"})
+        time.sleep(1)
+    else:
+        ACTIONS[action]()
     record = finished_record(planned)
     planned.ledger.write(record)
     return record
+
+
+def messages(child):
+    """All messages of a child, the final one last."""
+    while True:
+        forkserver.wait([child])
+        for message in child.read():
+            yield message
+            if message[0] != "progress":
+                return
+
+
+def call(function, arguments):
+    """What a function gives in a child."""
+    (*_, (kind, value)) = messages(forkserver.launch(function, arguments))
+    assert kind == "result", value
+    return value
 
 
 def inspect_process(name, on_progress):

@@ -146,11 +146,26 @@ def test_a_head_of_other_classes_is_refused(tiny, tmp_path):
         save_weights(tmp_path / method, task, config, original, {})
         other = WithHead(config, classes=4)
         before = {name: value.clone() for name, value in other.module.state_dict().items()}
-        with pytest.raises(ValueError, match=r"'head\.bias' has shape \(3,\), the model has \(4,\) there"):
+        with pytest.raises(ValueError, match=r"'head\.bias' has shape \(3,\) there and \(4,\) in the model"):
             load_weights(tmp_path / method, other, config)
         assert_same(before, other.module.state_dict())
     with pytest.raises(ValueError, match=r"missing; accepted: a folder that a run with save\.adapter=true"):
         load_weights(tmp_path / "elsewhere", WithHead(config_of(tiny, "full")), config_of(tiny, "full"))
+
+
+def test_a_head_for_other_outputs_is_refused_whatever_its_shape(tiny, tmp_path):
+    config = config_of(tiny, "lora")
+    task = WithHead(config)
+    task.outputs = ("ant", "bee", "cow")
+    apply_method(task, config)
+    train(task)
+    save_weights(tmp_path, task, config, {}, {})
+    other = WithHead(config)
+    other.outputs = ("ant", "cow", "bee")
+    before = {name: value.clone() for name, value in other.module.state_dict().items()}
+    with pytest.raises(ValueError, match="has a head for ant, bee, cow; the data have ant, cow, bee"):
+        load_weights(tmp_path, other, config)
+    assert_same(before, other.module.state_dict())
 
 
 def test_a_delta_for_another_model_is_refused(tiny, tmp_path):
@@ -162,6 +177,6 @@ def test_a_delta_for_another_model_is_refused(tiny, tmp_path):
     other = TinyTask(config)
     other.model[3] = nn.Linear(24, 5)
     before = {name: value.clone() for name, value in other.model.state_dict().items()}
-    with pytest.raises(ValueError, match=r"'3\.bias' has shape \(2,\), the model has \(5,\) there"):
+    with pytest.raises(ValueError, match=r"'3\.bias' has shape \(2,\) there and \(5,\) in the model"):
         load_weights(tmp_path, other, config)
     assert_same(before, other.model.state_dict())

@@ -39,9 +39,9 @@ def test_a_layer_of_another_rank_is_a_mapping(tiny):
         assert build_config(tiny, [text]).adapter.options["rank_pattern"] == {"c_fc": 4, "attn.in_proj": 8}
 
 
-def test_a_mapping_replaces_the_one_before_it(tiny):
-    texts = ["adapter.rank_pattern={c_fc: 4}", "adapter.rank_pattern={attn: 8}"]
-    assert build_config(tiny, texts).adapter.options["rank_pattern"] == {"attn": 8}
+def test_mappings_of_one_setting_are_merged(tiny):
+    texts = ["adapter.rank_pattern={c_fc: 4, attn: 2}", "adapter.rank_pattern={attn: 8}"]
+    assert build_config(tiny, texts).adapter.options["rank_pattern"] == {"c_fc": 4, "attn": 8}
 
 
 def test_of_several_values_of_one_setting_the_last_counts(tiny):
@@ -78,6 +78,12 @@ def test_an_accepted_setting_belongs_to_the_chosen_preset(tiny):
         ("seed=-1", ("seed=-1", "greater than or equal to 0")),
         ("workers=-1", ("workers=-1", "greater than or equal to 0")),
         ("adapter.rank=0", ("rank", "0")),
+        ("rule=3", ("rule=3", "a valid string", "rule=\"'3'\"")),
+        ("=3", ("'=3' is no override", "SETTING=VALUE")),
+        ("adapter@other=lora", ("is no override", "GROUP=NAME")),
+        ("+adapter=lora", ("+adapter=lora: every run has one; accepted: adapter=lora",)),
+        ("adapter.targets=[]", ("adapter.targets", "at least 1 item")),
+        ("training.warmup_steps=4", ("training.warmup_steps=4; accepted: fewer than training.steps=4",)),
         ("rule=${nowhere}", ("nowhere",)),
         ("adapter.rank=${nowhere}", ("nowhere",)),
     ],
@@ -118,6 +124,12 @@ def test_a_base_stands_below_the_overrides(tiny):
     assert config.adapter.options["rank_pattern"] == {"fc": 2} and config.training.learning_rate == 1e-3
 
 
+def test_a_base_has_groups_of_its_own(tiny):
+    base = build_config(tiny, []).recorded(1e-3)
+    with pytest.raises(ValueError, match=r"^adapter=dora: the run has its own; accepted: settings within it"):
+        build_config(tiny, ["adapter=dora"], base)
+
+
 def test_what_is_composed_is_not_changed_by_whoever_gets_it(tiny):
     compose("tiny", ["adapter=lora"], tiny.configs)["adapter"]["rank"] = 99
     compose("tiny", ["adapter=lora", "adapter.rank=98"], tiny.configs)
@@ -149,3 +161,6 @@ def test_several_values_stand_for_every_combination():
     assert expand(["seed=range(1,4)"]) == [("seed=1",), ("seed=2",), ("seed=3",)]
     with pytest.raises(ValueError, match="no override"):
         expand(["nothing"])
+    with pytest.raises(ValueError, match="accepted: values with commas between") as caught:
+        expand(["adapter=glob(*)"])
+    assert "\n" not in str(caught.value)

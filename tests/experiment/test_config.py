@@ -49,6 +49,7 @@ def test_a_configuration_cannot_be_changed():
         ({"count": True}, ["count=True; accepted: a valid integer"]),
         ({"count": "3"}, ["count='3'; accepted: a valid integer"]),
         ({"on": 1}, ["on=1; accepted: a valid boolean"]),
+        ({"names": 3}, ["names=3; accepted: a valid string", " or a valid tuple"]),
         ({"inner": {"kind": "c"}}, ["inner.kind='c'; accepted: 'a' or 'b'"]),
         ({"inner": 3}, ["inner=3; accepted: "]),
         ({"inner": {}}, ["setting 'inner.kind' is missing"]),

@@ -115,6 +115,15 @@ def test_where_a_learning_rate_comes_from_does_not_matter(settings):
     assert settings("training.rate_from=['rule=difference']") == settings()
 
 
+def test_a_whole_number_is_the_same_number_with_a_point(settings):
+    assert settings("adapter.alpha=2") == settings("adapter.alpha=2.0") != settings()
+
+
+def test_random_weights_make_zero_shot_depend_on_the_seed(settings):
+    random = [settings("adapter=zero_shot", "+backbone.pretrained=false", f"seed={seed}") for seed in (1, 2)]
+    assert random[0]["settings"] != random[1]["settings"] and random[0]["group"] == random[1]["group"]
+
+
 def test_zero_shot_depends_on_neither_training_nor_seed(settings):
     original = settings("adapter=zero_shot")
     for override in ("training.steps=9", "training.learning_rate=0.5", "training.schedule=linear", "seed=4"):

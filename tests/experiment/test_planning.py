@@ -42,7 +42,25 @@ def test_inputs_that_runs_share_are_identified_once(tiny, results):
     planned = plan_runs(counting, lists)
     assert len({entry.run_id for entry in planned}) == len(lists)
     assert [kind for kind, _, _ in asked].count("data") == 2  # one for each rule
-    assert [kind for kind, _, _ in asked].count("weights") == 2  # one for each seed, which decides random weights
+    assert [kind for kind, _, _ in asked].count(
+        "weights"
+    ) == 2  # likewise: they might depend on any setting that is no method's
+
+
+def test_random_weights_are_identified_for_every_seed(tiny, results):
+    asked = []
+    counting = dataclasses.replace(tiny, identify_weights=lambda config: asked.append(config.seed) or f"{config.seed}")
+    lists = [["+backbone.pretrained=false", f"seed={seed}", f"training.steps={n}"] for seed in (1, 2) for n in (3, 4)]
+    planned = plan_runs(counting, lists)
+    assert asked == [1, 2] and [entry.identity.weights for entry in planned] == ["1", "1", "2", "2"]
+
+
+def test_tables_of_committed_records_need_no_inputs(tiny, results):
+    """What does not exist here is as good as missing then."""
+    (planned,) = plan_runs(tiny, [["rule=products", results]], inputs_needed=False)
+    assert planned.status == "missing" and planned.missing.startswith("unknown rule 'products'")
+    with pytest.raises(ValueError, match="unknown setting"):
+        plan_runs(tiny, [["rul=products", results]], inputs_needed=False)
 
 
 def test_missing_inputs_are_a_status_and_misspelt_ones_an_error(tiny, results):
@@ -51,7 +69,7 @@ def test_missing_inputs_are_a_status_and_misspelt_ones_an_error(tiny, results):
     )
     assert (here.status, data.status, rate.status) == ("planned", "missing", "missing")
     assert data.missing == "the rule product is not here" and data.identity.data == ""
-    assert rate.missing == "no learning rate has been tuned for training.steps=9"
+    assert rate.missing == "no learning rate has been tuned for training.steps=9; tune it, or give one"
     assert data.finished is None and distinct([here, data, here, rate]) == [here]
     with pytest.raises(ValueError, match="unknown rule 'products'; accepted: sum, difference"):
         plan_runs(tiny, [[results], ["rule=products", results]])

@@ -90,7 +90,13 @@ def test_the_rate_of_other_settings_is_taken_by_name(tiny, tune):
     assert "rule=difference" in rate.describe()
     assert rate_of(tiny, "training.rate_from=['rule=difference']", "training.learning_rate=0.3").source == "config"
     (missing,) = plan_runs(tiny, [["training.rate_from=['rule=difference']", "training.steps=5"]])
-    assert missing.missing == "no learning rate has been tuned for rule=difference"
+    assert missing.missing == "no learning rate has been tuned for rule=difference; tune it, or give one"
+
+
+def test_other_settings_that_are_the_runs_own_make_no_difference(tiny, tune):
+    tune("some", ["rule=difference"], {0.02: 0.9})
+    rate = rate_of(tiny, "rule=difference", "training.rate_from=['rule=difference']")
+    assert (rate.value, rate.source, rate.tuned_for) == (0.02, "tuned", ())
 
 
 def test_a_run_may_insist_on_a_rate_tuned_for_itself(tiny, tune):
@@ -136,6 +142,8 @@ def test_a_rate_whose_run_failed_is_in_the_grid_but_never_chosen(tiny, tune):
     tune("some", [], {0.01: 0.5, 0.02: 0.9, 0.05: None})
     rate = rate_of(tiny)
     assert rate.value == 0.02 and rate.grid[-1] == {"value": 0.05, "validation": None}
+    tune("newer", [], {0.05: None})
+    assert rate_of(tiny).value == 0.02  # a tuning of which every run failed chooses nothing
     tune("some", [], {0.05: None})
     assert rate_of(tiny).source == "preset"
 

@@ -213,6 +213,65 @@ def test_weights_asked_for_later_are_trained_again(tiny, results, tmp_path):
     assert run(tiny, ["adapter=zero_shot", results, "save.adapter=true"])["saved"] is None  # there is nothing to keep
 
 
+def test_scores_are_kept_where_the_weights_cannot_be_written(tiny, results, tmp_path, monkeypatch):
+    def full(*arguments):
+        raise OSError(errno.ENOSPC, "No space left on device")
+
+    monkeypatch.setattr(running, "save_weights", full)
+    overrides = [*LORA, results, "save.adapter=true"]
+    with pytest.raises(OSError, match="No space left"):
+        run(tiny, overrides)
+    (record,) = read_records(tmp_path / "results" / "tiny")
+    assert record["status"] == "finished" and record["scores"]["mean"] is not None and record["saved"] is None
+    assert plan_run(tiny, overrides).finished is None and plan_run(tiny, [*LORA, results]).finished == record
+    monkeypatch.undo()
+    assert run(tiny, overrides)["saved"] == f"{record['run_id']}/weights"
+
+
+class Interrupted(TinyTask):
+    """Is killed while it is evaluated."""
+
+    def evaluate(self, split, device, precision):
+        raise KeyboardInterrupt
+
+
+def test_an_evaluation_that_is_killed_does_not_cost_the_training(tiny, results):
+    overrides = [*LORA, results, "save.state_seconds=0"]
+    with pytest.raises(KeyboardInterrupt):
+        run(dataclasses.replace(tiny, build_task=Interrupted), overrides)
+    phases = []
+    record = run(tiny, overrides, on_progress=lambda event: phases.append(event["phase"]))
+    assert phases == ["evaluate"] and len(losses(record)) == 4
+
+
+class RandomHead(TinyTask):
+    """Draws a layer of its own from torch's global generator, as a task without a seed of its own does."""
+
+    def __init__(self, config):
+        super().__init__(config)
+        self.drawn = torch.randn(3)
+        self.data = {**self.data, "drawn": self.drawn.tolist()}
+
+
+def test_what_a_task_draws_is_decided_by_the_runs_seed(tiny, tmp_path):
+    def drawn(folder, seed):
+        torch.manual_seed(len(folder))
+        given = [*LORA, f"seed={seed}", "training.steps=1", f"paths.results={tmp_path / folder}"]
+        return run(dataclasses.replace(tiny, build_task=RandomHead), given)["data"]["drawn"]
+
+    assert drawn("one", 1) == drawn("three", 1) != drawn("one", 2)
+
+
+def test_a_run_says_what_it_is_before_it_trains(tiny, results, capsys):
+    events = []
+
+    def watch(event):
+        events.append(capsys.readouterr().out)
+
+    record = run(tiny, [*LORA, results], on_progress=watch)
+    assert events[0] == f"run {record['run_id']}: sum LoRA-2 seed 0\nlearning rate: 0.05 (given)\n"
+
+
 def test_epochs_are_counted_in_the_tasks_examples(tiny, results):
     record = run(tiny, [*LORA, "training.steps=null", "training.epochs=2", "training.batch_size=24", results])
     assert len(losses(record)) == 6  # 64 examples make 3 batches of 24

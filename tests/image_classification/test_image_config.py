@@ -70,6 +70,12 @@ def test_a_probe_of_all_images_depends_on_neither_seed_nor_training():
         assert settings("adapter=linear_probe", subset, "training.steps=5") == chosen
 
 
+def test_all_images_are_all_images():
+    for method in ("lora", "linear_probe"):
+        assert settings(f"adapter={method}", "fraction=1") == settings(f"adapter={method}")
+    assert settings("adapter=linear_probe", "fraction=1", "seed=3") == settings("adapter=linear_probe")
+
+
 def test_random_weights_are_those_of_the_runs_seed():
     """Zero-shot does not depend on the seed, but on random weights it does."""
     lists = [["adapter=zero_shot", f"backbone.pretrained={p}", f"seed={s}"] for p in ("true", "false") for s in (1, 2)]

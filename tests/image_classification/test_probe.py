@@ -68,13 +68,21 @@ def test_the_probe_is_the_converged_regression_on_standardised_features(num_clas
     # Of two classes scikit-learn penalises one vector, the difference of the two: half the strength means the same.
     expected = oracle_logits(train, validation[0], strength / 2 if num_classes == 2 else strength, num_classes)
     assert np.allclose(centred(logits), centred(expected), atol=2e-2 * np.abs(centred(expected)).max())
-    assert found.strength == strength and len(found.grid) == 1
+    assert found.strength == strength and len(found.grid) == 1 and found.converged
 
 
 def test_every_strength_converges_without_a_warning_even_where_classes_separate():
     train, validation = clusters(60, 3, 0.01, 1), clusters(30, 3, 0.01, 2)
     _, found = fitted(train, validation, 3)
     assert [strength for strength, _ in found.grid] == list(STRENGTHS)
+
+
+def test_a_solver_that_was_stopped_early_is_told(monkeypatch):
+    train, validation = clusters(60, 3, 1.0, 1), clusters(30, 3, 1.0, 2)
+    monkeypatch.setattr(probe, "MAX_ITERATIONS", 2)
+    with warnings.catch_warnings():
+        warnings.simplefilter("ignore", ConvergenceWarning)
+        assert not fit_probe(LinearHead(6, 3), train, validation).converged
 
 
 def test_features_are_standardised_by_the_training_images_alone():

@@ -118,7 +118,7 @@ def test_a_probe_of_other_classes_is_refused(trained, tmp_path, pets):
     for split in ("train", "test"):
         shutil.rmtree(tmp_path / "two_pets" / split / "cow")
     overrides = [f"paths.results={folder}", f"paths.data={tmp_path}", "dataset=two_pets"]
-    with pytest.raises(ValueError, match=r"has shape \(3.*the model has \(2"):
+    with pytest.raises(ValueError, match=r"has shape \(3.* there and \(2.* in the model"):
         evaluate_run(EXPERIMENT, record["run_id"], overrides)
 
 
@@ -135,6 +135,7 @@ def test_a_probe_keeps_its_head_and_says_how_it_was_chosen(trained):
     head = load_file(folder / "vision_language" / record["saved"] / "head.safetensors")
     assert set(head) == {f"head.{name}" for name in ("mean", "scale", "linear.weight", "linear.bias")}
     solution = record["solution"]
+    assert solution["converged"] is True
     best = max(entry["validation"] for entry in solution["grid"])
     chosen = [entry["strength"] for entry in solution["grid"] if entry["validation"] == best]
     assert solution["strength"] == chosen[0] and record["scores"]["validation"] == best

@@ -29,6 +29,10 @@ def command(tiny, tmp_path):
     return caller(tiny, tmp_path)
 
 
+def refuse():
+    raise ValueError("there is no such data set")
+
+
 def records(folder):
     results = folder / "results" / "tiny"
     return read_records(results) if results.is_dir() else []
@@ -68,7 +72,9 @@ def test_a_part_of_a_comparison(command, tmp_path, capsys):
     assert command("--rules", "difference", "--methods", "LoRA-2", "Zero-shot", "--seeds", "2") == 0
     found = {(r["config"]["rule"], r["config"]["adapter"]["label"], r["config"]["seed"]) for r in records(tmp_path)}
     assert found == {("difference", "LoRA-2", 2), ("difference", "Zero-shot", 2)}
-    assert "RandLoRA-2 " not in (tmp_path / "results" / "tiny" / "small" / "table.md").read_text()
+    tables = tmp_path / "results" / "tiny"
+    assert "RandLoRA-2 " not in (tables / "small-part" / "table.md").read_text()
+    assert not (tables / "small").exists()  # the tables of the whole comparison are left alone
 
 
 def test_the_table_of_committed_records_needs_neither_data_nor_training(tiny, command, tmp_path, capsys):
@@ -81,6 +87,31 @@ def test_the_table_of_committed_records_needs_neither_data_nor_training(tiny, co
     shown = capsys.readouterr().out
     assert "LoRA-2" in shown and "75.0" in shown and "4 of 5 runs are not there" not in shown
     assert "3 of 5 runs are not there" in shown and not (tmp_path / "results").exists()
+    nowhere = dataclasses.replace(tiny, identify_data=lambda config: 1 / 0 if config is None else refuse())
+    assert caller(nowhere, tmp_path)("--from-records", "--rules", "sum") == 0
+    assert "75.0" in capsys.readouterr().out
+
+
+def test_the_dry_run_says_where_each_rate_comes_from(command, capsys):
+    assert command("--dry-run", "--seeds", "1", "--rules", "sum") == 0
+    lines = capsys.readouterr().out.splitlines()
+    assert lines[1] == "planned sum LoRA-2 seed 1  -  -  rate 0.001 (the method's preset, not tuned for these settings)"
+    assert lines[0] == "planned sum Zero-shot seed 1  -  -"
+
+
+@pytest.mark.parametrize(
+    ("old", "new", "message"),
+    [
+        ("reference: Zero-shot", "reference: Probe", "unknown reference in small.yaml: 'Probe'; accepted: Zero-shot, "),
+        ("[RandLoRA-2, LoRA-2]", "[RandLoRA-2, LoRA-3]", "unknown method in pairs of small.yaml: 'LoRA-3'; accepted: "),
+        ("adapter=randlora, adapter.rank=2", "adapter=lora, adapter.rank=2, adapter.alpha=1", "two different runs are"),
+    ],
+)
+def test_a_file_whose_rows_cannot_be_meant_is_refused_before_anything_runs(tmp_path, capsys, old, new, message):
+    command = caller(with_comparison(tmp_path, COMPARISON.replace(old, new)), tmp_path)
+    assert command() == 2
+    error = capsys.readouterr().err
+    assert error.startswith(f"error: {message}") and error.count("\n") == 1 and not (tmp_path / "results").exists()
 
 
 def test_saving_keeps_what_the_file_has_of_other_runs(tiny, tmp_path):
@@ -102,8 +133,10 @@ def test_saving_keeps_what_the_file_has_of_other_runs(tiny, tmp_path):
     assert save_finished([left], tmp_path / "nothing.jsonl") == 0 and not (tmp_path / "nothing.jsonl").exists()
 
 
-def test_what_is_finished_is_saved_while_the_comparison_goes_on(tiny, command, tmp_path, monkeypatch, capsys):
-    """After the first run the file has it already."""
+@pytest.mark.parametrize(("seconds", "counts"), [(0.0, [0, 1, 2, 2]), (1e9, [0, 2])])
+def test_what_is_finished_is_saved_while_the_comparison_goes_on(command, monkeypatch, seconds, counts):
+    """With no time between two writings the file has the first run before the second one ends."""
+    monkeypatch.setattr(compare, "SECONDS_BETWEEN_SAVES", seconds)
     found = []
     original = compare.save_finished
 
@@ -114,7 +147,7 @@ def test_what_is_finished_is_saved_while_the_comparison_goes_on(tiny, command, t
 
     monkeypatch.setattr(compare, "save_finished", watched)
     assert command("--save-records", "--methods", "LoRA-2", "--rules", "sum", "--jobs", "1") == 0
-    assert found == [0, 1, 2, 2]
+    assert found == counts
 
 
 def test_committed_records_count_as_done_only_where_they_are_adopted(tiny, command, tmp_path, capsys):
@@ -149,7 +182,7 @@ def test_a_failed_run_makes_the_exit_code_1_and_the_rest_goes_on(tmp_path, capsy
     assert command("--rules", "sum") == 1
     lines = capsys.readouterr().err.splitlines()
     assert len(lines) == 2 and all("failed: sum LoRA-2 seed" in line and "not a number" in line for line in lines)
-    table = (tmp_path / "results" / "tiny" / "small" / "table.md").read_text()
+    table = (tmp_path / "results" / "tiny" / "small-part" / "table.md").read_text()
     (row,) = (line for line in table.splitlines() if line.startswith("| LoRA-2 ") and " of " in line)
     assert "0 of 2" in row and len(records(tmp_path)) == 5
 
@@ -170,7 +203,10 @@ def test_a_rate_that_was_never_tuned_is_a_missing_input(tmp_path, capsys):
     text = COMPARISON.replace("centre: 1.0e-3", "centre: 1.0e-3, tuned_on: [rule=difference]")
     command = caller(with_comparison(tmp_path, text), tmp_path)
     assert command("--dry-run", "--rules", "sum") == 0
-    assert "missing sum LoRA-2 seed 1  (no learning rate has been tuned for rule=difference)" in capsys.readouterr().out
+    assert (
+        "missing sum LoRA-2 seed 1  (no learning rate has been tuned for rule=difference; tune it, or give one)"
+        in capsys.readouterr().out
+    )
 
 
 @pytest.mark.parametrize(
@@ -182,6 +218,10 @@ def test_a_rate_that_was_never_tuned_is_a_missing_input(tmp_path, capsys):
         (("--seeds", "101"), "tuning.seed=101 is a seed of the comparison; accepted: any other"),
         (("--methods", "LoRA-5"), "unknown method 'LoRA-5'; accepted: Zero-shot, LoRA-2, RandLoRA-2"),
         (("--jobs", "0"), "jobs=0; accepted: 1 or more"),
+        (
+            ("adapter.rank=4",),
+            "adapter.rank=4: the comparison's rows say their own; accepted: settings that no row names",
+        ),
         (("training.stepz=3",), "unknown setting 'training.stepz' (near: steps); accepted in training: "),
         (("--colours", "red"), "unrecognized arguments: --colours red; accepted: SETTING=VALUE, --help, --traceback"),
     ],
@@ -203,14 +243,17 @@ def test_a_comparison_is_named_first_or_by_name_and_is_otherwise_the_default(tin
     (tiny.configs / "comparison" / "default.yaml").write_text(COMPARISON.replace("[1, 2]", "[1]"))
     assert main(tiny, ["--dry-run", f"paths.results={tmp_path}"]) == 0
     assert "6 runs" in capsys.readouterr().out
-    assert main(tiny, ["--dry-run", "--jobs", "2", "small", f"paths.results={tmp_path}"]) == 0
-    assert "10 runs" in capsys.readouterr().out
+    assert main(tiny, ["--dry-run", "small", f"paths.results={tmp_path}"]) == 2
+    message = "unexpected argument 'small'; accepted: the comparison's name before all options"
+    assert capsys.readouterr().err == f"error: {message}\n"
 
 
 def test_a_comparison_of_another_experiment_is_sent_to_its_command(tiny, capsys):
     (tiny.configs / "comparison" / "small.yaml").write_text(COMPARISON.replace("tiny", "vision_language"))
     assert main(tiny, ["small"]) == 2
-    message = "this comparison is of vision_language; accepted: python -m vision_language.compare"
+    message = (
+        "comparison 'small' is of vision_language; accepted: python -m vision_language.compare, or a name of tiny's"
+    )
     assert capsys.readouterr().err == f"error: {message}\n"
 
 
@@ -238,7 +281,7 @@ def test_a_row_may_name_another_experiment(tmp_path, monkeypatch, capsys):
         "tiny_too": ["LoRA-3"],
     }
     assert all(record["experiment"] == name for name, each in found.items() for record in each)
-    assert (tmp_path / "results" / "tiny_too" / "small" / "table.md").exists()
+    assert (tmp_path / "results" / "tiny_too" / "small-part" / "table.md").exists()
     assert read_records(other.records / "small.jsonl") == found["tiny_too"]
     assert command("--from-records", "--rules", "sum") == 0
     assert "LoRA-3" in capsys.readouterr().out

@@ -74,6 +74,15 @@ def test_an_unknown_option_says_what_is_accepted():
         parser.parse_args(["--wrong"])
 
 
+def test_a_sweep_is_started_by_one_process(monkeypatch):
+    assert options.checked_jobs(3) == 3 and options.checked_jobs(None) == options.default_jobs()
+    with pytest.raises(ValueError, match="jobs=0; accepted: 1 or more"):
+        options.checked_jobs(0)
+    monkeypatch.setenv("WORLD_SIZE", "2")
+    with pytest.raises(ValueError, match="accepted: without torchrun and accelerate launch"):
+        options.checked_jobs(1)
+
+
 def test_small_models_run_side_by_side_and_a_gpu_is_not_shared(monkeypatch):
     for cores, expected in ((2, 2), (64, 4)):
         monkeypatch.setattr(options, "usable_cores", lambda cores=cores: cores)

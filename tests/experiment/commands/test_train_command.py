@@ -79,6 +79,11 @@ def test_a_run_that_does_not_depend_on_what_varies_is_done_once(train, tmp_path,
     assert len(records(tmp_path)) == 1 and "sweep: 1 runs" in capsys.readouterr().out
 
 
+def test_there_is_no_table_of_runs_that_are_not_tested(train, tmp_path, capsys):
+    assert train("-m", "seed=1,2", "evaluate.test=false", *QUICK) == 0
+    assert "test accuracy" not in capsys.readouterr().out and len(records(tmp_path)) == 2
+
+
 def test_failed_runs_of_a_sweep_are_told_and_make_exit_code_1(train, tiny, tmp_path, capsys):
     experiment = dataclasses.replace(tiny, build_task=FailsWithLora)
     assert train("-m", "adapter=lora,vera", "training.steps=2", experiment=experiment) == 1
@@ -97,6 +102,10 @@ def test_the_configuration_can_be_shown_without_training(train, tiny, tmp_path, 
     assert shown["training"]["batch_size"] == 16 and records(tmp_path) == []
     planned = plan_run(tiny, ["adapter.rank=3", "seed=4"])
     assert shown["training"] == planned.config.model_dump(mode="json")["training"]
+    assert train("--cfg", "job", "rule=product") == 0  # nothing has to be here
+    assert yaml.safe_load(capsys.readouterr().out)["rule"] == "product"
+    assert train("--cfg", "job", "-m", "seed=1,2") == 0
+    assert [config["seed"] for config in yaml.safe_load_all(capsys.readouterr().out)] == [1, 2]
 
 
 def test_help_lists_groups_and_settings(train, capsys):
@@ -132,6 +141,7 @@ def test_help_lists_groups_and_settings(train, capsys):
         ),
         (["--cfg", "all"], ["argument --cfg: invalid choice: 'all'"]),
         (["-m", "--jobs", "0"], ["jobs=0; accepted: 1 or more"]),
+        (["--jobs", "2"], ["--jobs 2 has no effect on a single run; accepted: with -m"]),
         (["adapter.targets=[nothing]"], ["nothing"]),
         (["+training.colour=red"], ["unknown setting 'training.colour'"]),
     ],

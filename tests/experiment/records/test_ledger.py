@@ -23,6 +23,15 @@ def test_records_are_read_back_and_only_finished_ones_count(tmp_path):
     assert [path.name for path in ledger.directory.iterdir()] == ["a.json"]
 
 
+def test_a_finished_record_is_never_replaced_by_a_failed_one(tmp_path):
+    ledger = Ledger(tmp_path)
+    ledger.write(record("a", value=0.5))
+    ledger.write(record("a", "failed"))
+    assert ledger.read("a") == record("a", value=0.5)
+    ledger.write(record("a", value=0.6))
+    assert ledger.read("a")["value"] == 0.6
+
+
 def test_a_full_disk_leaves_the_old_record_and_nothing_else(tmp_path, monkeypatch):
     ledger = Ledger(tmp_path)
     ledger.write(record("a", value=1))

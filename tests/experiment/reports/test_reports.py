@@ -238,6 +238,17 @@ def test_every_row_is_held_against_the_reference(tiny):
     assert without.reference is None and "Against reference" not in without.tables[1].columns
 
 
+def test_there_is_no_verdict_where_a_test_set_or_its_predictions_are_missing(tiny):
+    one, two = plan(tiny, "LoRA-4", "sum", 1), plan(tiny, "VeRA-256", "sum", 1)
+    whole, part = record_of(one), record_of(two)
+    whole["scores"], part["scores"] = scores_of({"near": 0.5, "far": 1.0}), scores_of({"near": 0.25}, sets=("a", "b"))
+    assert compare_pair(collect([one, two], [whole, part]), "LoRA-4", "VeRA-256", SUM).difference is None
+    part["scores"] = scores_of({"near": 0.25, "far": 0.5})
+    assert compare_pair(collect([one, two], [whole, part]), "LoRA-4", "VeRA-256", SUM).difference is not None
+    part["scores"]["test"]["far"]["predictions"] = None
+    assert compare_pair(collect([one, two], [whole, part]), "LoRA-4", "VeRA-256", SUM).difference is None
+
+
 def test_predictions_on_other_samples_are_not_paired(tiny):
     one, two = plan(tiny, "LoRA-4", "sum", 1), plan(tiny, "VeRA-256", "sum", 1)
     records = [with_predictions(one, LABELS), with_predictions(two, LABELS, LABELS[::-1].copy())]

@@ -1,5 +1,6 @@
 import pytest
 
+from randlora_core.experiment.rates import build_config
 from randlora_core.experiment.sweeps.comparison_file import Row, load_comparison, option_of, select
 
 SMALL = """
@@ -65,6 +66,13 @@ def test_a_row_may_stand_at_other_values(load):
     assert len(runs) == 2 and all("rule=difference" in overrides for overrides in runs)
 
 
+def test_the_command_line_chooses_among_the_values_of_such_a_row(load):
+    text = SMALL.replace("[adapter=zero_shot]}", "[adapter=zero_shot], axes: {rule: [difference]}}")
+    for rule, expected in (("sum", 0), ("difference", 2)):
+        runs = [row for row, _ in load(text, axes={"rule": [rule]}).runs("tiny")]
+        assert sum(row.overrides == ("adapter=zero_shot",) for row in runs) == expected and len(runs) == expected + 4
+
+
 def test_an_axis_value_of_null_is_one(load):
     text = SMALL.replace("axes: {rule: [sum, difference]}", "axes: {rule: [sum], shots: [4, null]}")
     shots = {text for _, texts in load(text).runs("tiny") for text in texts if text.startswith("shots=")}
@@ -92,8 +100,8 @@ def test_a_row_may_be_of_another_experiment(load):
     assert len(comparison.runs("tiny")) == 6
     runs = [overrides for _, overrides in comparison.runs("tiny_too")]
     assert runs == [
-        ("training.steps=2", "adapter=lora", "adapter.rank=3", "colour=red", f"seed={seed}") for seed in (1, 2)
-    ]  # the command line's choice of rules does not concern it
+        ("adapter=lora", "adapter.rank=3", "colour=red", f"seed={seed}") for seed in (1, 2)
+    ]  # neither the file's overrides nor the command line's choice of rules concerns it
 
 
 def test_a_file_may_state_only_what_differs_from_another(load):
@@ -136,12 +144,37 @@ def test_a_file_is_read_strictly(load, old, new, message):
 
 @pytest.mark.parametrize(
     ("override", "accepted"),
-    [("seed=3", "--seeds NUMBER"), ("rule=sum", "--rules VALUE"), ("adapter=lora", "--methods LABEL")],
+    [
+        ("seed=3", "--seeds NUMBER"),
+        ("+seed=3", "--seeds NUMBER"),
+        ("rule=sum", "--rules VALUE"),
+        ("~rule", "--rules VALUE"),
+        ("adapter=lora", "--methods LABEL"),
+    ],
 )
 def test_what_the_comparison_varies_is_no_override(load, override, accepted):
     with pytest.raises(ValueError) as caught:
         load(overrides=(override,))
     assert str(caught.value) == f"{override}: every run of a comparison has its own; accepted: {accepted} ..."
+
+
+def test_what_the_rows_say_themselves_is_no_override(load):
+    with pytest.raises(ValueError, match=r"^adapter\.rank=4: the comparison's rows say their own; accepted: settings"):
+        load(overrides=("adapter.rank=4",))
+
+
+def test_it_knows_whether_the_command_line_narrows_it(load):
+    assert not load().is_narrowed and not load(seeds=[1, 2]).is_narrowed
+    assert load(seeds=[1]).is_narrowed and load(axes={"rule": ["sum"]}).is_narrowed
+
+
+@pytest.mark.parametrize(
+    "value", ["sum", "1", "null", "true", "a b", "it's", "a,b", "{x}", "1e3", "inf", "a\\b", "a\\", "\\'\\\\"]
+)
+def test_any_text_may_be_a_value_on_an_axis(load, tiny, value):
+    """The configuration gets it back unchanged and as text."""
+    comparison = load(axes={"rule": [value]})
+    assert {build_config(tiny, overrides).rule for _, overrides in comparison.runs("tiny")} == {value}
 
 
 def test_only_its_own_axes_are_narrowed_and_never_to_the_tunings_seed(load):

@@ -6,6 +6,7 @@ from pathlib import Path
 
 import fake_runs
 import pytest
+from fake_runs import messages
 
 from randlora_core.experiment.sweeps import forkserver
 
@@ -28,7 +29,7 @@ from randlora_core.experiment.commands.execution import PRELOAD
 from vision_language.experiment import EXPERIMENT
 if __name__ == "__main__":
     forkserver.start_server([*PRELOAD, *EXPERIMENT.preload])
-    print(json.dumps(forkserver.call(fake_runs.inspect_process, ("sklearn.linear_model",))))
+    print(json.dumps(fake_runs.call(fake_runs.inspect_process, ("sklearn.linear_model",))))
 """
     (tmp_path / "script.py").write_text(script)
     environment = {
@@ -45,12 +46,14 @@ if __name__ == "__main__":
 
 
 def test_values_and_errors_come_back_from_a_child():
-    found = forkserver.call(fake_runs.inspect_process, ("json",))
-    assert found["sum"] == 64**3
-    with pytest.raises(ValueError, match=r"^unknown dataset 'nowhere'; accepted: digits$"):
-        forkserver.call(refuse_dataset, ())
-    with pytest.raises(RuntimeError, match="KeyError: 'missing'"):
-        forkserver.call(look_up, ({},))
+    assert fake_runs.call(fake_runs.inspect_process, ("json",))["sum"] == 64**3
+    for function, arguments, kind, message in (
+        (refuse_dataset, (), "ValueError", "unknown dataset 'nowhere'; accepted: digits"),
+        (look_up, ({},), "KeyError", "'missing'"),
+    ):
+        (*_, (last, details)) = messages(forkserver.launch(function, arguments))
+        assert (last, details["type"], details["message"]) == ("error", kind, message)
+        assert function.__name__ in details["traceback"]
 
 
 def test_threads_of_a_child_can_be_limited():
@@ -77,15 +80,6 @@ def test_what_a_child_prints_goes_to_its_log(tmp_path, capfd):
     text = (tmp_path / "logs" / "run.log").read_text()
     assert "on its way" in text and "ZeroDivisionError" in text
     assert "on its way" not in capfd.readouterr().out
-
-
-def messages(child):
-    while True:
-        forkserver.wait([child])
-        for message in child.read():
-            yield message
-            if message[0] != "progress":
-                return
 
 
 def refuse_dataset(on_progress):

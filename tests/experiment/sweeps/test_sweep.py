@@ -11,7 +11,7 @@ import pytest
 
 from randlora_core.experiment.planning import distinct, plan_runs
 from randlora_core.experiment.running import opening
-from randlora_core.experiment.sweeps import forkserver
+from randlora_core.experiment.sweeps import forkserver, sweep
 from randlora_core.experiment.sweeps.sweep import run_sweep
 
 
@@ -50,7 +50,8 @@ class Recorder:
         self.snapshots.append(snapshot)
 
 
-def test_one_run_after_another_each_in_its_own_process(plan, folder):
+def test_one_run_after_another_each_in_its_own_process(plan, folder, monkeypatch):
+    monkeypatch.setattr(sweep, "SECONDS_BETWEEN_UPDATES", 0)
     display, told = Recorder(), []
     outcomes = run_sweep(plan(1, 2, 3), run=fake_runs.run, display=display, on_outcome=told.append)
     assert [outcome.status for outcome in outcomes] == ["finished"] * 3
@@ -61,6 +62,16 @@ def test_one_run_after_another_each_in_its_own_process(plan, folder):
     assert any(event.get("loss") == 1.5 for snapshot in display.snapshots for _, event in snapshot.running)
     assert display.snapshots[-1].done == 3 and display.snapshots[-1].seconds_left == 0
     assert told == display.outcomes == outcomes
+
+
+def test_a_display_is_told_now_and_then_and_at_last_of_what_moved(plan, folder, monkeypatch):
+    """A run that reports twice in no time and then takes long is shown as it reported last."""
+    monkeypatch.setattr(sweep, "SECONDS_BETWEEN_UPDATES", 0.2)
+    (folder / "do1").write_text("report")
+    display = Recorder()
+    run_sweep(plan(1), run=fake_runs.run, display=display)
+    shown = [event.get("step") for snapshot in display.snapshots for _, event in snapshot.running]
+    assert shown[-1] == 100 and len(shown) < 50
 
 
 def test_a_sweep_does_what_one_run_does(plan):
@@ -112,7 +123,9 @@ def test_finished_runs_are_skipped_and_failed_ones_taken_up_again(plan, folder):
     assert calls(folder)[3:] == [planned[1].run_id]
     assert [outcome.record["status"] for outcome in second] == ["finished"] * 3
 
-    third = run_sweep(plan(1, 2, 3), run=fake_runs.run)
+    display = Recorder()
+    third = run_sweep(plan(1, 2, 3), run=fake_runs.run, display=display)
+    assert display.outcomes == []  # what was done before is not told again
     assert [outcome.status for outcome in third] == ["skipped"] * 3 and len(calls(folder)) == 4
 
 
@@ -136,7 +149,8 @@ def test_bad_input_is_told_before_anything_starts(tiny, results, folder):
     assert list(folder.iterdir()) == []
 
 
-def test_two_jobs_run_side_by_side(plan):
+def test_two_jobs_run_side_by_side(plan, monkeypatch):
+    monkeypatch.setattr(sweep, "SECONDS_BETWEEN_UPDATES", 0)
     display = Recorder()
     outcomes = run_sweep(plan(*range(5)), run=fake_runs.run, jobs=2, display=display)
     assert [outcome.record["config"]["seed"] for outcome in outcomes] == list(range(5))
@@ -190,11 +204,11 @@ if __name__ == "__main__":
     paths = [str(Path(fake_runs.__file__).parent), *os.environ.get("PYTHONPATH", "").split(os.pathsep)]
     environment = {**os.environ, "PYTHONPATH": os.pathsep.join(paths)}
     command = [sys.executable, str(tmp_path / "script.py"), str(tmp_path)]
-    with subprocess.Popen(command, stdout=subprocess.PIPE, env=environment, text=True) as sweep:
-        assert sweep.stdout.readline() == "started\n"
+    with subprocess.Popen(command, stdout=subprocess.PIPE, env=environment, text=True) as process:
+        assert process.stdout.readline() == "started\n"
         child = int((folder / "calls").read_text().split()[1])
         handle = os.pidfd_open(child)
-        sweep.send_signal(signal.SIGKILL)
+        process.send_signal(signal.SIGKILL)
     try:
         assert select.select([handle], [], [], 60)[0], "the run outlived its sweep"
     finally:
