@@ -1,1 +1,6 @@
-"""Commonsense reasoning experiments (Qwen2, Phi-3, Llama-3). Nothing to run here yet."""
+"""Commonsense reasoning: language models are fine-tuned on questions of eight tasks and scored on each."""
+
+from randlora_core.extras import needs_extra
+
+with needs_extra("experiments"):
+    import pydantic  # noqa: F401
