@@ -14,6 +14,7 @@ Departures from LLM-Adapters:
 
 from __future__ import annotations
 
+from collections.abc import Iterable
 from dataclasses import dataclass
 from typing import Any
 
@@ -189,6 +190,18 @@ def encode_example(tokenizer: Any, example: Example, cutoff: int) -> EncodedExam
     context = encode_context(tokenizer, example.context)
     whole = [*context, *encode_continuation(tokenizer, example.answer), end_token(tokenizer)]
     return EncodedExample(tuple(whole[:cutoff]), min(len(context), cutoff), len(whole) > cutoff)
+
+
+def encode_examples(tokenizer: Any, examples: Iterable[Example], cutoff: int) -> list[EncodedExample]:
+    """Examples as tokens, see `encode_example`.
+
+    Raises:
+        ValueError: No answer has a token within the cutoff.
+    """
+    encoded = [encode_example(tokenizer, example, cutoff) for example in examples]
+    if all(example.answer_start == len(example.tokens) for example in encoded):
+        raise ValueError(f"cutoff={cutoff} leaves no token of any of {len(encoded)} answers; accepted: a larger one")
+    return encoded
 
 
 def encode_choice(tokenizer: Any, choice: Choice) -> EncodedChoice:

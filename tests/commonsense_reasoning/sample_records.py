@@ -43,8 +43,8 @@ def make_record(layout, number):
 
 def write_tasks(folder, *, test=6, train=12, untrained=("piqa", "hellaswag")):
     """Writes a folder of all eight tasks as LLM-Adapters' `dataset`; those of `untrained` get no training file."""
-    for name, task in TASKS.items():
-        for split, count, first in (("test", test, 0), ("train", train, 1000)):
+    for place, (name, task) in enumerate(TASKS.items()):
+        for split, count, first in (("test", test, 1000 * place), ("train", train, 1000 * place + 500)):
             if split == "train" and name in untrained:
                 continue
             path = folder / "dataset" / task.folder / f"{split}.json"

@@ -1,0 +1,168 @@
+import json
+
+import pytest
+from sample_records import REAL, make_record, needs_real_files, write_tasks
+
+from commonsense_reasoning import data as module
+from commonsense_reasoning.data import identify_data, load_test_set, load_training, read_records
+from commonsense_reasoning.prompts import cloze_example, paper_example
+from commonsense_reasoning.tasks import CHOICES, SOLUTIONS, TASKS, TRUE_FALSE, check_record, parse_question
+from randlora_core.experiment.interface import MissingInputError
+
+
+@pytest.fixture
+def folder(tmp_path):
+    return write_tasks(tmp_path)
+
+
+def training(folder, dataset="mixture", form="cloze", count=None, seed=1):
+    return load_training(dataset, str(folder), form=form, count=count, seed=seed)
+
+
+def examples_of(layout, numbers, form):
+    records = [check_record(make_record(layout, number)) for number in numbers]
+    return [paper_example(record) if form == "paper" else cloze_example(parse_question(record)) for record in records]
+
+
+@pytest.mark.parametrize("form", ["paper", "cloze"])
+def test_training_and_validation_are_all_examples_once(folder, form):
+    found = training(folder, form=form, dataset="social_i_qa")
+    assert len(found.validation) == 2 and len(found.train) == found.num_available == 10
+    assert sorted((*found.train, *found.validation), key=str) == sorted(
+        examples_of(CHOICES, range(2500, 2512), form), key=str
+    )
+
+
+def test_smaller_choices_are_part_of_larger_ones_and_the_seed_decides(folder):
+    whole = training(folder).train
+    assert len(whole) == 72 - 14
+    for count in (1, 6, 20, 58):
+        assert training(folder, count=count).train == whole[:count]
+    assert training(folder, seed=2).train != whole and set(training(folder, seed=2).train) == set(whole)
+    assert training(folder, seed=2).validation == training(folder, seed=1).validation
+
+
+def test_the_tasks_of_a_mixture_take_turns(folder):
+    """Layouts tell the tasks apart by their text; social_i_qa, ARC and OpenBookQA share one."""
+    found = training(folder, count=12)
+    kinds = [example.context[0].split(" ")[0] + example.answer for example in found.train]
+    assert sum(text.startswith("Question:") and text.endswith((" yes", " no")) for text in kinds) == 2
+    assert sum(" broke " in example.answer for example in found.train) == 2
+    remark = "(boolq 2, social_i_qa 2, winogrande 2, arc_easy 2, arc_challenge 2, openbookqa 2), no training set of"
+    assert remark in found.remarks[0] and found.remarks[0].endswith("not trained on: piqa, hellaswag.")
+
+
+def test_no_validation_example_is_trained_on_even_if_the_file_has_it_twice(tmp_path):
+    records = [make_record(CHOICES, number) for number in range(10)]
+    write_tasks(tmp_path)
+    (tmp_path / "dataset" / "social_i_qa" / "train.json").write_text(json.dumps([*records, *records]))
+    found = training(tmp_path, dataset="social_i_qa")
+    assert found.validation and not set(found.train) & set(found.validation)
+    assert set(found.train) | set(found.validation) == set(examples_of(CHOICES, range(10), "cloze"))
+
+
+def test_at_most_120_examples_are_held_out(tmp_path):
+    write_tasks(tmp_path, train=120)
+    assert len(training(tmp_path).validation) == 120
+
+
+def test_the_papers_sets_have_the_size_of_their_name(folder, monkeypatch):
+    path = folder / "commonsense_15k.json"
+    records = [make_record(CHOICES, number) for number in range(600)]
+    path.write_text(json.dumps(records))
+    with pytest.raises(ValueError, match=r"commonsense_15k\.json has 600 records; accepted: about 15,000"):
+        training(folder, dataset="commonsense_15k")
+    monkeypatch.setitem(module.PUBLISHED, "commonsense_15k", 1)
+    found = training(folder, dataset="commonsense_15k", form="paper", count=100)
+    assert (len(found.train), len(found.validation), found.num_available) == (100, 120, 480) and found.remarks == ()
+    (folder / "ft-training_set").mkdir()
+    path.rename(folder / "ft-training_set" / path.name)
+    assert training(folder, dataset="commonsense_15k", form="paper", count=100) == found
+
+
+def test_what_is_unknown_or_not_here(folder):
+    with pytest.raises(ValueError, match="unknown training set dataset='mix'; accepted: commonsense_15k, "):
+        identify_data("mix", str(folder))
+    with pytest.raises(MissingInputError, match=r"'commonsense_170k' is not in paths.data=.*commonsense_170k\.json"):
+        identify_data("commonsense_170k", str(folder))
+    with pytest.raises(MissingInputError, match=r"'piqa' is not in .* no file piqa/train\.json, piqa/train_l\.json"):
+        training(folder, dataset="piqa")
+    with pytest.raises(MissingInputError, match=r"paths\.data=None"):
+        identify_data("mixture", None)
+    (folder / "dataset" / "ARC-Easy" / "test.json").unlink()
+    with pytest.raises(MissingInputError, match=r"test set of arc_easy .* no file ARC-Easy/test\.json"):
+        identify_data("mixture", str(folder))
+    with pytest.raises(ValueError, match=r"examples=59; accepted: 1 to 58"):
+        training(folder, count=59)
+
+
+def test_the_fingerprint_changes_with_any_file_and_with_the_name(folder):
+    def found(dataset="mixture"):
+        return identify_data(dataset, str(folder))
+
+    before = found()
+    assert found() == before and found("boolq") != before != found("social_i_qa")
+    for path in ("piqa/test.json", "boolq/train.json"):
+        changed = folder / "dataset" / path
+        layout = SOLUTIONS if path.startswith("piqa") else TRUE_FALSE
+        changed.write_text(json.dumps([make_record(layout, 77)]))
+        assert found() != before
+        before = found()
+
+
+def test_the_fingerprint_does_not_read_a_file_again(folder, monkeypatch):
+    before = identify_data("mixture", str(folder))
+    monkeypatch.setattr("hashlib.file_digest", None)
+    assert identify_data("mixture", str(folder)) == before
+
+
+@pytest.mark.parametrize(
+    ("text", "named"),
+    [
+        ("[{", r"train\.json: no JSON file \(.*line 1"),
+        ("{}", r"train\.json: dict of no records"),
+        ("[]", r"train\.json: list of no records"),
+        ('["x"]', r"train\.json: record 1: 'x'"),
+    ],
+)
+def test_a_malformed_file(folder, text, named):
+    path = folder / "dataset" / "boolq" / "train.json"
+    path.write_text(text)
+    with pytest.raises(ValueError, match=named):
+        read_records(path)
+    with pytest.raises(ValueError, match=named):
+        training(folder)
+
+
+def test_a_malformed_record_of_training_and_of_test(folder):
+    for split, number in (("train", 12), ("test", 6)):
+        path = folder / "dataset" / "boolq" / f"{split}.json"
+        records = json.loads(path.read_text())
+        records[-1]["instruction"] = records[-1]["instruction"].replace("true/false", "true/fal")
+        path.write_text(json.dumps(records))
+        with pytest.raises(ValueError, match=rf"{split}\.json: record {number}: answer format 'true/fal'"):
+            training(folder) if split == "train" else load_test_set("boolq", str(folder), None)
+
+
+@pytest.mark.parametrize("name", TASKS)
+def test_a_test_set_and_its_fixed_choices(tmp_path, name):
+    write_tasks(tmp_path, test=40)
+    whole = load_test_set(name, str(tmp_path), None)
+    assert whole.name == whole.task == name and len(whole.records) == len(whole.questions) == 40
+    assert f"{name} has 40 items here" in whole.remarks[0]
+    some, more = (load_test_set(name, str(tmp_path), count) for count in (10, 25))
+    assert some.name == f"{name}_10" and f"{name}: a fixed choice of 10 of 40 items." in some.remarks
+    assert some == load_test_set(name, str(tmp_path), 10)
+    assert set(some.records) < set(more.records) < set(whole.records)
+    assert [whole.records.index(record) for record in some.records] != list(range(10))
+    assert some.questions == tuple(parse_question(record) for record in some.records)
+    assert load_test_set(name, str(tmp_path), 40).name == name
+    with pytest.raises(ValueError, match="test_items=41; accepted: 1 to 40"):
+        load_test_set(name, str(tmp_path), 41)
+
+
+@needs_real_files
+def test_the_published_files():
+    found = training(REAL, count=800)
+    assert len(found.validation) == 120 and found.num_available == 61_277 and len(found.train) == 800
+    assert load_test_set("hellaswag", REAL, None).remarks == ()
