@@ -81,7 +81,7 @@ LAYOUTS = (TRUE_FALSE, SOLUTIONS, CHOICES, ENDINGS, GAP)
 
 
 @dataclass(frozen=True)
-class CommonsenseTask:
+class BenchmarkTask:
     """One of the eight tasks.
 
     Attributes:
@@ -98,14 +98,14 @@ class CommonsenseTask:
 
 
 TASKS = {
-    "boolq": CommonsenseTask("BoolQ", "boolq", 3270, TRUE_FALSE),
-    "piqa": CommonsenseTask("PIQA", "piqa", 1838, SOLUTIONS),
-    "social_i_qa": CommonsenseTask("SIQA", "social_i_qa", 1954, CHOICES),
-    "hellaswag": CommonsenseTask("HellaSwag", "hellaswag", 10042, ENDINGS),
-    "winogrande": CommonsenseTask("WinoGrande", "winogrande", 1267, GAP),
-    "arc_easy": CommonsenseTask("ARC-e", "ARC-Easy", 2376, CHOICES),
-    "arc_challenge": CommonsenseTask("ARC-c", "ARC-Challenge", 1172, CHOICES),
-    "openbookqa": CommonsenseTask("OBQA", "openbookqa", 500, CHOICES),
+    "boolq": BenchmarkTask("BoolQ", "boolq", 3270, TRUE_FALSE),
+    "piqa": BenchmarkTask("PIQA", "piqa", 1838, SOLUTIONS),
+    "social_i_qa": BenchmarkTask("SIQA", "social_i_qa", 1954, CHOICES),
+    "hellaswag": BenchmarkTask("HellaSwag", "hellaswag", 10042, ENDINGS),
+    "winogrande": BenchmarkTask("WinoGrande", "winogrande", 1267, GAP),
+    "arc_easy": BenchmarkTask("ARC-e", "ARC-Easy", 2376, CHOICES),
+    "arc_challenge": BenchmarkTask("ARC-c", "ARC-Challenge", 1172, CHOICES),
+    "openbookqa": BenchmarkTask("OBQA", "openbookqa", 500, CHOICES),
 }
 """The tasks by name, in the order of the paper's tables; every mean is over these eight."""
 

@@ -31,9 +31,15 @@ CONFIGS = {
 ARCHITECTURES = ("llama", "qwen2", "phi3")
 
 
+def new_model(architecture, vocabulary):
+    """A model as transformers initialises it, to be trained."""
+    torch.manual_seed(5)
+    return AutoModelForCausalLM.from_config(CONFIGS[architecture](vocabulary))
+
+
 def make_model(architecture, vocabulary=60, scale=0.3):
     """A model whose weights are large enough for its predictions to depend on all of the text."""
-    model = AutoModelForCausalLM.from_config(CONFIGS[architecture](vocabulary))
+    model = new_model(architecture, vocabulary)
     generator = torch.Generator().manual_seed(5)
     with torch.no_grad():
         for parameter in model.parameters():
