@@ -10,6 +10,7 @@ from __future__ import annotations
 import hashlib
 import itertools
 import json
+import math
 from collections import Counter
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
@@ -40,6 +41,7 @@ SUBFOLDERS = ("", "dataset", "ft-training_set")
 
 MAX_VALIDATION = 120
 MAX_VALIDATION_SHARE = 0.2
+FEWEST = math.ceil(1 / MAX_VALIDATION_SHARE)
 
 
 @dataclass(frozen=True)
@@ -178,6 +180,8 @@ def load_training(dataset: str, folder: str | None, *, form: Form, count: int | 
         raise ValueError(f"{files[dataset]} has {size:,} records; accepted: about {thousands},000")
     num_validation = min(MAX_VALIDATION, int(MAX_VALIDATION_SHARE * sum(map(len, groups.values()))))
     validation = [example for _, example in _take_turns(groups, "validation")[:num_validation]]
+    if not validation:
+        raise ValueError(f"{dataset} has too few examples to hold some out; accepted: at least {FEWEST}")
     held_out = set(validation)
     kept = {name: [example for example in group if example not in held_out] for name, group in groups.items()}
     available = _take_turns(kept, "training examples", seed)

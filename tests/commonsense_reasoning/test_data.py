@@ -66,6 +66,14 @@ def test_at_most_120_examples_are_held_out(tmp_path):
     assert len(training(tmp_path).validation) == 120
 
 
+def test_a_set_too_small_to_hold_examples_out(tmp_path):
+    write_tasks(tmp_path, train=4)
+    with pytest.raises(ValueError, match="boolq has too few examples to hold some out; accepted: at least 5"):
+        training(tmp_path, dataset="boolq")
+    write_tasks(tmp_path, train=5)
+    assert len(training(tmp_path, dataset="boolq").validation) == 1
+
+
 def test_the_papers_sets_have_the_size_of_their_name(folder, monkeypatch):
     path = folder / "commonsense_15k.json"
     records = [make_record(CHOICES, number) for number in range(600)]

@@ -1,0 +1,212 @@
+"""Fine-tuning of language models on commonsense questions (section 5.4 of the paper): one training, eight test sets."""
+
+from __future__ import annotations
+
+from typing import Any, ClassVar, Literal
+
+import torch
+from torch.utils.data import Dataset
+
+from commonsense_reasoning.batches import ExampleBatches, LossOn, validation_batches
+from commonsense_reasoning.data import Form, TestSet, identify_data, load_test_set, load_training
+from commonsense_reasoning.generation import score_answers
+from commonsense_reasoning.objective import LanguageModelLoss, check_head
+from commonsense_reasoning.prompts import (
+    EncodedExample,
+    cloze_choice,
+    encode_choice,
+    encode_examples,
+    end_token,
+    label_choice,
+)
+from commonsense_reasoning.scoring import score_choices
+from commonsense_reasoning.tasks import TASKS
+from randlora_core.experiment.config import Positive, RunConfig, TrainingConfig, free
+from randlora_core.experiment.interface import Axis, Experiment, MissingInputError, Score, Split, Task
+from randlora_core.experiment.loop.distributed import is_placed
+from randlora_core.experiment.loop.fit import compute
+from randlora_core.models import Backbone, build_backbone, identify_weights
+
+
+class CommonsenseTrainingConfig(TrainingConfig):
+    """How a language model is trained.
+
+    Attributes:
+        group_by_length: Form micro-batches of examples of similar length.
+        gradient_checkpointing: Compute activations again in the backward pass, which needs less memory and more time.
+    """
+
+    group_by_length: bool
+    gradient_checkpointing: bool = free()
+
+
+class CommonsenseConfig(RunConfig):
+    """One run on the eight commonsense tasks.
+
+    Attributes:
+        dataset: A training set: commonsense_15k, commonsense_170k, mixture, or a task for its own training file.
+        examples: Training examples; null for all.
+        form: What an example looks like as text, paper or cloze.
+        loss_on: full (prompt and answer) or answer.
+        cutoff: Most tokens of an example; its end is cut off.
+        protocol: How a model is asked: generate, options or cloze.
+        test_items: Items of each test set, the same ones in every run; null for all.
+        training: Optimizer, schedule, length and order.
+    """
+
+    TRAINING_DATA: ClassVar[tuple[str, ...]] = ("examples",)
+
+    dataset: str
+    examples: Positive | None
+    form: Form
+    loss_on: LossOn
+    cutoff: Positive
+    protocol: Literal["generate", "options", "cloze"]
+    test_items: Positive | None
+    training: CommonsenseTrainingConfig
+
+
+class CommonsenseTask(Task):
+    """A language model on commonsense questions.
+
+    Args:
+        config: The run.
+        backbone: A causal language model with its tokenizer.
+    """
+
+    def __init__(self, config: CommonsenseConfig, backbone: Backbone):
+        if backbone.kind != "causal_lm" or backbone.tokenizer is None:
+            accepted = "a causal language model with a tokenizer; random weights have one where path says which"
+            raise ValueError(f"backbone {backbone.name!r}; accepted: {accepted}")
+        self.config, self.tokenizer, self.filler = config, backbone.tokenizer, end_token(backbone.tokenizer)
+        self.model, self.default_targets = backbone.model, backbone.default_targets
+        check_head(self.model, backbone.name)
+        self.module = LanguageModelLoss(self.model)
+        if config.training.gradient_checkpointing:
+            self.model.gradient_checkpointing_enable({"use_reentrant": False})
+        choice = {"form": config.form, "count": config.examples, "seed": config.seed}
+        texts = load_training(config.dataset, config.paths.data, **choice)
+        self.train = encode_examples(self.tokenizer, texts.train, config.cutoff)
+        self.validation = encode_examples(self.tokenizer, texts.validation, config.cutoff)
+        self.tests = [load_test_set(name, config.paths.data, config.test_items) for name in TASKS]
+        self.num_examples, self.test_sets = len(self.train), tuple(test.name for test in self.tests)
+        self.data = self._data_section(texts.num_available, texts.remarks)
+
+    def batches(self, count: int, size: int) -> Dataset:
+        """Micro-batches of training examples."""
+        return ExampleBatches(
+            self.train,
+            batch_size=size,
+            num_batches=count,
+            seed=self.config.seed,
+            filler=self.filler,
+            loss_on=self.config.loss_on,
+            group_by_length=self.config.training.group_by_length,
+        )
+
+    def evaluate(self, split: Split, device: torch.device, precision: str) -> dict[str, Score]:
+        """Minus the loss per token on the validation examples, or the accuracy on every test set."""
+        was_training = self.module.training
+        if not is_placed(self.module):
+            self.module.to(device)
+        self.module.eval()
+        try:
+            if split == "validation":
+                return {"validation": self._validation_score(device, precision)}
+            return {test.name: self._test_score(test, device, precision) for test in self.tests}
+        finally:
+            self.module.train(was_training)
+
+    @torch.no_grad()
+    def _validation_score(self, device: torch.device, precision: str) -> Score:
+        batch_size, total, count = self.config.evaluate.batch_size, 0.0, 0
+        settings = {"batch_size": batch_size, "filler": self.filler, "loss_on": self.config.loss_on}
+        for batch in validation_batches(self.validation, **settings):
+            with compute(device, precision):
+                loss, num_tokens = self.module(*(values.to(device) for values in batch))
+            total, count = total + float(loss), count + int(num_tokens)
+        return Score(-total / count, len(self.validation))
+
+    def _test_score(self, test: TestSet, device: torch.device, precision: str) -> Score:
+        """The accuracy by the run's protocol."""
+        settings = {"batch_size": self.config.evaluate.batch_size, "device": device, "precision": precision}
+        if self.config.protocol == "generate":
+            return score_answers(self.model, self.tokenizer, test.records, test.questions, **settings)
+        if self.config.protocol == "options":
+            choices = [label_choice(*item) for item in zip(test.records, test.questions, strict=True)]
+        else:
+            choices = [cloze_choice(question) for question in test.questions]
+        encoded = [encode_choice(self.tokenizer, choice) for choice in choices]
+        return score_choices(self.model, encoded, filler=self.filler, **settings)
+
+    def _data_section(self, num_available: int, remarks: tuple[str, ...]) -> dict[str, Any]:
+        sizes = {"train": len(self.train), "available": num_available, "validation": len(self.validation)}
+        return {
+            "name": self.config.dataset,
+            "sizes": {**sizes, **{test.name: len(test.records) for test in self.tests}},
+            "remarks": [
+                *remarks,
+                *_cut_remarks(self.train, self.config.cutoff),
+                *(remark for test in self.tests for remark in test.remarks),
+            ],
+        }
+
+
+def _cut_remarks(examples: list[EncodedExample], cutoff: int) -> list[str]:
+    """How many answers lose their end, where any does."""
+    num_cut = sum(example.is_cut for example in examples)
+    return [f"{num_cut:,} of {len(examples):,} training answers are cut off at {cutoff} tokens."] if num_cut else []
+
+
+def build_task(config: CommonsenseConfig) -> CommonsenseTask:
+    """The task of a run, its model not yet adapted."""
+    return CommonsenseTask(config, build_backbone(config.backbone.name, seed=config.seed, **config.backbone.options))
+
+
+def identify_texts(config: CommonsenseConfig) -> str:
+    """The fingerprint of all files that a run reads, see `identify_data`."""
+    return identify_data(config.dataset, config.paths.data)
+
+
+def identify_model(config: CommonsenseConfig) -> str:
+    """The identity of a run's pre-trained weights.
+
+    Raises:
+        ValueError: An unknown backbone or an option that its builder does not take.
+        MissingInputError: The weights are not here.
+    """
+    try:
+        return identify_weights(config.backbone.name, seed=config.seed, **config.backbone.options)
+    except OSError as error:
+        raise MissingInputError(str(error)) from error
+
+
+def _describe_examples(count: int | None) -> str:
+    return "" if count is None else f"{count:,} examples"
+
+
+def _describe_form(form: str) -> str:
+    return f"{form} form"
+
+
+def _describe_protocol(protocol: str) -> str:
+    return f"protocol {protocol}"
+
+
+EXPERIMENT = Experiment(
+    name="commonsense_reasoning",
+    config_class=CommonsenseConfig,
+    axes=(
+        Axis("dataset"),
+        Axis("examples", _describe_examples),
+        Axis("form", _describe_form),
+        Axis("protocol", _describe_protocol),
+        Axis("backbone"),
+    ),
+    identify_data=identify_texts,
+    identify_weights=identify_model,
+    build_task=build_task,
+    unit="texts",
+    criterion="minus validation loss per token",
+    preload=("transformers", "commonsense_reasoning.experiment"),
+)
