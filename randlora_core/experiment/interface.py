@@ -7,6 +7,7 @@ import importlib
 from collections.abc import Callable, Mapping
 from dataclasses import dataclass, field
 from pathlib import Path
+from types import MappingProxyType
 from typing import TYPE_CHECKING, Any, Literal
 
 from randlora_core.experiment.compose import CONFIGS
@@ -53,6 +54,8 @@ class Task(abc.ABC):
         model: The pre-trained model inside `module`, which a method freezes, adapts or trains whole.
         default_targets: Modules of `model` that adapters go on where the configuration names none.
         frozen: Names of parameters of `model` that no method trains, full fine-tuning included.
+        part_learning_rates: Learning rates of parts of `module` that do not take the run's, by the part's name, such as
+            {"head": 1e-3}; they follow the run's schedule.
         num_examples: Training examples; what an epoch consists of.
         data: The record's section on the data: `name`, `sizes` by split, `remarks` for the notes under tables.
         test_sets: Names of all test sets; a mean over fewer is never reported.
@@ -63,6 +66,7 @@ class Task(abc.ABC):
     model: nn.Module
     default_targets: tuple[str, ...]
     frozen: tuple[str, ...] = ()
+    part_learning_rates: Mapping[str, float] = MappingProxyType({})
     num_examples: int
     data: Mapping[str, Any]
     test_sets: tuple[str, ...]

@@ -6,7 +6,7 @@ import contextlib
 import math
 import time
 from collections import defaultdict
-from collections.abc import Callable, Iterator, Sequence
+from collections.abc import Callable, Iterator, Mapping, Sequence
 from dataclasses import dataclass, field
 from pathlib import Path
 from typing import Literal
@@ -17,7 +17,7 @@ from torch.distributed.tensor import DTensor
 from torch.utils.data import DataLoader, Dataset
 
 from randlora_core.experiment.loop.distributed import is_placed, is_sharded, make_accelerator
-from randlora_core.experiment.loop.optimizer import learning_rate_share, make_optimizer, set_learning_rate
+from randlora_core.experiment.loop.optimizer import learning_rate_share, make_optimizer, set_learning_rate_share
 from randlora_core.experiment.loop.seeding import seed_global
 from randlora_core.experiment.loop.state import (
     Progress,
@@ -53,6 +53,7 @@ class FitSettings:
         validate_every: Steps between calls of `validate`, which is also called at the end; None for never.
         keep_best: Whether the model ends with the weights of its best validation score instead of the last ones.
         workers: Processes that prepare micro-batches ahead; 0 prepares them in this one.
+        part_learning_rates: Peaks of parts of the module that do not take `learning_rate`, see `make_optimizer`.
     """
 
     steps: int
@@ -68,6 +69,7 @@ class FitSettings:
     validate_every: int | None
     keep_best: bool
     workers: int
+    part_learning_rates: Mapping[str, float] = field(default_factory=dict)
 
 
 @dataclass(frozen=True)
@@ -152,8 +154,9 @@ def fit(
         Losses, scores and seconds.
 
     Raises:
-        ValueError: No parameter is trainable, a step has no terms, `keep_best` without validation, micro-batches that
-            cannot be dealt out evenly to the processes, or a device other than that Accelerate uses in this process.
+        ValueError: Nothing is trainable in the module or in a part with a learning rate of its own, a step has no
+            terms, `keep_best` without validation, micro-batches that cannot be dealt out evenly to the processes, or a
+            device other than that Accelerate uses in this process.
         FloatingPointError: The loss or the norm of the gradient is not finite.
         KeyboardInterrupt: SIGINT or SIGTERM came; the state after the last whole step has been written.
         OSError: The state cannot be written.
@@ -177,7 +180,10 @@ class _Loop:
         self.module = module
         self.trained = [parameter for parameter in module.parameters() if parameter.requires_grad]
         optimizer = make_optimizer(
-            self.trained, learning_rate=settings.learning_rate, weight_decay=settings.weight_decay
+            self._unwrapped(),
+            learning_rate=settings.learning_rate,
+            weight_decay=settings.weight_decay,
+            part_learning_rates=settings.part_learning_rates,
         )
         self.optimizer = self.accelerator.prepare_optimizer(optimizer)
         self.losses, self.num_terms, self.norms = torch.zeros(3, settings.steps, device=self.device)
@@ -233,7 +239,7 @@ class _Loop:
             warmup_steps=settings.warmup_steps,
             floor=settings.floor,
         )
-        set_learning_rate(self.optimizer, settings.learning_rate * share)
+        set_learning_rate_share(self.optimizer, share)
         totals = torch.zeros(2, device=self.device)
         for micro in range(self.accelerator.process_index, settings.accumulate, self.accelerator.num_processes):
             batch = self._next_batch()

@@ -3,7 +3,8 @@
 from __future__ import annotations
 
 import math
-from collections.abc import Callable, Iterable, Mapping
+from collections.abc import Callable, Mapping
+from types import MappingProxyType
 
 import torch
 from torch import nn
@@ -46,20 +47,44 @@ def learning_rate_share(step: int, *, schedule: str, steps: int, warmup_steps: i
 
 
 def make_optimizer(
-    parameters: Iterable[nn.Parameter], *, learning_rate: float, weight_decay: float
+    module: nn.Module,
+    *,
+    learning_rate: float,
+    weight_decay: float,
+    part_learning_rates: Mapping[str, float] = MappingProxyType({}),
 ) -> torch.optim.Optimizer:
-    """AdamW over trainable parameters, in one fused update per step.
+    """AdamW over a module's trainable parameters, in one fused update per group and step.
+
+    Args:
+        module: The module.
+        learning_rate: Peak of the schedule.
+        weight_decay: AdamW's, on every trained parameter.
+        part_learning_rates: Peaks of parts of the module that have one of their own, by the part's name, such as
+            {"head": 1e-3}; each part becomes a group behind that of all other parameters.
 
     Raises:
-        ValueError: No parameter is trainable.
+        ValueError: No parameter is trainable, or a part has none that is.
     """
-    trained = [parameter for parameter in parameters if parameter.requires_grad]
+    groups = {part: {"params": [], "lr": rate} for part, rate in {"": learning_rate, **part_learning_rates}.items()}
+    for name, parameter in module.named_parameters():
+        if parameter.requires_grad:
+            part = next((part for part in part_learning_rates if name.startswith(f"{part}.")), "")
+            groups[part]["params"].append(parameter)
+    for part in part_learning_rates:
+        if not groups[part]["params"]:
+            raise ValueError(
+                f"{part!r} has a learning rate of its own, but the module trains no parameter of that name"
+            )
+    trained = [group for group in groups.values() if group["params"]]
     if not trained:
         raise ValueError("no parameter is trainable")
-    return torch.optim.AdamW(trained, lr=learning_rate, weight_decay=weight_decay, fused=True)
-
-
-def set_learning_rate(optimizer: torch.optim.Optimizer, value: float) -> None:
-    """Sets the learning rate of every group."""
+    optimizer = torch.optim.AdamW(trained, weight_decay=weight_decay, fused=True)
     for group in optimizer.param_groups:
-        group["lr"] = value
+        group["initial_lr"] = group["lr"]  # where torch's own schedulers keep a group's peak
+    return optimizer
+
+
+def set_learning_rate_share(optimizer: torch.optim.Optimizer, share: float) -> None:
+    """Sets the learning rate of every group to a share of the group's peak."""
+    for group in optimizer.param_groups:
+        group["lr"] = group["initial_lr"] * share

@@ -12,7 +12,7 @@ from pathlib import Path
 from unittest import mock
 
 import torch
-from fitting import CPU, Batches, Masks, gradients_of_steps, sample_wise, settings, weights
+from fitting import CPU, PARTS, Batches, Masks, gradients_of_steps, sample_wise, settings, trained_whole, weights
 from torch.nn.parallel import DistributedDataParallel
 
 from randlora_core.experiment.loop.fit import Resume, fit
@@ -86,6 +86,9 @@ def run(folder):
             sample_wise(), settings(accumulate=2, validate_every=3, keep_best=True), validate=lambda: next(scores)
         ),
         "resumed": stopped_and_resumed(sample_wise, settings(accumulate=2), folder / "state"),
+        "parts": stopped_and_resumed(
+            trained_whole, settings(accumulate=2, part_learning_rates=PARTS), folder / "parts"
+        ),
         "masks": masks(),
         "unsynchronised": unsynchronised(),
         "uneven": uneven(),

@@ -12,6 +12,8 @@ from randlora_core.experiment.loop.fit import FitSettings
 from randlora_core.experiment.loop.state import whole
 
 CPU = torch.device("cpu")
+PARTS = {"frozen": 0.2}
+"""A learning rate of its own for the first layer of `trained_whole`, whose optimizer state comes behind the head's."""
 
 
 class Regression(nn.Module):
@@ -34,6 +36,13 @@ def sample_wise():
     """A `Regression` in which no sample acts on another."""
     module = Regression()
     module.norm, module.dropout.p = nn.Identity(), 0.0
+    return module
+
+
+def trained_whole():
+    """A `sample_wise` whose first layer is trained as well."""
+    module = sample_wise()
+    module.frozen.requires_grad_(True)
     return module
 
 

@@ -12,6 +12,7 @@ import pytest
 import torch
 from fitting import (
     CPU,
+    PARTS,
     Batches,
     Joined,
     Killed,
@@ -23,6 +24,7 @@ from fitting import (
     kill_at,
     sample_wise,
     settings,
+    trained_whole,
     weights,
 )
 from safetensors.torch import load_file
@@ -81,6 +83,30 @@ def test_the_loop_is_adamw_with_clipping_and_a_schedule(schedule, clip):
         optimizer.zero_grad()
         losses.append(loss.item())
     assert result.losses == pytest.approx(losses, rel=1e-6)
+    assert_close(weights(module), weights(oracle), atol=1e-6)  # fused against unfused update
+
+
+@pytest.mark.parametrize("killed_after", [1, 5])
+def test_a_part_has_a_learning_rate_of_its_own_also_in_a_resumed_run(tmp_path, killed_after):
+    plan, resume = settings(part_learning_rates=PARTS), Resume(tmp_path / "state.safetensors", "run", seconds=0)
+    module, resumed, oracle = trained_whole(), trained_whole(), trained_whole()
+    expected = fit(module, Batches(7), plan, CPU)
+    with pytest.raises(Killed):
+        fit(trained_whole(), Batches(7), plan, CPU, resume=resume, on_step=kill_at(killed_after + 1))
+    got = fit(resumed, Batches(7), plan, CPU, resume=resume)
+    assert got.resumed_at == killed_after and got.losses == expected.losses
+    assert_identical(weights(resumed), weights(module))
+    groups = [{"params": oracle.frozen.parameters()}, {"params": oracle.head.parameters()}]
+    optimizer = torch.optim.AdamW(groups, weight_decay=0.1)
+    for step in range(7):
+        share = learning_rate_share(step, schedule="cosine", steps=7, warmup_steps=0, floor=0.01)
+        for group, rate in zip(optimizer.param_groups, (PARTS["frozen"], 0.05), strict=True):
+            group["lr"] = rate * share
+        loss_sum, num_terms = oracle(*Batches(7)[step])
+        (loss_sum / num_terms).backward()
+        nn.utils.clip_grad_norm_(oracle.parameters(), 1.0)  # one norm over both parts
+        optimizer.step()
+        optimizer.zero_grad()
     assert_close(weights(module), weights(oracle), atol=1e-6)  # fused against unfused update
 
 

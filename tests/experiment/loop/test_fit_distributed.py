@@ -10,6 +10,7 @@ import torch
 from fit_in_processes import SIZES
 from fitting import (
     CPU,
+    PARTS,
     Batches,
     Masks,
     assert_close,
@@ -17,6 +18,7 @@ from fitting import (
     gradients_of_steps,
     sample_wise,
     settings,
+    trained_whole,
     weights,
 )
 
@@ -42,7 +44,8 @@ def processes(tmp_path_factory):
 
 def alone(**changes):
     """Losses, weights and the last step's gradients of the same fit in this one process."""
-    module, plan = sample_wise(), settings(**changes)
+    module = trained_whole() if "part_learning_rates" in changes else sample_wise()
+    plan = settings(**changes)
     with gradients_of_steps(module.head) as gradients:
         losses = fit(module, Batches(plan.steps * plan.accumulate, SIZES), plan, CPU).losses
     return losses, weights(module), gradients[-1]
@@ -53,6 +56,7 @@ CASES = {
     "free": {"accumulate": 2, "clip": None},
     "clipped": {"accumulate": 4, "clip": 0.1},
     "resumed": {"accumulate": 2},
+    "parts": {"accumulate": 2, "part_learning_rates": PARTS},
     "sharded": {"accumulate": 4, "clip": 0.1},
 }
 
@@ -69,7 +73,7 @@ def test_two_processes_train_as_one_does(processes, case):
         assert torch.allclose(got, wanted, rtol=1e-4, atol=1e-6)
 
 
-@pytest.mark.parametrize("case", ["resumed", "sharded"])
+@pytest.mark.parametrize("case", ["resumed", "parts", "sharded"])
 def test_a_signal_to_one_process_stops_both_and_the_state_resumes_in_both(processes, case):
     for got in processes:
         assert got[case]["stop"] == "stopped after step 3 of 7"

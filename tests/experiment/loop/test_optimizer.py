@@ -6,7 +6,7 @@ import torch
 from torch import nn
 from torch.optim.lr_scheduler import CosineAnnealingLR, LinearLR
 
-from randlora_core.experiment.loop.optimizer import learning_rate_share, make_optimizer, set_learning_rate
+from randlora_core.experiment.loop.optimizer import learning_rate_share, make_optimizer, set_learning_rate_share
 
 
 def shares(schedule, steps, warmup_steps, floor):
@@ -83,8 +83,9 @@ def test_unknown_schedules_and_warm_ups_longer_than_the_run_are_refused():
 def test_one_update_is_adamw_by_hand():
     parameter = nn.Parameter(torch.tensor([1.0, -2.0, 3.0]))
     frozen = nn.Parameter(torch.ones(3), requires_grad=False)
-    optimizer = make_optimizer([parameter, frozen], learning_rate=1.0, weight_decay=0.1)
-    set_learning_rate(optimizer, 0.01)
+    module = nn.ParameterDict({"trained": parameter, "frozen": frozen})
+    optimizer = make_optimizer(module, learning_rate=0.1, weight_decay=0.1)
+    set_learning_rate_share(optimizer, 0.1)
     parameter.grad = torch.tensor([0.5, -0.25, 0.0])
     before = parameter.detach().clone()
     optimizer.step()
@@ -94,10 +95,54 @@ def test_one_update_is_adamw_by_hand():
 
 
 def test_an_update_is_one_fused_kernel():
-    optimizer = make_optimizer([nn.Parameter(torch.ones(3))], learning_rate=1.0, weight_decay=0.0)
+    optimizer = make_optimizer(
+        two_parts(), learning_rate=1.0, weight_decay=0.0, part_learning_rates={"head": 0.1, "body.out": 0.2}
+    )
+    assert len(optimizer.param_groups) == 3
     assert all(group["fused"] for group in optimizer.param_groups)
+
+
+def two_parts():
+    """A body of two layers, a head, and a layer whose name only begins like the head's."""
+    body = nn.Sequential()
+    body.add_module("in", nn.Linear(4, 4))
+    body.add_module("out", nn.Linear(4, 4))
+    return nn.ModuleDict({"head": nn.Linear(4, 2), "body": body, "header": nn.Linear(4, 2)})
+
+
+def test_a_part_with_a_learning_rate_of_its_own_follows_the_same_schedule():
+    module = two_parts()
+    before = {name: value.detach().clone() for name, value in module.named_parameters()}
+    rates = {"head": 0.02, "body.out": 0.5}
+    optimizer = make_optimizer(module, learning_rate=0.1, weight_decay=0.1, part_learning_rates=rates)
+    expected = {"head": 0.02, "body.in": 0.1, "body.out": 0.5, "header": 0.1}
+    for share in (1.0, 0.25):
+        for value in module.parameters():
+            value.grad = torch.ones_like(value)
+        set_learning_rate_share(optimizer, share)
+        optimizer.step()
+        for name, value in module.named_parameters():
+            rate = share * expected[name.rpartition(".")[0]]
+            before[name] = before[name] * (1 - rate * 0.1) - rate  # Adam's step is 1 while the gradient is constant
+            assert torch.allclose(value, before[name], atol=1e-6), name
+
+
+def test_a_part_without_trained_parameters_cannot_have_a_learning_rate():
+    module = two_parts()
+    module["head"].requires_grad_(False)
+    for part in ("head", "tail", "bod"):
+        with pytest.raises(ValueError, match=f"'{part}' has a learning rate of its own, but the module trains no"):
+            make_optimizer(module, learning_rate=1.0, weight_decay=0.0, part_learning_rates={part: 0.1})
+
+
+def test_a_module_of_which_only_parts_with_rates_of_their_own_are_trained():
+    module = two_parts().requires_grad_(False)
+    module["head"].requires_grad_(True)
+    optimizer = make_optimizer(module, learning_rate=1.0, weight_decay=0.0, part_learning_rates={"head": 0.1})
+    (group,) = optimizer.param_groups
+    assert group["lr"] == 0.1 and {id(value) for value in group["params"]} == set(map(id, module["head"].parameters()))
 
 
 def test_nothing_to_train_is_an_error():
     with pytest.raises(ValueError, match="no parameter is trainable"):
-        make_optimizer([nn.Parameter(torch.ones(1), requires_grad=False)], learning_rate=1.0, weight_decay=0.0)
+        make_optimizer(two_parts().requires_grad_(False), learning_rate=1.0, weight_decay=0.0)
