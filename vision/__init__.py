@@ -1,1 +1,1 @@
-"""Vision-only experiments (DINOv2 and the vision tower of CLIP, 21 datasets). Nothing to run here yet."""
+"""Vision experiments: DINOv2 with a linear head, or the vision tower of CLIP, is fine-tuned."""

@@ -8,14 +8,15 @@ import torch
 from torch import Tensor, nn
 from torch.utils.data import Dataset
 
-from randlora_core.experiment.interface import Experiment, MissingInputError
+from randlora_core.experiment.interface import Experiment
+from randlora_core.image_classification.backbone import build_run_backbone, identify_run_weights
 from randlora_core.image_classification.config import ImageRunConfig, ImageTrainingConfig
 from randlora_core.image_classification.data import IMAGE_AXES, identify_images, load_images
 from randlora_core.image_classification.prediction import Classifier
 from randlora_core.image_classification.task import ImageTask
-from randlora_core.models import Backbone, build_backbone, identify_weights
-from vision_language.objective import ContrastiveObjective, TextBatches, similarities
-from vision_language.texts import class_embeddings, class_tokens
+from randlora_core.image_classification.texts import class_embeddings, class_tokens, similarities
+from randlora_core.models import Backbone
+from vision_language.objective import ContrastiveObjective, TextBatches
 
 
 class VisionLanguageTrainingConfig(ImageTrainingConfig):
@@ -73,20 +74,7 @@ class VisionLanguageTask(ImageTask):
 
 def build_task(config: VisionLanguageConfig) -> VisionLanguageTask:
     """The task of a run, its model not yet adapted."""
-    return VisionLanguageTask(config, build_backbone(config.backbone.name, seed=config.seed, **config.backbone.options))
-
-
-def identify(config: VisionLanguageConfig) -> str:
-    """The identity of a run's pre-trained weights.
-
-    Raises:
-        ValueError: An unknown backbone or an option that its builder does not take.
-        MissingInputError: The weights are not here.
-    """
-    try:
-        return identify_weights(config.backbone.name, seed=config.seed, **config.backbone.options)
-    except OSError as error:
-        raise MissingInputError(str(error)) from error
+    return VisionLanguageTask(config, build_run_backbone(config))
 
 
 EXPERIMENT = Experiment(
@@ -94,7 +82,7 @@ EXPERIMENT = Experiment(
     config_class=VisionLanguageConfig,
     axes=IMAGE_AXES,
     identify_data=identify_images,
-    identify_weights=identify,
+    identify_weights=identify_run_weights,
     build_task=build_task,
     unit="images",
     preload=("open_clip", "sklearn.datasets", "sklearn.linear_model", "vision_language.experiment"),

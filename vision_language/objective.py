@@ -1,30 +1,14 @@
-"""What is minimised: images against the texts of classes, or a linear head on image features."""
+"""What is minimised: the cross-entropy of images over the texts of classes."""
 
 from __future__ import annotations
 
-import torch
 from torch import Tensor, nn
 from torch.nn import functional as F
 from torch.utils.data import Dataset
 
 from randlora_core.image_classification.batches import ImageBatches
+from randlora_core.image_classification.texts import similarities
 from randlora_core.models.text_tower import encode_text
-
-
-def similarities(images: Tensor, texts: Tensor, logit_scale: Tensor) -> Tensor:
-    """exp(logit_scale) times cosine similarity, in float32 whatever the autocast.
-
-    Args:
-        images: Features (B, E).
-        texts: Features (C, E).
-        logit_scale: Logarithm of the inverse temperature, a scalar.
-
-    Returns:
-        Logits (B, C).
-    """
-    with torch.autocast(images.device.type, enabled=False):
-        images, texts = (F.normalize(features.float(), dim=-1) for features in (images, texts))
-        return logit_scale.float().exp() * images @ texts.T
 
 
 class ContrastiveObjective(nn.Module):

@@ -1,4 +1,4 @@
-"""What the experiments on images share: their configuration, data, batches, the linear probe and the scoring."""
+"""What the experiments on images share: configuration, data, models, batches, class texts, linear probe, scoring."""
 
 from randlora_core.extras import needs_extra
 

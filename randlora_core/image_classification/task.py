@@ -52,9 +52,9 @@ class ImageTask(Task):
     def encode(self, images: Tensor) -> Tensor:
         """Features (B, E) of images (B, 3, S, S)."""
 
-    @abc.abstractmethod
     def classifier(self, device: torch.device, precision: str) -> Classifier:
-        """The classifier as it is now, for a method that is no probe."""
+        """The classifier as it is now, for a method that is no probe; here the head of `module` on the features."""
+        return self._classify_by_head
 
     def image_batches(self, count: int, size: int) -> ImageBatches:
         """Micro-batches of training images with their labels."""
@@ -69,7 +69,7 @@ class ImageTask(Task):
         was_training = self.module.training
         self.module.to(device).eval()
         try:
-            classify = self._probe if self.is_probe else self.classifier(device, precision)
+            classify = self._classify_by_head if self.is_probe else self.classifier(device, precision)
             return {self.images.name: score_images(classify, images, device, precision)}
         finally:
             self.module.train(was_training)
@@ -85,7 +85,7 @@ class ImageTask(Task):
         grid = [{"strength": strength, "validation": score} for strength, score in fitted.grid]
         return {"strength": fitted.strength, "converged": fitted.converged, "grid": grid}
 
-    def _probe(self, images: Tensor) -> Tensor:
+    def _classify_by_head(self, images: Tensor) -> Tensor:
         return self.module.head(self.encode(images))
 
     def _loader(self, split: ImageSplit, device: torch.device) -> DataLoader:

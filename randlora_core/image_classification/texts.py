@@ -1,4 +1,4 @@
-"""The classes of a data set as texts: their tokens and their embeddings."""
+"""The classes of a data set as texts: their tokens, their embeddings, and logits of images over them."""
 
 from __future__ import annotations
 
@@ -43,3 +43,19 @@ def class_embeddings(model: nn.Module, tokens: Tensor, device: torch.device, pre
         passes = [encode_text(model, part.to(device)) for part in tokens.flatten(0, 1).split(TEXTS_PER_PASS)]
     features = F.normalize(torch.cat(passes).float(), dim=-1)
     return F.normalize(features.view(*tokens.shape[:2], -1).mean(dim=0), dim=-1)
+
+
+def similarities(images: Tensor, texts: Tensor, logit_scale: Tensor) -> Tensor:
+    """exp(logit_scale) times cosine similarity, in float32 whatever the autocast.
+
+    Args:
+        images: Features (B, E).
+        texts: Features (C, E).
+        logit_scale: Logarithm of the inverse temperature, a scalar.
+
+    Returns:
+        Logits (B, C).
+    """
+    with torch.autocast(images.device.type, enabled=False):
+        images, texts = (F.normalize(features.float(), dim=-1) for features in (images, texts))
+        return logit_scale.float().exp() * images @ texts.T
