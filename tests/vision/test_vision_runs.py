@@ -87,8 +87,19 @@ def test_what_a_run_kept_predicts_what_the_run_predicted(method, model, trained,
 def test_the_kept_head_is_the_one_that_was_trained(trained):
     record, folder = trained(DINOV2, "lora")
     (head,) = load_file(folder / "vision" / record["saved"] / "head.safetensors").values()
-    moved = (head - TrainedHead(WIDTH, 3, seed=0).weight).abs()
+    moved = (head - TrainedHead(WIDTH, 3, seed=0).weight.detach()).abs()
     assert head.shape == (3, WIDTH) and 1e-3 < float(moved.max()) < 3e-3  # three steps of at most 1e-3
+
+
+def test_a_run_trains_its_head_at_the_heads_rate(given, tmp_path):
+    """The rate decides from the second loss on, and at the run's own rate it is that of no rate at all."""
+    rates = ("1e-3", "null", "0.1")
+    plain, own, other = (
+        run(EXPERIMENT, [*given(DINOV2, "lora"), f"training.head_learning_rate={rate}", f"paths.results={tmp_path}"])
+        for rate in rates
+    )
+    assert losses(plain) == losses(own) and plain["run_id"] != own["run_id"]
+    assert losses(plain)[0] == losses(other)[0] and losses(plain)[1] != losses(other)[1]
 
 
 @pytest.mark.parametrize("method", ["lora", "full", "linear_probe"])
