@@ -90,7 +90,7 @@ class VisionTask(ImageTask):
         return self.image_batches(count, size)
 
     def _make_head(self) -> nn.Module:
-        """The texts of the classes, averaged over all templates, or where the model has no texts a head to be trained."""
+        """The texts of the classes, averaged over all templates; for a model without texts a head to be trained."""
         names = self.images.class_names
         if self.backbone.kind == "clip":
             device = pick_device(self.config.device)

@@ -38,12 +38,14 @@ def trained(given, tmp_path_factory):
 
 
 @pytest.fixture(scope="module")
-def two_pets(pets, tmp_path_factory):
-    """The data set without its class cow."""
+def other_classes(pets, tmp_path_factory):
+    """A folder with the data set without its class cow, and with another class in its place."""
     root = tmp_path_factory.mktemp("two")
-    shutil.copytree(pets / "pets", root / "two_pets")
+    for name in ("two_pets", "other_pets"):
+        shutil.copytree(pets / "pets", root / name)
     for split in ("train", "test"):
         shutil.rmtree(root / "two_pets" / split / "cow")
+        (root / "other_pets" / split / "cow").rename(root / "other_pets" / split / "dog")
     return root
 
 
@@ -103,16 +105,18 @@ def test_a_run_trains_its_head_at_the_heads_rate(given, tmp_path):
 
 
 @pytest.mark.parametrize("method", ["lora", "full", "linear_probe"])
-def test_a_head_of_other_classes_is_refused(method, trained, two_pets):
+def test_a_head_of_other_classes_is_refused(method, trained, other_classes):
     record, folder = trained(DINOV2, method)
-    overrides = [f"paths.results={folder}", f"paths.data={two_pets}", "dataset=two_pets"]
-    with pytest.raises(ValueError, match=r"has shape \(3.*the model has \(2"):
-        evaluate_run(EXPERIMENT, record["run_id"], overrides)
+    overrides = [f"paths.results={folder}", f"paths.data={other_classes}"]
+    with pytest.raises(ValueError, match=r"has shape \(3.* there and \(2"):
+        evaluate_run(EXPERIMENT, record["run_id"], [*overrides, "dataset=two_pets"])
+    with pytest.raises(ValueError, match=r"has a head for .*cow.*; the data have .*dog"):
+        evaluate_run(EXPERIMENT, record["run_id"], [*overrides, "dataset=other_pets"])
 
 
-def test_an_adapter_of_clip_is_scored_on_other_classes_by_their_texts(trained, two_pets):
+def test_an_adapter_of_clip_is_scored_on_other_classes_by_their_texts(trained, other_classes):
     record, folder = trained(CLIP, "lora")
-    overrides = [f"paths.results={folder}", f"paths.data={two_pets}", "dataset=two_pets"]
+    overrides = [f"paths.results={folder}", f"paths.data={other_classes}", "dataset=two_pets"]
     score = evaluate_run(EXPERIMENT, record["run_id"], overrides)["test"]["two_pets"]
     predicted, labels = decode_predictions(score["predictions"])
     assert len(labels) == 6 and set(predicted) <= {0, 1}
