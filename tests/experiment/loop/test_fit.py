@@ -241,12 +241,28 @@ def test_seconds_leave_out_validation_and_say_how_long_the_loop_waited(monkeypat
     monkeypatch.setattr(training.time, "perf_counter", lambda: now[0])
     plan, resume = settings(steps=4, accumulate=2, validate_every=2), Resume(tmp_path / "state", "run", 0)
     arguments = {"resume": resume, "validate": lambda: takes(1000, 0.5)}
-    result = fit(Module(), Slow(8), plan, CPU, **arguments)
-    assert result.waited_seconds == 8 * 10 and result.seconds == 8 * 10 + 8 * 1
+    with pytest.raises(Killed):
+        fit(Module(), Slow(8), plan, CPU, **arguments, on_step=kill_at(4))
     resumed = fit(Module(), Slow(8), plan, CPU, **arguments)  # from the state that was written after step 3
     assert resumed.resumed_at == 3
     assert 8 * 10 <= resumed.waited_seconds < 10 * 10  # the loader had fetched a micro-batch ahead
     assert resumed.seconds == resumed.waited_seconds + 8 * 1
+    (tmp_path / "state").unlink()
+    result = fit(Module(), Slow(8), plan, CPU, **arguments)
+    assert result.waited_seconds == 8 * 10 and result.seconds == 8 * 10 + 8 * 1
+
+
+def test_a_training_that_came_to_its_end_is_not_done_again(tmp_path):
+    """The last state is kept until the run has its record, so that an evaluation that is killed costs no training."""
+    resume = Resume(tmp_path / "state", "run", 0)
+    module = Regression()
+    whole = fit(module, Batches(4), settings(steps=4), CPU, resume=resume)
+    again = Regression()
+    result = fit(again, Batches(0), settings(steps=4), CPU, resume=resume)
+    assert result.resumed_at == 4 and result.losses == whole.losses
+    assert_identical(weights(again), weights(module))
+    short = fit(Regression(), Batches(4), settings(steps=4), CPU, resume=Resume(tmp_path / "other", "run", 1e9))
+    assert short.losses == whole.losses and not (tmp_path / "other").exists()  # it took less than the time between two
 
 
 def test_a_state_of_another_run_or_a_damaged_one_is_not_resumed(tmp_path):
