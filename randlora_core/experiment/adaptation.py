@@ -59,7 +59,13 @@ def original_weights(task: Task, config: RunConfig) -> dict[str, Tensor]:
 
 
 def save_weights(
-    directory: Path, task: Task, config: RunConfig, original: Mapping[str, Tensor], recorded: Mapping[str, Any]
+    directory: Path,
+    task: Task,
+    config: RunConfig,
+    original: Mapping[str, Tensor],
+    *,
+    recorded: Mapping[str, Any],
+    weights: str,
 ) -> None:
     """Keeps what was trained: an adapter, full fine-tuning's difference to the pre-trained model, the task's head.
 
@@ -69,6 +75,7 @@ def save_weights(
         config: The run's configuration.
         original: What `original_weights` gave before training.
         recorded: The configuration as the record carries it, from which `load_weights`' caller builds the task again.
+        weights: The identity of the pre-trained weights, which must be the same then.
     """
     if config.is_adapted:
         save_adapter(task.model, directory)
@@ -77,8 +84,9 @@ def save_weights(
         _write(directory / DELTA_FILE, delta)
     if head := _head(task):
         _write(directory / HEAD_FILE, head)
+    kept = {"config": recorded, "weights": weights, "outputs": list(task.outputs)}
     with atomic_file(directory / RUN_FILE) as part:
-        part.write_text(json.dumps({"config": recorded, "outputs": list(task.outputs)}, indent=1), encoding="utf-8")
+        part.write_text(json.dumps(kept, indent=1), encoding="utf-8")
 
 
 @torch.no_grad()

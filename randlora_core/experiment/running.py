@@ -224,7 +224,9 @@ class _Run:
     def save(self) -> str:
         """Keeps what was trained; the folder, relative to the experiment's results."""
         folder = self.planned.scratch / "weights"
-        save_weights(folder, self.task, self.config, self.original, self.planned.recorded)
+        planned = self.planned
+        facts = {"recorded": planned.recorded, "weights": planned.identity.weights}
+        save_weights(folder, self.task, self.config, self.original, **facts)
         return str(folder.relative_to(self.planned.ledger.directory))
 
 

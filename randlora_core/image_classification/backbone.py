@@ -2,6 +2,8 @@
 
 from __future__ import annotations
 
+from typing import Any
+
 from randlora_core.experiment.config import RunConfig
 from randlora_core.experiment.interface import MissingInputError
 from randlora_core.models import Backbone, build_backbone, identify_weights
@@ -15,7 +17,7 @@ def identify_run_weights(config: RunConfig) -> str:
         MissingInputError: The weights are not here.
     """
     try:
-        return identify_weights(config.backbone.name, seed=config.seed, **config.backbone.options)
+        return identify_weights(config.backbone.name, **_options(config))
     except OSError as error:
         raise MissingInputError(str(error)) from error
 
@@ -27,4 +29,8 @@ def build_run_backbone(config: RunConfig) -> Backbone:
         ValueError: An unknown backbone or an option that its builder does not take.
         OSError: The weights cannot be had.
     """
-    return build_backbone(config.backbone.name, seed=config.seed, **config.backbone.options)
+    return build_backbone(config.backbone.name, **_options(config))
+
+
+def _options(config: RunConfig) -> dict[str, Any]:
+    return {"seed": config.seed, **config.backbone.options}

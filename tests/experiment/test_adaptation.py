@@ -106,7 +106,7 @@ def test_what_was_trained_is_put_back(tiny, tmp_path, method, make):
     original = original_weights(task, config)
     apply_method(task, config)
     train(task)
-    save_weights(tmp_path, task, config, original, config.recorded(0.05))
+    save_weights(tmp_path, task, config, original, recorded=config.recorded(0.05), weights="w")
     torch.manual_seed(7)
     again = make(config)
     load_weights(tmp_path, again, config)
@@ -122,7 +122,7 @@ def test_full_fine_tuning_is_kept_as_a_difference(tiny, tmp_path):
     original = original_weights(task, config)
     apply_method(task, config)
     train(task)
-    save_weights(tmp_path, task, config, original, {})
+    save_weights(tmp_path, task, config, original, recorded={}, weights="w")
     delta = load_file(tmp_path / "delta.safetensors")
     assert set(delta) == set(start) - {"3.bias"}
     for name, value in delta.items():
@@ -143,7 +143,7 @@ def test_a_head_of_other_classes_is_refused(tiny, tmp_path):
         original = original_weights(task, config)
         apply_method(task, config)
         train(task)
-        save_weights(tmp_path / method, task, config, original, {})
+        save_weights(tmp_path / method, task, config, original, recorded={}, weights="w")
         other = WithHead(config, classes=4)
         before = {name: value.clone() for name, value in other.module.state_dict().items()}
         with pytest.raises(ValueError, match=r"'head\.bias' has shape \(3,\) there and \(4,\) in the model"):
@@ -159,7 +159,7 @@ def test_a_head_for_other_outputs_is_refused_whatever_its_shape(tiny, tmp_path):
     task.outputs = ("ant", "bee", "cow")
     apply_method(task, config)
     train(task)
-    save_weights(tmp_path, task, config, {}, {})
+    save_weights(tmp_path, task, config, {}, recorded={}, weights="w")
     other = WithHead(config)
     other.outputs = ("ant", "cow", "bee")
     before = {name: value.clone() for name, value in other.module.state_dict().items()}
@@ -173,7 +173,7 @@ def test_a_delta_for_another_model_is_refused(tiny, tmp_path):
     task = TinyTask(config)
     original = original_weights(task, config)
     apply_method(task, config)
-    save_weights(tmp_path, task, config, original, {})
+    save_weights(tmp_path, task, config, original, recorded={}, weights="w")
     other = TinyTask(config)
     other.model[3] = nn.Linear(24, 5)
     before = {name: value.clone() for name, value in other.model.state_dict().items()}

@@ -67,9 +67,12 @@ def evaluate_run(experiment: Experiment, name: str, overrides: Sequence[str] = (
         ValueError: There is no such run, it kept nothing, or what it kept does not fit, as a head of other classes.
     """
     folder = _find(experiment, name, overrides)
-    recorded = json.loads((folder / RUN_FILE).read_text(encoding="utf-8"))["config"]
+    kept = json.loads((folder / RUN_FILE).read_text(encoding="utf-8"))
+    recorded = kept["config"]
     recorded["adapter"] = {key: value for key, value in recorded["adapter"].items() if key != "learning_rate"}
     config = settled(build_config(experiment, overrides, recorded))
+    if (weights := experiment.identify_weights(config)) != kept["weights"]:
+        raise ValueError(f"the run was trained on the weights {kept['weights']!r}; here are {weights!r}")
     if config.threads is not None:
         torch.set_num_threads(config.threads)
     device = pick_device(config.device)
