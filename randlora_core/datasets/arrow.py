@@ -7,6 +7,8 @@ from typing import TYPE_CHECKING, Any
 
 from randlora_core.files import cache_folder
 
+from .images import one_line
+
 if TYPE_CHECKING:
     import datasets
 
@@ -17,9 +19,9 @@ SLOW_BYTES = 2**30
 """From this size of all files on (about ten seconds of copying) progress bars are shown."""
 
 
-def require_splits(folder: Path, found: Sequence[str]) -> None:
-    """Raises a ValueError that names the missing ones of the splits "train" and "test"."""
-    missing = [split for split in ("train", "test") if split not in found]
+def require_splits(folder: Path, found: Sequence[str], needed: Sequence[str]) -> None:
+    """Raises a ValueError that names the missing ones of the needed splits."""
+    missing = [split for split in needed if split not in found]
     if missing:
         raise ValueError(
             f"{folder} has no {' and no '.join(missing)} split (found: {', '.join(sorted(found)) or 'none'}); accepted "
@@ -78,8 +80,7 @@ def load_arrow(
                 builder, data_files=DataFilesDict(listed), features=features, cache_dir=cache, **options
             )
         except (datasets.exceptions.DatasetsError, OSError, ValueError) as error:
-            cause = error.__cause__ or error
-            reason = " ".join(str(cause).split()) or type(cause).__name__
+            reason = one_line(error.__cause__ or error)
             raise ValueError(f"{folder} cannot be copied to Arrow files in {cache}: {reason}") from error
 
 

@@ -1,6 +1,7 @@
 """Data sets in class folders: one folder per split, in it one folder per class, in it the images."""
 
 import os
+from collections.abc import Mapping, Sequence
 from pathlib import Path
 from typing import TYPE_CHECKING
 
@@ -24,19 +25,18 @@ class ClassFolders:
 
     Args:
         folder: The data set's folder.
+        found: The folder of every split, from `split_folders`.
+        needed: The splits that must be there.
 
     Raises:
-        ValueError: If train or test is missing, a class of another split is not in train, or an image lies anywhere
+        ValueError: If a needed split is missing, a class of another split is not in train, or an image lies anywhere
             else than directly in a class folder.
     """
 
     recipe = "class folders 1"
-    names = None
-    templates = None
 
-    def __init__(self, folder: Path) -> None:
-        found = {SPLIT_NAMES[path.name]: path for path in sorted(folder.iterdir()) if path.name in SPLIT_NAMES}
-        require_splits(folder, list(found))
+    def __init__(self, folder: Path, found: Mapping[str, Path], needed: Sequence[str] = ("train", "test")) -> None:
+        require_splits(folder, list(found), needed)
         self.folder = folder
         self._classes = sorted_labels(_class_names(found["train"]))
         self.files = {
@@ -86,6 +86,11 @@ class FolderSource:
     def where(self, index: int) -> str:
         """Says which file the image is in."""
         return self._rows[index]["image"]["path"]
+
+
+def split_folders(folder: Path) -> dict[str, Path]:
+    """Finds the folder of each split of a data set in class folders."""
+    return {SPLIT_NAMES[path.name]: path for path in sorted(folder.iterdir()) if path.name in SPLIT_NAMES}
 
 
 def _class_names(split: Path) -> list[str]:

@@ -1,11 +1,15 @@
 """What a data set is here: splits of labelled images that are decoded when asked for."""
 
+import hashlib
 from dataclasses import dataclass
 from typing import Protocol
 
 import numpy as np
 import torch
 from PIL import Image
+
+UNREADABLE = (OSError, SyntaxError, ValueError, EOFError, Image.DecompressionBombError)
+"""What decoding raises where an image is broken."""
 
 
 class ImageSource(Protocol):
@@ -18,10 +22,15 @@ class ImageSource(Protocol):
     labels: np.ndarray
 
     def image(self, index: int) -> Image.Image:
-        """Decodes image `index` to RGB; any OSError, SyntaxError or ValueError means that it cannot be read."""
+        """Decodes image `index` to RGB; one of `UNREADABLE` means that it cannot be read."""
 
     def where(self, index: int) -> str:
         """Says where image `index` is stored, for messages."""
+
+
+def one_line(error: Exception) -> str:
+    """Returns an error's message in one line, or its kind where it has none."""
+    return " ".join(str(error).split()) or type(error).__name__
 
 
 @dataclass(frozen=True)
@@ -65,8 +74,8 @@ class ImageSplit:
         position = int(self.indices[index])
         try:
             return self.source.image(position)
-        except (OSError, SyntaxError, ValueError, EOFError, Image.DecompressionBombError) as error:
-            reason = " ".join(str(error).split())
+        except UNREADABLE as error:
+            reason = one_line(error)
             raise ValueError(
                 f"unreadable image: data set {self.dataset!r}, split {self.name!r}, index {index} "
                 f"({self.source.where(position)}): {reason}"
@@ -88,9 +97,11 @@ class ImageData:
             fraction or seed.
         sizes: Number of images in "train", "validation" and "test".
         short_classes: Classes with fewer than the wanted shots, and how many images each gives; empty without shots.
-        is_subset: Whether the paper names this data set but with other split sizes or classes.
+        is_subset: Whether this is the paper's data set `paper_name` in part or altered: under a name of its own, or
+            with other split sizes or classes. Such a set never stands in the paper's row.
         paper_name: The name in the paper's tables, or None where the paper does not use this data set.
         allow_flip: Whether a mirrored image still shows its class (not so for digits, letters and signs).
+        left_out: Where the images lie that cannot be read and were left out as asked for, with the reason.
     """
 
     name: str
@@ -105,3 +116,9 @@ class ImageData:
     is_subset: bool
     paper_name: str | None
     allow_flip: bool
+    left_out: tuple[str, ...] = ()
+
+    @property
+    def chosen(self) -> str:
+        """SHA-256 over the positions of the training images, by which two runs can be seen to share them."""
+        return hashlib.sha256(self.train.indices.astype("<i8").tobytes()).hexdigest()

@@ -33,17 +33,18 @@ class ParquetFiles:
     Args:
         folder: The data set's folder.
         files: The shards of every split, from `parquet_shards`.
+        needed: The splits that must be there.
 
     Raises:
-        ValueError: If train or test is missing.
+        ValueError: If a needed split is missing.
     """
 
     recipe = "parquet 1"
-    names = None
-    templates = None
 
-    def __init__(self, folder: Path, files: dict[str, tuple[Path, ...]]) -> None:
-        require_splits(folder, list(files))
+    def __init__(
+        self, folder: Path, files: dict[str, tuple[Path, ...]], needed: Sequence[str] = ("train", "test")
+    ) -> None:
+        require_splits(folder, list(files), needed)
         self.folder, self.files = folder, files
 
     def classes(self) -> tuple[str, ...]:
@@ -56,10 +57,7 @@ class ParquetFiles:
         values = set()
         for path in self.files["train"]:
             values.update(pyarrow.parquet.read_table(path, columns=[columns.label])[columns.label].unique().to_pylist())
-        values.discard(None)
-        if columns.has_integers:
-            return tuple(str(value) for value in range(max(values, default=-1) + 1))
-        return sorted_labels(list(values))
+        return classes_of_values(values, columns.has_integers)
 
     def open(self, identity: Identity) -> dict[str, ImageSource]:
         """Copies images and labels to memory-mapped Arrow files, once, and opens them."""
@@ -79,7 +77,7 @@ class ParquetFiles:
         sources: dict[str, ImageSource] = {}
         for split, paths in self.files.items():
             stored = tables[split].data.column(columns.label)
-            labels = _label_indices(stored, identity.classes, f"{self.folder}, split {split!r}")
+            labels = label_indices(stored, identity.classes, f"{self.folder}, split {split!r}")
             sources[split] = ParquetSource(tables[split], columns.image, labels, paths, num_rows[split])
         return sources
 
@@ -206,7 +204,15 @@ def _named(path: Path, schema: "pyarrow.Schema", accepted: Sequence[str]) -> str
     raise ValueError(f"{path} has columns {', '.join(schema.names)}; accepted is one of {', '.join(accepted)}")
 
 
-def _label_indices(stored: "pyarrow.ChunkedArray", classes: tuple[str, ...], where: str) -> np.ndarray:
+def classes_of_values(values: set, has_integers: bool) -> tuple[str, ...]:
+    """Names the classes by the values of a label column: numbers from 0 on, or sorted text; None counts for nothing."""
+    values = values - {None}
+    if has_integers:
+        return tuple(str(value) for value in range(max(values, default=-1) + 1))
+    return sorted_labels(list(values))
+
+
+def label_indices(stored: "pyarrow.ChunkedArray", classes: tuple[str, ...], where: str) -> np.ndarray:
     """Turns stored labels, which are numbers or names of classes, into class indices."""
     import pyarrow
     import pyarrow.compute

@@ -19,20 +19,28 @@ class StoredData(Protocol):
     Attributes:
         files: The files that decide images and labels, by group (a split, or a class of a split) and in order.
         recipe: What else decides them: the reader's or the generator's version and settings.
-        names: Readable class names where the reader knows better ones than the stored labels, else None.
-        templates: Prompts where the reader knows some, else None.
     """
 
     files: Mapping[str, tuple[Path, ...]]
     recipe: str
-    names: tuple[str, ...] | None
-    templates: tuple[str, ...] | None
 
     def classes(self) -> tuple[str, ...]:
         """Reads the stored label of every class, in label order; a ValueError says what is wrong with the files."""
 
     def open(self, identity: "Identity") -> dict[str, ImageSource]:
-        """Opens "train", "test" and, where it is stored, "validation"."""
+        """Opens "train", "test" and, where it is stored, "validation"; "test" may have to be cut (`arrange`)."""
+
+
+class EmbeddedData(StoredData, Protocol):
+    """A data set that needs no files but those of installed packages.
+
+    Attributes:
+        names: Readable name of every class, in label order.
+        templates: Prompts with one `{}` for the class name.
+    """
+
+    names: tuple[str, ...]
+    templates: tuple[str, ...]
 
 
 @dataclass(frozen=True)

@@ -1,4 +1,4 @@
-"""Which training images are used: a fixed validation part, then nested few-shot or fractional subsets of the rest."""
+"""Which images are used: fixed validation and test parts, then nested few-shot or fractional subsets of the rest."""
 
 import numpy as np
 
@@ -39,6 +39,29 @@ def carve_validation(labels: np.ndarray) -> tuple[np.ndarray, np.ndarray]:
         validation.append(members[:count])
         train.append(members[count:])
     return _joined(train), _joined(validation)
+
+
+def carve(labels: np.ndarray, count: int, name: str, has_equal_parts: bool = False) -> tuple[np.ndarray, np.ndarray]:
+    """Splits images into those to keep and exactly `count` to hold out, class by class.
+
+    Args:
+        labels: Class index of every image, shape (number of images,).
+        count: Images to hold out, less than all.
+        name: What they are held out for; it decides the choice, which depends on no seed.
+        has_equal_parts: Hold out as many of every class instead of the same share.
+
+    Returns:
+        Positions to keep and positions held out, both sorted; together they are all positions.
+    """
+    ranked = list(_ranked_classes(labels, Stream(name)).values())
+    sizes = np.array([len(members) for members in ranked])
+    shares = np.full(len(ranked), count / len(ranked)) if has_equal_parts else sizes * (count / len(labels))
+    quotas = np.floor(shares + 1e-9).astype(np.int64)
+    # The largest remainders are rounded up, the smallest label first, until the sum is right.
+    quotas[np.argsort(quotas - shares, kind="stable")[: count - quotas.sum()]] += 1
+    held_out = [members[:quota] for members, quota in zip(ranked, quotas, strict=True)]
+    kept = [members[quota:] for members, quota in zip(ranked, quotas, strict=True)]
+    return _joined(kept), _joined(held_out)
 
 
 def few_shot(labels: np.ndarray, shots: int, seed: int) -> tuple[np.ndarray, dict[int, int]]:

@@ -4,22 +4,56 @@ from pathlib import Path
 import pytest
 
 import randlora_core.datasets.prompts as prompts
-from randlora_core.datasets import CATALOG, find_paper_dataset
-from randlora_core.datasets.prompts import DEFAULT_TEMPLATES, readable_names, templates_for
+from randlora_core.datasets import CATALOG, find_paper_dataset, fingerprint_data, load_data
+from randlora_core.datasets.prompts import DEFAULT_TEMPLATES, check_class_order, prompts_of, readable_names
 
 
 def names(folder: str, labels: list[str]) -> tuple[str, ...]:
     return readable_names(labels, find_paper_dataset(folder))
 
 
+PAPER = [entry for entry in CATALOG.values() if entry.paper_name]
+
+
 def test_catalog_has_the_22_data_sets_of_the_paper():
-    assert len({entry.key for entry in CATALOG}) == len({entry.paper_name for entry in CATALOG}) == 22
-    assert sum(entry.in_vision_suite for entry in CATALOG) == 21
+    assert len(PAPER) == len({entry.paper_name for entry in PAPER}) == 22
+    assert sum(entry.in_vision_suite for entry in PAPER) == 21
     # Column sums of table 7, so that a slip in any row shows.
     fields = ("num_classes", "num_train", "num_validation", "num_test", "epochs")
-    sums = [sum(getattr(entry, field) for entry in CATALOG) for field in fields]
+    sums = [sum(getattr(entry, field) for entry in PAPER) for field in fields]
     assert sums == [3108, 1745011, 69657, 257345, 400]
-    assert [entry.epochs for entry in CATALOG if entry.official_code_epochs] == [12]
+    assert [entry.epochs for entry in PAPER if entry.official_code_epochs] == [12]
+
+
+def test_embedded_sets_have_a_row_that_says_what_they_hold():
+    embedded = [entry for entry in CATALOG.values() if entry.embedded]
+    assert [entry.key for entry in embedded] == ["digits", "characters"]
+    for entry in embedded:
+        data = load_data(entry.key)
+        assert data.sizes == {"train": entry.num_train, "validation": entry.num_validation, "test": entry.num_test}
+        assert data.class_names == entry.class_names and len(data.class_names) == entry.num_classes
+        assert data.templates == entry.templates and not data.is_subset
+
+
+def test_every_row_has_templates_and_names_or_takes_them_from_the_source():
+    from_source = [entry.key for entry in CATALOG.values() if entry.class_names is None]
+    assert from_source == ["caltech256", "cub200"]
+    for entry in CATALOG.values():
+        assert all(template.count("{}") == 1 for template in entry.templates), entry.key
+        names = entry.class_names or ()
+        assert len(names) in (entry.num_classes, 0) and all(names), entry.key
+    assert CATALOG["svhn"].class_names == tuple("0123456789")
+
+
+def test_hub_entries_say_that_nobody_has_tried_them():
+    hub = {entry.key: entry.hub for entry in PAPER if entry.hub}
+    assert {entry.key for entry in PAPER} - set(hub) == {"fgvc_aircraft", "pascal_voc", "country211", "ucf101"}
+    assert not any(entry.is_verified for entry in hub.values())
+    assert hub["svhn"].config == "cropped_digits" and (hub["cifar100"].image, hub["cifar100"].label) == (
+        "img",
+        "fine_label",
+    )
+    assert hub["imagenet"].address == "https://huggingface.co/datasets/ILSVRC/imagenet-1k"
 
 
 @pytest.mark.parametrize(
@@ -41,10 +75,11 @@ def test_other_folders_are_not(folder):
     assert find_paper_dataset(folder) is None
 
 
-def test_sizes_are_compared_whatever_the_validation_cut():
+def test_sizes_are_compared_with_table_7():
     entry = find_paper_dataset("mnist")
-    assert entry.has_sizes(10, 60000, 10000)
-    assert not entry.has_sizes(10, 60000, 9999) and not entry.has_sizes(10, 55000, 10000)
+    assert entry.has_sizes(10, 55000, 5000, 10000)
+    assert not entry.has_sizes(10, 55000, 5000, 9999) and not entry.has_sizes(10, 48000, 12000, 10000)
+    assert find_paper_dataset("caltech101").has_sizes(101, 6247, 694, 1736)  # table 7 prints 6,941 with validation
 
 
 def test_every_class_list_of_clip_has_the_size_of_its_data_set():
@@ -57,8 +92,10 @@ def test_every_class_list_of_clip_has_the_size_of_its_data_set():
 
 
 def test_templates_are_clips_or_the_default():
-    assert templates_for(find_paper_dataset("gtsrb"))[0] == 'a zoomed in photo of a "{}" traffic sign.'
-    assert templates_for(find_paper_dataset("imagenet")) == templates_for(None) == DEFAULT_TEMPLATES
+    assert CATALOG["gtsrb"].templates[0] == 'a zoomed in photo of a "{}" traffic sign.'
+    assert prompts_of(None).templates == DEFAULT_TEMPLATES
+    imagenet = CATALOG["imagenet"].templates
+    assert imagenet[0] == DEFAULT_TEMPLATES[0] and len(imagenet) == 80 and "a bad photo of a {}." in imagenet
 
 
 @pytest.mark.parametrize(
@@ -75,7 +112,18 @@ def test_templates_are_clips_or_the_default():
         ("eurosat", ["AnnualCrop", "Forest", "SeaLake"], ("annual crop land", "forest", "lake or sea")),
         ("ucf101", ["ApplyEyeMakeup", "YoYo"], ("Apply Eye Makeup", "Yo Yo")),
         ("stanford_cars", ["001_AM_General_Hummer_SUV_2000"], ("AM General Hummer SUV 2000",)),
-        ("dtd", ["7", "8"], ("7", "8")),
+        ("dtd", ["7", "8"], ("chequered", "cobwebbed")),
+        ("dtd", ["0", "1"], ("0", "1")),
+        ("gtsrb", ["0", "1", "2"], ("0", "1", "2")),
+        ("caltech256", ["003.backpack", "252.car-side-101"], ("backpack", "car side")),
+        (
+            "cub200",
+            ["001.Black_footed_Albatross", "002.Laysan_Albatross"],
+            ("Black footed Albatross", "Laysan Albatross"),
+        ),
+        ("mnist", ["3 - three", "4 - four"], ("3", "4")),
+        ("imagenet_part", ["n01440764", "n02101388"], ("tench", "Brittany dog")),
+        ("imagenet_part", ["tench, Tinca tinca", "Brittany spaniel"], ("tench", "Brittany dog")),
     ],
 )
 def test_labels_become_readable(folder, labels, expected):
@@ -91,3 +139,68 @@ def test_country_codes_take_the_names_in_their_order():
     codes = sorted(f"{first}{second}" for first in "ABCDEFGHIJKLMNO" for second in "ABCDEFGHIJKLMNO")[:211]
     assert names("country211", codes)[0] == "Andorra"
     assert names("country211", codes[:5]) == tuple(codes[:5])
+
+
+def test_numbers_of_all_classes_are_official_whether_from_zero_or_one():
+    for first in (0, 1):
+        labels = [str(number) for number in range(first, first + 47)]
+        assert names("dtd", labels) == CATALOG["dtd"].class_names
+
+
+def test_a_complete_list_in_official_order_takes_over_where_one_word_differs():
+    labels = list(CATALOG["oxford_iiit_pet"].class_names)
+    labels[14] = "german_shorthaired_pointer"
+    assert names("oxford_iiit_pet", labels) == CATALOG["oxford_iiit_pet"].class_names
+    assert names("oxford_iiit_pet", labels[:20])[14] == "german shorthaired pointer"
+
+
+def swapped(labels: list[str], first: int, second: int) -> list[str]:
+    labels = list(labels)
+    labels[first], labels[second] = labels[second], labels[first]
+    return labels
+
+
+IMAGENET = ["tench, Tinca tinca", "goldfish, Carassius auratus", "crane", "hen"]
+
+
+@pytest.mark.parametrize(
+    ("folder", "labels"),
+    [
+        *((entry.key, list(entry.class_names)) for entry in PAPER if entry.class_names and entry.key != "imagenet"),
+        ("gtsrb_part", ["stop", "no vehicles"]),
+        ("gtsrb", [f"{number:05d}" for number in range(43)]),
+        ("eurosat", ["AnnualCrop", "Forest", "HerbaceousVegetation", "Highway"]),
+        ("caltech101", ["Faces", "Leopards", "accordion", "yin_yang"]),
+        ("caltech101", ["accordion", "Faces", "Leopards", "yin_yang"]),
+        ("cub200", ["002.Laysan_Albatross", "001.Black_footed_Albatross"]),
+        ("imagenet", IMAGENET[:3]),
+        ("toys", ["kite", "ball"]),
+    ],
+)
+def test_official_and_alphabetical_orders_are_accepted(folder, labels):
+    check_class_order(labels, find_paper_dataset(folder))
+
+
+@pytest.mark.parametrize(
+    ("folder", "labels", "message"),
+    [
+        ("cifar10", swapped(CATALOG["cifar10"].class_names, 3, 5), "class 3 is called 'dog', .* has 'cat'"),
+        ("gtsrb", list(CATALOG["gtsrb"].class_names[::-1]), "class 0 is called 'white circle with gray strike"),
+        ("mnist", swapped([str(digit) for digit in range(10)], 8, 9), "class 8 is called '9', .* has '8'"),
+        ("flowers102_part", ["013_king_protea", "012_colt's_foot"], "class 0 is called '013_king_protea'"),
+        ("eurosat", swapped(["AnnualCrop", "Forest", "Highway"], 0, 2), "class 0 is called 'Highway', .* 'annual crop"),
+        ("imagenet", swapped(IMAGENET, 0, 1), "class 0 is called 'goldfish, Carassius auratus', .* has 'tench'"),
+    ],
+)
+def test_a_permuted_list_names_the_first_difference(folder, labels, message):
+    with pytest.raises(ValueError, match=message):
+        check_class_order(labels, find_paper_dataset(folder))
+
+
+def test_a_permuted_set_is_neither_loaded_nor_identified(tmp_path, write_parquet):
+    classes = swapped(CATALOG["cifar10"].class_names, 3, 5)
+    for split in ("train", "test"):
+        write_parquet(tmp_path / "cifar10" / f"{split}-00000-of-00001.parquet", list(range(10)) * 2, classes)
+    for function in (load_data, fingerprint_data):
+        with pytest.raises(ValueError, match=r"'cifar10': class 3 is called 'dog'"):
+            function("cifar10", root=tmp_path)

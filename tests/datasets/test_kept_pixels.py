@@ -8,9 +8,9 @@ import sys
 import numpy as np
 import pytest
 import torch
-from sample_images import encoded, picture
+from sample_images import picture
 
-from randlora_core.datasets import EvaluationSplit, ImageSplit, TrainingSplit, eval_transform, load_data, pixels
+from randlora_core.datasets import EvaluationSplit, ImageSplit, TrainingSplit, eval_transform, pixels
 from randlora_core.datasets.streams import Stream
 from randlora_core.datasets.transforms import training_transform
 
@@ -198,12 +198,16 @@ def test_a_harmed_array_is_made_again(cache, harm):
     assert [path.read_bytes() for path in cache.iterdir()] == [content]
 
 
-def test_an_unreadable_image_is_named_and_nothing_is_left(cache, tmp_path, write_class_folders):
-    for split in ("train", "test"):
-        write_class_folders(tmp_path / "toys" / split, {"ball": 3})
-    (tmp_path / "toys" / "test" / "ball" / "001.png").write_bytes(encoded(1)[:60])
-    with pytest.raises(ValueError, match=r"'toys', split 'test', index 1 \(.*001\.png\)"):
-        EvaluationSplit(load_data("toys", root=tmp_path).test, own())
+def test_an_unreadable_image_is_named_and_nothing_is_left(cache):
+    class Broken(Pictures):
+        def image(self, index):
+            if index == 4:
+                raise OSError("image file is truncated")
+            return super().image(index)
+
+    split = dataclasses.replace(made(), source=Broken(9), indices=np.arange(9))
+    with pytest.raises(ValueError, match=r"'made', split 'test', index 4 \(picture 4\): image file is truncated"):
+        EvaluationSplit(split, own())
     assert list(cache.iterdir()) == []
 
 
