@@ -11,7 +11,7 @@ from PIL import Image
 from randlora_core.files import atomic_file, cache_folder
 
 from .catalog import DatasetEntry
-from .images import ImageSource
+from .images import ImageSource, one_line
 from .stored import Identity
 
 ARCHIVES = (".zip", ".gz", ".tgz", ".tar")
@@ -52,13 +52,16 @@ def _note_of(entry: DatasetEntry) -> Path:
 
 
 def _build(entry: DatasetEntry, folder: Path, arguments: Mapping[str, Any], *, download: bool) -> Any:
-    """Builds one split as torchvision's class does."""
+    """Builds one split as torchvision's class does; a ValueError says which folder it cannot use."""
     import torchvision.datasets
 
-    dataset = getattr(torchvision.datasets, entry.torchvision.name)(str(folder), download=download, **arguments)
-    if entry.torchvision.name == "VOCDetection":
-        return VocObjects(dataset.images, dataset.annotations, entry.class_names)
-    return dataset
+    name = entry.torchvision.name
+    try:
+        dataset = getattr(torchvision.datasets, name)(str(folder), download=download, **arguments)
+    except (RuntimeError, OSError, LookupError) as error:
+        reason = f"torchvision's {name} cannot use {folder}: {one_line(error)}"
+        raise ValueError(f"{reason}; without this folder, it would be downloaded anew") from error
+    return VocObjects(dataset.images, dataset.annotations, entry.class_names) if name == "VOCDetection" else dataset
 
 
 class TorchvisionData:

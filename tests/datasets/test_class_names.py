@@ -112,7 +112,7 @@ def test_templates_are_clips_or_the_default():
         ("eurosat", ["AnnualCrop", "Forest", "SeaLake"], ("annual crop land", "forest", "lake or sea")),
         ("ucf101", ["ApplyEyeMakeup", "YoYo"], ("Apply Eye Makeup", "Yo Yo")),
         ("stanford_cars", ["001_AM_General_Hummer_SUV_2000"], ("AM General Hummer SUV 2000",)),
-        ("dtd", ["7", "8"], ("chequered", "cobwebbed")),
+        ("dtd", ["7", "8"], ("cracked", "crosshatched")),
         ("dtd", ["0", "1"], ("0", "1")),
         ("gtsrb", ["0", "1", "2"], ("0", "1", "2")),
         ("caltech256", ["003.backpack", "252.car-side-101"], ("backpack", "car side")),
