@@ -6,7 +6,7 @@ from typing import Any
 
 from .characters import Characters
 from .digits import Digits
-from .prompts import prompts_of
+from .prompts import Prompts, known_prompts
 from .stored import EmbeddedData
 
 
@@ -65,7 +65,7 @@ class DatasetEntry:
         official_code_epochs: Epochs in the official code where they differ from the paper's.
         in_vision_suite: Whether the vision-only experiments use it too.
         allow_flip: Whether a mirrored image still shows its class.
-        prompts: Key in clip_prompts.json where it is another one's.
+        borrowed_prompts: Whose templates in clip_prompts.json it takes where CLIP published none for it.
         hub: Where the hub has it, or None.
         torchvision: How torchvision gets it, or None.
         is_test_cut: Whether the source has no test split, so that a fixed random part of all images becomes one.
@@ -85,7 +85,7 @@ class DatasetEntry:
     official_code_epochs: int | None = None
     in_vision_suite: bool = True
     allow_flip: bool = True
-    prompts: str | None = None
+    borrowed_prompts: str | None = None
     hub: HubEntry | None = None
     torchvision: TorchvisionEntry | None = None
     is_test_cut: bool = False
@@ -99,14 +99,21 @@ class DatasetEntry:
         return (self.key, *self.aliases)
 
     @property
+    def prompts(self) -> Prompts:
+        """Class names, templates and the labels that its sources use."""
+        if self.embedded is not None:
+            return Prompts(self.embedded.templates, self.embedded.names)
+        return known_prompts(self.key, self.num_classes, self.borrowed_prompts or self.key)
+
+    @property
     def class_names(self) -> tuple[str, ...] | None:
         """Names of the classes in official order, or None where they are the source's own labels."""
-        return prompts_of(self).names or None
+        return self.prompts.names or None
 
     @property
     def templates(self) -> tuple[str, ...]:
         """CLIP's prompt templates with one `{}` for the class name."""
-        return prompts_of(self).templates
+        return self.prompts.templates
 
     @property
     def num_train_and_validation(self) -> int:
@@ -175,7 +182,7 @@ _PAPER = (
         "SVHN",
         *(10, 68257, 5000, 26032, 4),
         allow_flip=False,
-        prompts="mnist",
+        borrowed_prompts="mnist",
         hub=HubEntry("ufldl-stanford/svhn", _HUB, config="cropped_digits"),
         torchvision=TorchvisionEntry("SVHN", _SPLIT),
     ),
@@ -228,7 +235,7 @@ _PAPER = (
         "caltech256",
         "Caltech256",
         *(257, 22037, 2448, 6122, 8),
-        prompts="caltech101",
+        borrowed_prompts="caltech101",
         hub=HubEntry("ilee0022/Caltech-256", {"train": "train+validation+test"}),
         torchvision=TorchvisionEntry("Caltech256", {"train": {}}),
         is_test_cut=True,

@@ -8,10 +8,10 @@ from pathlib import Path
 from PIL import Image
 
 from .decoding import decode_all
-from .find import MissingDataError, catalog_entry, find_data, paper_entry
+from .find import MissingDataError, find_data, paper_entry, prompts_for
 from .images import ImageSource
 from .load import classes_without_images
-from .prompts import check_class_order, prompts_of, readable_names
+from .prompts import check_class_order, readable_names
 from .splits import arrange
 from .stored import identify
 
@@ -65,13 +65,13 @@ def examine(name: str, root: str | Path | None = None) -> Iterator[Finding]:
 
 def _examine_classes(name: str, labels: tuple[str, ...], sources: Mapping[str, ImageSource]) -> Iterator[Finding]:
     """Compares names and order with the official ones, and looks for classes without images."""
-    entry, whole = catalog_entry(name), paper_entry(name)
+    prompts, whole = prompts_for(name), paper_entry(name)
     try:
-        check_class_order(labels, entry)
+        check_class_order(labels, prompts)
     except ValueError as error:
         yield Finding(name, str(error), "write the class names in the order of the numbers that the images have")
-    names = readable_names(labels, entry)
-    official = prompts_of(whole).names
+    names = readable_names(labels, prompts)
+    official = prompts.names if whole else ()
     if missing := [known for known in official if known not in names]:
         strange = [own for own in names if own not in official]
         unknown = f", and has {_some(strange)} instead" if strange else ""

@@ -10,6 +10,7 @@ from .class_folders import ClassFolders, split_folders
 from .hub import downloaded_from_hub, fetch_from_hub
 from .images import one_line
 from .parquet import ParquetFiles, parquet_shards
+from .prompts import Prompts
 from .stored import EmbeddedData, StoredData
 from .torchvision_data import downloaded_with_torchvision, fetch_with_torchvision
 
@@ -34,6 +35,12 @@ def catalog_entry(name: str) -> DatasetEntry | None:
 def paper_entry(name: str) -> DatasetEntry | None:
     """Finds the paper's data set that the name stands for as a whole, by its key or an alias."""
     return None if name in BUILT_IN else find_paper_dataset(name.removeprefix(FOLDER_PREFIX), is_whole=True)
+
+
+def prompts_for(name: str) -> Prompts:
+    """Finds what is known of the classes of a data set by its name."""
+    entry = catalog_entry(name)
+    return entry.prompts if entry else Prompts()
 
 
 def available(root: str | Path | None = None) -> tuple[str, ...]:

@@ -8,10 +8,10 @@ from pathlib import Path
 import numpy as np
 
 from .decoding import unreadable_images
-from .find import BUILT_IN, catalog_entry, find_data, paper_entry
+from .find import BUILT_IN, catalog_entry, find_data, paper_entry, prompts_for
 from .find import MissingDataError as MissingDataError  # for those who catch what `load_data` raises
 from .images import ImageData, ImageSource, ImageSplit
-from .prompts import check_class_order, prompts_of, readable_names
+from .prompts import check_class_order, readable_names
 from .splits import JoinedSource, arrange
 from .stored import Identity, identify
 from .subsets import few_shot, fractional
@@ -102,13 +102,12 @@ def fingerprint_data(name: str, root: str | Path | None = None, *, download: boo
 
 def _described(name: str, identity: Identity) -> tuple[tuple[str, ...], tuple[str, ...], str]:
     """Names the classes, chooses the prompt templates and hashes both, content and wanted sizes together."""
-    entry, whole = catalog_entry(name), paper_entry(name)
+    prompts, whole = prompts_for(name), paper_entry(name)
     try:
-        check_class_order(identity.classes, entry)
+        check_class_order(identity.classes, prompts)
     except ValueError as error:
         raise ValueError(f"data set {name!r}: {error}") from None
-    names = readable_names(identity.classes, entry)
-    templates = prompts_of(entry).templates
+    names, templates = readable_names(identity.classes, prompts), prompts.templates
     sizes = ((whole.num_train, whole.num_validation, whole.num_test),) if whole else ()
     return names, templates, hashlib.sha256(repr((identity, names, templates, *sizes)).encode()).hexdigest()
 

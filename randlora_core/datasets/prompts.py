@@ -6,10 +6,6 @@ from collections.abc import Mapping, Sequence
 from dataclasses import dataclass, field
 from functools import cache
 from pathlib import Path
-from typing import TYPE_CHECKING
-
-if TYPE_CHECKING:
-    from .catalog import DatasetEntry
 
 DEFAULT_TEMPLATES = ("a photo of a {}.",)
 """Template of data sets for which CLIP published none."""
@@ -45,7 +41,11 @@ _LABELS_UNLIKE_NAMES = {
         "SeaLake": "lake or sea",
     },
     "mnist": {f"{digit} - {word}": str(digit) for digit, word in enumerate(_DIGITS)},
-    "flowers102": {"lotus lotus": "lotus", "pink-yellow dahlia": "pink and yellow dahlia"},
+    "flowers102": {
+        "ball moss": "air plant",
+        "lotus lotus": "lotus",
+        "pink-yellow dahlia": "pink and yellow dahlia",
+    },
 }
 
 
@@ -56,45 +56,46 @@ class Prompts:
     Attributes:
         templates: Prompts with one `{}` for the class name; the first is the one to use where one is needed.
         names: Class names in the order of the official class numbers; empty where only the source can tell them.
-        numbers: Official class number of every label that the sources use, without its case and punctuation.
+        numbers: Official class numbers of every label that the sources use, without its case and punctuation; two
+            classes of ImageNet have the same description.
+        key: Which data set of the catalog this is; empty for any other.
     """
 
     templates: tuple[str, ...] = DEFAULT_TEMPLATES
     names: tuple[str, ...] = ()
-    numbers: Mapping[str, int] = field(default_factory=dict)
+    numbers: Mapping[str, tuple[int, ...]] = field(default_factory=dict)
+    key: str = ""
 
-    def number(self, label: str) -> int | None:
-        """Finds the official class number of a stored label, or None where the label is another one."""
-        synset = _SYNSET.match(label)
-        cleaned = label[:9] if synset else _NUMBER.sub("", label)
-        return self.numbers.get(_key(label), self.numbers.get(_key(cleaned)))
+    def number(self, label: str, index: int) -> int | None:
+        """Finds the official class number of a source's label `index`, or None where the label is another one."""
+        cleaned = label[:9] if _SYNSET.match(label) else _NUMBER.sub("", label)
+        found = self.numbers.get(_key(label)) or self.numbers.get(_key(cleaned)) or ()
+        return index if index in found else found[0] if len(found) == 1 else None
 
 
 @cache
-def prompts_of(entry: "DatasetEntry | None") -> Prompts:
-    """Looks up class names and templates.
+def known_prompts(key: str, num_classes: int, list_name: str) -> Prompts:
+    """Looks up CLIP's class names and templates.
 
     Args:
-        entry: A row of the catalog, or None for any other data set.
+        key: The catalog's name of a paper's data set.
+        num_classes: How many classes it has.
+        list_name: Key in clip_prompts.json, of its own or of another data set.
 
     Returns:
-        CLIP's own where it published some. Data sets whose classes have no list at hand (CUB200, Caltech256) have
-        templates alone.
+        What CLIP published. Data sets whose classes have no list at hand (CUB200, Caltech256) have templates alone.
     """
-    if entry is None:
-        return Prompts()
-    if entry.embedded is not None:
-        return Prompts(entry.embedded.templates, entry.embedded.names)
-    if entry.key == "imagenet":
+    if key == "imagenet":
         return _imagenet()
     path = Path(__file__).with_name("clip_prompts.json")
-    stored = json.loads(path.read_text(encoding="utf-8"))["datasets"][entry.prompts or entry.key]
+    stored = json.loads(path.read_text(encoding="utf-8"))["datasets"][list_name]
     # Caltech101 has one name too many, that of the background, which is no class of the paper's.
-    is_own_list = 0 <= len(stored["names"]) - entry.num_classes <= 1
-    names = tuple(stored["names"][-entry.num_classes :]) if is_own_list else ()
-    unlike = {label: name for label, name in _LABELS_UNLIKE_NAMES.get(entry.key, {}).items() if name in names}
+    is_own_list = 0 <= len(stored["names"]) - num_classes <= 1
+    names = tuple(stored["names"][-num_classes:]) if is_own_list else ()
+    unlike = {label: name for label, name in _LABELS_UNLIKE_NAMES.get(key, {}).items() if name in names}
     labels = {**dict(zip(names, names, strict=True)), **unlike}
-    return Prompts(tuple(stored["templates"]), names, {_key(label): names.index(labels[label]) for label in labels})
+    numbers = {_key(label): (names.index(name),) for label, name in labels.items()}
+    return Prompts(tuple(stored["templates"]), names, numbers, key)
 
 
 def _imagenet() -> Prompts:
@@ -106,39 +107,37 @@ def _imagenet() -> Prompts:
     others = (template("{}") for template in open_clip.OPENAI_IMAGENET_TEMPLATES)
     templates = tuple(dict.fromkeys((*DEFAULT_TEMPLATES, *others)))
     wordnet = timm.data.ImageNetInfo("imagenet-1k")
-    described = [_key(description) for description in wordnet.label_descriptions()]
-    numbers = {key: number for number, key in enumerate(described) if described.count(key) == 1}
-    return Prompts(templates, names, {**numbers, **{name: i for i, name in enumerate(wordnet.label_names())}})
+    numbers: dict[str, tuple[int, ...]] = {name: (index,) for index, name in enumerate(wordnet.label_names())}
+    for index, description in enumerate(wordnet.label_descriptions()):
+        numbers[_key(description)] = (*numbers.get(_key(description), ()), index)
+    return Prompts(templates, names, numbers, "imagenet")
 
 
-def readable_names(labels: Sequence[str], entry: "DatasetEntry | None") -> tuple[str, ...]:
+def readable_names(labels: Sequence[str], prompts: Prompts) -> tuple[str, ...]:
     """Turns stored class labels into names that fit a sentence.
 
     Underscores become spaces; numbers ("002_") and ImageNet's synset numbers ("n01440764_") go where all labels have
-    them. Where a list of names is at hand, its name replaces a label that equals it but for case and punctuation, and
-    all of it stands for a complete set of labels in its order. Labels that are official numbers take the name of that
-    number; a part of the numbers from 0 or 1 on is left as it is, since it may have been numbered anew.
+    them. Where a list of names is at hand, its name replaces a label that equals it but for case and punctuation.
+    Labels that are official numbers take the name of that number; a part of the numbers from 0 or 1 on is left as it
+    is, since it may have been numbered anew.
 
     Args:
         labels: Stored labels in label order.
-        entry: The catalog's data set, or None for any other.
+        prompts: What is known of the data set, `Prompts()` for nothing.
 
     Returns:
         One name per label, in the same order.
     """
-    prompts = prompts_of(entry)
-    numbers = [prompts.number(label) for label in labels]
+    numbers = [prompts.number(label, index) for index, label in enumerate(labels)]
     if prompts.names and all(number is None for number in numbers):
-        numbers = _numbers_of(labels, len(prompts.names), entry.key)
-    elif len(labels) == len(prompts.names) and all(n in (i, None) for i, n in enumerate(numbers)):
-        return prompts.names
-    cleaned = _cleaned(labels, entry)
+        numbers = _numbers_of(labels, len(prompts.names), prompts.key)
+    cleaned = _cleaned(labels, prompts.key)
     return tuple(
         label if number is None else prompts.names[number] for label, number in zip(cleaned, numbers, strict=True)
     )
 
 
-def check_class_order(labels: Sequence[str], entry: "DatasetEntry | None") -> None:
+def check_class_order(labels: Sequence[str], prompts: Prompts) -> None:
     """Compares the order of a source's labels with that of the official class numbers.
 
     Names in another order than the numbers that images are labelled with would give every image a wrong name. The
@@ -146,13 +145,13 @@ def check_class_order(labels: Sequence[str], entry: "DatasetEntry | None") -> No
 
     Args:
         labels: Stored labels in label order.
-        entry: The catalog's data set; without a list of its classes nothing is checked.
+        prompts: What is known of the data set; without a list of its classes nothing is checked.
 
     Raises:
         ValueError: The order is another one; the message names the first difference.
     """
-    prompts = prompts_of(entry)
-    found = [(index, number) for index, label in enumerate(labels) if (number := prompts.number(label)) is not None]
+    numbers = ((index, prompts.number(label, index)) for index, label in enumerate(labels))
+    found = [(index, number) for index, number in numbers if number is not None]
     spellings = (list(labels), [label.replace("_", " ") for label in labels])
     if any(words == sorted(words, key=order) for words in spellings for order in (str, str.casefold)):
         return
@@ -164,11 +163,11 @@ def check_class_order(labels: Sequence[str], entry: "DatasetEntry | None") -> No
             )
 
 
-def _cleaned(labels: Sequence[str], entry: "DatasetEntry | None") -> list[str]:
+def _cleaned(labels: Sequence[str], key: str) -> list[str]:
     for prefix in (_SYNSET, _NUMBER):
         if all(prefix.match(label) for label in labels):
             labels = [prefix.sub("", label) for label in labels]
-    if entry is not None and entry.key == "caltech256":  # "baseball-bat", "faces-easy-101"
+    if key == "caltech256":  # "baseball-bat", "faces-easy-101"
         labels = [label.removesuffix("-101").replace("-", " ") for label in labels]
     return [" ".join(label.replace("_", " ").split()) for label in labels]
 

@@ -5,11 +5,12 @@ import pytest
 
 import randlora_core.datasets.prompts as prompts
 from randlora_core.datasets import CATALOG, find_paper_dataset, fingerprint_data, load_data
-from randlora_core.datasets.prompts import DEFAULT_TEMPLATES, check_class_order, prompts_of, readable_names
+from randlora_core.datasets.find import prompts_for
+from randlora_core.datasets.prompts import DEFAULT_TEMPLATES, Prompts, check_class_order, readable_names
 
 
 def names(folder: str, labels: list[str]) -> tuple[str, ...]:
-    return readable_names(labels, find_paper_dataset(folder))
+    return readable_names(labels, prompts_for(folder))
 
 
 PAPER = [entry for entry in CATALOG.values() if entry.paper_name]
@@ -93,7 +94,7 @@ def test_every_class_list_of_clip_has_the_size_of_its_data_set():
 
 def test_templates_are_clips_or_the_default():
     assert CATALOG["gtsrb"].templates[0] == 'a zoomed in photo of a "{}" traffic sign.'
-    assert prompts_of(None).templates == DEFAULT_TEMPLATES
+    assert Prompts().templates == DEFAULT_TEMPLATES
     imagenet = CATALOG["imagenet"].templates
     assert imagenet[0] == DEFAULT_TEMPLATES[0] and len(imagenet) == 80 and "a bad photo of a {}." in imagenet
 
@@ -147,11 +148,18 @@ def test_numbers_of_all_classes_are_official_whether_from_zero_or_one():
         assert names("dtd", labels) == CATALOG["dtd"].class_names
 
 
-def test_a_complete_list_in_official_order_takes_over_where_one_word_differs():
-    labels = list(CATALOG["oxford_iiit_pet"].class_names)
-    labels[14] = "german_shorthaired_pointer"
-    assert names("oxford_iiit_pet", labels) == CATALOG["oxford_iiit_pet"].class_names
-    assert names("oxford_iiit_pet", labels[:20])[14] == "german shorthaired pointer"
+def test_a_label_that_no_list_knows_stays():
+    labels = [*CATALOG["cifar10"].class_names[:9], "zebra"]
+    assert names("cifar10", labels)[8:] == ("ship", "zebra")
+
+
+def test_imagenet_has_two_cranes_told_apart_by_their_place():
+    import timm.data
+
+    labels = timm.data.ImageNetInfo("imagenet-1k").label_descriptions()
+    found = names("imagenet", labels)
+    assert found == CATALOG["imagenet"].class_names and (found[134], found[517]) == ("crane bird", "construction crane")
+    check_class_order(labels, CATALOG["imagenet"].prompts)
 
 
 def swapped(labels: list[str], first: int, second: int) -> list[str]:
@@ -178,7 +186,7 @@ IMAGENET = ["tench, Tinca tinca", "goldfish, Carassius auratus", "crane", "hen"]
     ],
 )
 def test_official_and_alphabetical_orders_are_accepted(folder, labels):
-    check_class_order(labels, find_paper_dataset(folder))
+    check_class_order(labels, prompts_for(folder))
 
 
 @pytest.mark.parametrize(
@@ -194,7 +202,7 @@ def test_official_and_alphabetical_orders_are_accepted(folder, labels):
 )
 def test_a_permuted_list_names_the_first_difference(folder, labels, message):
     with pytest.raises(ValueError, match=message):
-        check_class_order(labels, find_paper_dataset(folder))
+        check_class_order(labels, prompts_for(folder))
 
 
 def test_a_permuted_set_is_neither_loaded_nor_identified(tmp_path, write_parquet):
