@@ -76,15 +76,15 @@ def find_data(name: str, root: str | Path | None, *, download: bool = False) -> 
 
     Raises:
         MissingDataError: If the data set is one of the paper's, but its files are not here (nor to be had).
-        ValueError: If the name is unknown, or the folder is none of a data set.
+        ValueError: If the name is unknown, the folder is none of a data set, or `root` does not exist.
     """
-    if name in BUILT_IN:
-        return BUILT_IN[name]()
     entry = paper_entry(name)
     try:
         known = available(root)
     except ValueError as error:
         raise (MissingDataError if entry else ValueError)(f"data set {name!r}: {error}") from None
+    if name in BUILT_IN:
+        return BUILT_IN[name]()
     folders = [listed.removeprefix(FOLDER_PREFIX) for listed in known[len(BUILT_IN) :]]
     for folder in (name.removeprefix(FOLDER_PREFIX), *(entry.folder_names if entry else ())):
         if folder in folders:

@@ -24,6 +24,7 @@ def fetch_from_hub(entry: DatasetEntry) -> None:
         entry: A data set with a `HubEntry`.
 
     Raises:
+        ValueError: The repository has other columns.
         Exception: Whatever `datasets` raises where the hub cannot be reached, the repository wants a login or has
             other splits.
     """
@@ -33,6 +34,9 @@ def fetch_from_hub(entry: DatasetEntry) -> None:
     splits = datasets.load_dataset(
         hub.repository, hub.config, split=dict(hub.splits), cache_dir=str(cache_folder() / "datasets")
     )
+    for split, rows in splits.items():
+        if absent := {hub.image, hub.label} - set(rows.column_names):
+            raise ValueError(f"{hub.address}, split {split!r} has no column {' and no '.join(sorted(absent))}")
     files = {split: [file["filename"] for file in rows.cache_files] for split, rows in splits.items()}
     with atomic_file(_note_of(entry)) as part:
         part.write_text(json.dumps(files), encoding="utf-8")

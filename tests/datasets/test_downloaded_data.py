@@ -126,6 +126,15 @@ def test_a_cache_that_lost_its_files_is_no_data(on_hub, cache):
         load_data("cub200")
 
 
+def test_a_repository_with_other_columns_is_not_taken(repository, monkeypatch):
+    hub = HubEntry(str(repository), {"train": "train"}, label="species")
+    monkeypatch.setitem(CATALOG, "cub200", row("cub200", hub=hub))
+    with pytest.raises(MissingDataError, match=r"split 'train' has no column species.*; torchvision has none"):
+        load_data("cub200", download=True)
+    with pytest.raises(MissingDataError, match="are not here"):
+        load_data("cub200")
+
+
 @pytest.mark.parametrize("key", ["ucf101", "resisc45"])
 def test_what_cannot_be_had_says_what_was_tried(key, tmp_path, monkeypatch):
     if CATALOG[key].hub:
