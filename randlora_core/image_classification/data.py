@@ -56,9 +56,13 @@ def data_section(data: ImageData, shots: int | None) -> dict[str, Any]:
     if counts := data.short_classes:
         fewest = f"(fewest {min(counts.values())})"
         remarks.append(f"{data.name}: {len(counts)} classes have fewer than {shots} training images {fewest}.")
+    if data.left_out:
+        remarks.append(f"{data.name}: {len(data.left_out)} images that cannot be read were left out.")
     return {
         "name": data.name,
         "sizes": dict(data.sizes),
+        "chosen": data.chosen,
+        "left_out": list(data.left_out),
         "is_subset": data.is_subset,
         "paper_name": data.paper_name,
         "remarks": remarks,

@@ -114,11 +114,12 @@ def test_planning_reads_no_image_and_builds_no_model(pets, monkeypatch):
 
     overrides = ["dataset=pets", f"paths.data={pets}"]
     (first,) = plan_runs(EXPERIMENT, [overrides])
+    fingerprint = load_data("pets", root=pets).fingerprint
     monkeypatch.setattr("PIL.Image.open", refuse)
     monkeypatch.setattr("torch.nn.Module.__init__", refuse)
     (again,) = plan_runs(EXPERIMENT, [overrides])
     assert again.run_id == first.run_id and again.status == "planned"
-    assert first.identity.data == load_data("pets", root=pets).fingerprint
+    assert first.identity.data == fingerprint
 
 
 def test_points_are_described_by_what_was_chosen():

@@ -4,7 +4,7 @@ from pathlib import Path
 
 import pytest
 
-from tools.capabilities_page import CAPABILITIES, INTRODUCTION, LAYERS, METHODS, NO, YES, answers, table
+from tools.capabilities_page import CAPABILITIES, INTRODUCTION, LAYERS, NO, SHOWN_METHODS, YES, answers, table
 
 PAGE = Path(__file__).resolve().parents[2] / "docs" / "capabilities.md"
 QUICK = ("Training and files", "Merging", "Many adapters")
@@ -25,8 +25,8 @@ def test_the_page_has_its_introduction_every_table_and_no_other():
 
 
 def test_a_wrong_answer_would_show():
-    wrong = {method: dict.fromkeys(LAYERS, NO) for method in METHODS}
-    right = {method: dict.fromkeys(LAYERS, YES) for method in METHODS}
+    wrong = {method: dict.fromkeys(LAYERS, NO) for method in SHOWN_METHODS}
+    right = {method: dict.fromkeys(LAYERS, YES) for method in SHOWN_METHODS}
     text = PAGE.read_text()
     assert table("Training and files", right) in text
     assert table("Training and files", wrong) not in text
