@@ -188,7 +188,7 @@ class _Run:
             validate_every=self.config.evaluate.every,
             keep_best=training.keep_best,
             workers=pick_workers(self.config.workers, self.device),
-            part_learning_rates=self.task.part_learning_rates,
+            part_learning_rates=dict(self.task.part_learning_rates),
         )
         return fit(
             self.task.module,

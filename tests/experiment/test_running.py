@@ -331,9 +331,22 @@ def test_every_setting_reaches_the_training_loop(tiny, results, monkeypatch):
         "validate_every": 3,
         "keep_best": True,
         "workers": 1,
+        "part_learning_rates": {},
     }
     assert (cosine.schedule, cosine.floor, cosine.clip) == ("cosine", 0.01, None)
     assert resume.seconds == 7 and resume.key in str(resume.path)
+
+
+def test_a_tasks_own_learning_rates_reach_the_training_loop(tiny, results, monkeypatch):
+    class WithRates(TinyTask):
+        part_learning_rates = {"model.0": 0.25}  # noqa: RUF012
+
+    def capture(module, batches, settings, device, **more):
+        raise InterruptedError(settings.part_learning_rates)
+
+    monkeypatch.setattr(running, "fit", capture)
+    with pytest.raises(InterruptedError, match=r"^\{'model\.0': 0\.25\}$"):
+        run(dataclasses.replace(tiny, build_task=WithRates), [*LORA, results])
 
 
 def test_the_tracker_gets_curves_and_the_record(tiny, results, monkeypatch):
