@@ -46,8 +46,8 @@ BACKBONES: dict[str, Entry] = {
     },
 }
 
-PLACEMENT = ("device",)
-"""Options that change where the numbers are and not what they are."""
+PLACEMENT = ("device", "weights")
+"""Options that decide where random numbers lie, or where weights are that are not read, and not what the numbers are."""
 
 
 @needs_extra("experiments")

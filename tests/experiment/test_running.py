@@ -214,7 +214,7 @@ def test_weights_asked_for_later_are_trained_again(tiny, results, tmp_path):
 
 
 def test_scores_are_kept_where_the_weights_cannot_be_written(tiny, results, tmp_path, monkeypatch):
-    def full(*arguments):
+    def full(*arguments, **facts):
         raise OSError(errno.ENOSPC, "No space left on device")
 
     monkeypatch.setattr(running, "save_weights", full)
