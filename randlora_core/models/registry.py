@@ -47,7 +47,7 @@ BACKBONES: dict[str, Entry] = {
 }
 
 PLACEMENT = ("device", "weights")
-"""Options that decide where random numbers lie, or where weights are that are not read, and not what the numbers are."""
+"""Options that decide where random numbers or unread weights lie, and not what the numbers are."""
 
 
 @needs_extra("experiments")
