@@ -8,7 +8,7 @@ from pathlib import Path
 from typing import Any
 
 import torch
-from safetensors.torch import load_file, save_file
+from safetensors.torch import load_file, save
 from torch import Tensor, nn
 
 from randlora_core.adapters import make_config
@@ -96,12 +96,13 @@ def load_weights(directory: Path, task: Task, config: RunConfig) -> None:
     Raises:
         ValueError: A file is missing or does not fit the model; the task is left as it was.
     """
+    run_file = directory / RUN_FILE
+    outputs = tuple(json.loads(run_file.read_text(encoding="utf-8"))["outputs"]) if run_file.is_file() else task.outputs
+    if outputs != task.outputs:
+        raise ValueError(f"{directory} has a head for {_shown(outputs)}; the data have {_shown(task.outputs)}")
     head, changed = _head(task), _changed_by_full(task) if config.adapter.method == "full" else {}
     stored = _read(directory / HEAD_FILE, head) if head else {}
     delta = _read(directory / DELTA_FILE, changed) if changed else {}
-    outputs = tuple(json.loads((directory / RUN_FILE).read_text(encoding="utf-8"))["outputs"])
-    if outputs != task.outputs:
-        raise ValueError(f"{directory} has a head for {_shown(outputs)}; the data have {_shown(task.outputs)}")
     if config.is_adapted:
         load_adapter(task.model, directory)
     for name, value in changed.items():
@@ -127,7 +128,7 @@ def _changed_by_full(task: Task) -> dict[str, Tensor]:
 
 def _write(path: Path, tensors: Mapping[str, Tensor]) -> None:
     with atomic_file(path) as part:
-        save_file({name: value.detach().cpu().contiguous() for name, value in tensors.items()}, part)
+        part.write_bytes(save({name: value.detach().cpu().contiguous() for name, value in tensors.items()}))
 
 
 def _read(path: Path, present: Mapping[str, Tensor]) -> dict[str, Tensor]:

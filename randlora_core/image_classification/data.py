@@ -2,8 +2,10 @@
 
 from __future__ import annotations
 
+from pathlib import Path
 from typing import Any
 
+from randlora_core.datasets.find import BUILT_IN, FOLDER_PREFIX
 from randlora_core.datasets.images import ImageData
 from randlora_core.datasets.load import MissingDataError, fingerprint_data, load_data
 from randlora_core.experiment.interface import Axis, MissingInputError
@@ -42,6 +44,9 @@ def identify_images(config: ImageRunConfig) -> str:
 
 def load_images(config: ImageRunConfig) -> ImageData:
     """A run's images, its training images chosen by the run's seed."""
+    own = Path(config.paths.data or "") / config.dataset
+    if config.dataset in BUILT_IN and config.paths.data and own.is_dir():
+        print(f"{config.dataset} is the built-in data set; the folder {own} is dataset={FOLDER_PREFIX}{config.dataset}")
     subset = {"shots": config.shots, "fraction": config.fraction, "seed": config.seed}
     return load_data(config.dataset, root=config.paths.data, **subset)
 

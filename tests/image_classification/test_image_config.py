@@ -150,3 +150,13 @@ def test_the_record_says_what_a_reader_must_know_about_the_data(pets):
     assert "pets: 2 classes have fewer than 16 training images (fewest 9)." in data_section(few, 16)["remarks"]
     digits = data_section(load_images(build("dataset=digits")), None)
     assert digits["remarks"] == [] and digits["is_subset"] is False
+
+
+def test_a_folder_called_like_a_built_in_set_is_pointed_out(pets, tmp_path, capsys):
+    import shutil
+
+    shutil.copytree(pets / "pets", tmp_path / "digits")
+    for name, said in (("digits", True), ("folder:digits", False)):
+        images = load_images(build(f"dataset='{name}'", f"paths.data={tmp_path}"))
+        assert ("dataset=folder:digits" in capsys.readouterr().out) == said
+        assert (len(images.class_names) == 10) == said

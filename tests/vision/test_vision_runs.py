@@ -108,7 +108,7 @@ def test_a_run_trains_its_head_at_the_heads_rate(given, tmp_path):
 def test_a_head_of_other_classes_is_refused(method, trained, other_classes):
     record, folder = trained(DINOV2, method)
     overrides = [f"paths.results={folder}", f"paths.data={other_classes}"]
-    with pytest.raises(ValueError, match=r"has shape \(3.* there and \(2"):
+    with pytest.raises(ValueError, match=r"has a head for .*cow.*; the data have"):
         evaluate_run(EXPERIMENT, record["run_id"], [*overrides, "dataset=two_pets"])
     with pytest.raises(ValueError, match=r"has a head for .*cow.*; the data have .*dog"):
         evaluate_run(EXPERIMENT, record["run_id"], [*overrides, "dataset=other_pets"])

@@ -66,6 +66,9 @@ def evaluate_run(experiment: Experiment, name: str, overrides: Sequence[str] = (
     Raises:
         ValueError: There is no such run, it kept nothing, or what it kept does not fit, as a head of other classes.
     """
+    for text in overrides:
+        if text.lstrip("+~").startswith(("adapter", "seed", "training.")) and not text.startswith("training.precision"):
+            raise ValueError(f"{text}: the run has been trained; accepted: what it is scored on, such as dataset=NAME")
     folder = _find(experiment, name, overrides)
     kept = json.loads((folder / RUN_FILE).read_text(encoding="utf-8"))
     recorded = kept["config"]
