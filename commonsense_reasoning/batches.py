@@ -10,8 +10,8 @@ from torch import Tensor
 from torch.utils.data import Dataset
 
 from commonsense_reasoning.prompts import EncodedExample
+from randlora_core.experiment.loop.data_order import DataOrder
 from randlora_core.experiment.loop.seeding import generator
-from randlora_core.image_classification.batches import DataOrder
 
 LossOn = Literal["full", "answer"]
 

@@ -21,11 +21,12 @@ from commonsense_reasoning.prompts import (
 )
 from commonsense_reasoning.scoring import score_choices
 from commonsense_reasoning.tasks import TASKS
+from randlora_core.experiment.backbones import build_run_backbone, identify_run_weights
 from randlora_core.experiment.config import Positive, RunConfig, TrainingConfig, free
-from randlora_core.experiment.interface import Axis, Experiment, MissingInputError, Score, Split, Task
+from randlora_core.experiment.interface import Axis, Experiment, Score, Split, Task
 from randlora_core.experiment.loop.distributed import is_placed
 from randlora_core.experiment.loop.fit import compute
-from randlora_core.models import Backbone, build_backbone, identify_weights
+from randlora_core.models import Backbone
 
 
 class CommonsenseTrainingConfig(TrainingConfig):
@@ -160,25 +161,12 @@ def _cut_remarks(examples: list[EncodedExample], cutoff: int) -> list[str]:
 
 def build_task(config: CommonsenseConfig) -> CommonsenseTask:
     """The task of a run, its model not yet adapted."""
-    return CommonsenseTask(config, build_backbone(config.backbone.name, seed=config.seed, **config.backbone.options))
+    return CommonsenseTask(config, build_run_backbone(config))
 
 
 def identify_texts(config: CommonsenseConfig) -> str:
     """The fingerprint of all files that a run reads, see `identify_data`."""
     return identify_data(config.dataset, config.paths.data)
-
-
-def identify_model(config: CommonsenseConfig) -> str:
-    """The identity of a run's pre-trained weights.
-
-    Raises:
-        ValueError: An unknown backbone or an option that its builder does not take.
-        MissingInputError: The weights are not here.
-    """
-    try:
-        return identify_weights(config.backbone.name, seed=config.seed, **config.backbone.options)
-    except OSError as error:
-        raise MissingInputError(str(error)) from error
 
 
 def _describe_examples(count: int | None) -> str:
@@ -204,7 +192,7 @@ EXPERIMENT = Experiment(
         Axis("backbone"),
     ),
     identify_data=identify_texts,
-    identify_weights=identify_model,
+    identify_weights=identify_run_weights,
     build_task=build_task,
     unit="texts",
     criterion="minus validation loss per token",

@@ -9,10 +9,10 @@ from pydantic import model_validator
 from torch import Tensor, nn
 from torch.utils.data import Dataset
 
+from randlora_core.experiment.backbones import build_run_backbone, identify_run_weights
 from randlora_core.experiment.config import PositiveNumber
 from randlora_core.experiment.interface import Experiment
 from randlora_core.experiment.loop.hardware import pick_device
-from randlora_core.image_classification.backbone import build_run_backbone, identify_run_weights
 from randlora_core.image_classification.config import ImageRunConfig, ImageTrainingConfig
 from randlora_core.image_classification.data import IMAGE_AXES, identify_images, load_images
 from randlora_core.image_classification.task import ImageTask

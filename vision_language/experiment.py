@@ -8,8 +8,8 @@ import torch
 from torch import Tensor, nn
 from torch.utils.data import Dataset
 
+from randlora_core.experiment.backbones import build_run_backbone, identify_run_weights
 from randlora_core.experiment.interface import Experiment
-from randlora_core.image_classification.backbone import build_run_backbone, identify_run_weights
 from randlora_core.image_classification.config import ImageRunConfig, ImageTrainingConfig
 from randlora_core.image_classification.data import IMAGE_AXES, identify_images, load_images
 from randlora_core.image_classification.prediction import Classifier

@@ -217,7 +217,7 @@ class _Run:
             "train_seconds": fitted.seconds if self.config.is_fitted else training.seconds,
             "waited_seconds": fitted.waited_seconds,
             "evaluate_seconds": evaluation.seconds,
-            "total_seconds": time.perf_counter() - self.begun,
+            "total_seconds": fitted.earlier_seconds + time.perf_counter() - self.begun,
             "examples_per_second": examples / fitted.seconds if fitted.seconds else None,
         }
 

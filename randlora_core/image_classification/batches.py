@@ -2,8 +2,6 @@
 
 from __future__ import annotations
 
-from collections.abc import Iterator
-
 import torch
 from torch import Tensor
 from torch.utils.data import DataLoader, Dataset
@@ -11,34 +9,8 @@ from torch.utils.data import DataLoader, Dataset
 from randlora_core.datasets.images import ImageSplit
 from randlora_core.datasets.streams import Stream
 from randlora_core.datasets.transforms import EvaluationSplit, TrainingSplit, training_transform
-from randlora_core.experiment.loop.seeding import generator
+from randlora_core.experiment.loop.data_order import DataOrder
 from randlora_core.models import Backbone
-
-
-class DataOrder:
-    """An endless order of images: one permutation per epoch, laid end to end, so that every batch is full.
-
-    Args:
-        num_images: Images in an epoch.
-        seed: The run's seed; its stream data_order decides the permutations.
-    """
-
-    def __init__(self, num_images: int, seed: int):
-        self.num_images, self.seed = num_images, seed
-        self._drawn: dict[int, list[int]] = {}
-
-    def take(self, start: int, count: int) -> Iterator[tuple[int, int]]:
-        """Pairs (epoch, image) at positions start .. start + count - 1."""
-        for position in range(start, start + count):
-            epoch, offset = divmod(position, self.num_images)
-            yield epoch, self._permutation(epoch)[offset]
-
-    def _permutation(self, epoch: int) -> list[int]:
-        """An epoch's permutation; the last two are kept, since a batch may reach into the next epoch."""
-        if epoch not in self._drawn:
-            drawn = torch.randperm(self.num_images, generator=generator(self.seed, "data_order", epoch)).tolist()
-            self._drawn = {**dict(list(self._drawn.items())[-1:]), epoch: drawn}
-        return self._drawn[epoch]
 
 
 class ImageBatches(Dataset):

@@ -7,7 +7,8 @@ from PIL import Image
 
 from randlora_core.datasets.images import ImageSplit
 from randlora_core.datasets.transforms import eval_transform
-from randlora_core.image_classification.batches import DataOrder, ImageBatches, evaluation_loader, training_images
+from randlora_core.experiment.loop.data_order import DataOrder
+from randlora_core.image_classification.batches import ImageBatches, evaluation_loader, training_images
 
 
 class Source:

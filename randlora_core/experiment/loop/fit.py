@@ -90,6 +90,7 @@ class FitResult:
         validation: (step, score) pairs.
         seconds: Training time without validation, over all the parts of a resumed run.
         waited_seconds: The part of `seconds` in which the loop waited for data.
+        earlier_seconds: The part of `seconds` that processes before this one took.
         resumed_at: Steps that were already done when this process began.
         best_step: The step whose weights the model has, where `keep_best` chose it; else None.
     """
@@ -98,6 +99,7 @@ class FitResult:
     validation: list[tuple[int, float]] = field(default_factory=list)
     seconds: float = 0.0
     waited_seconds: float = 0.0
+    earlier_seconds: float = 0.0
     resumed_at: int = 0
     best_step: int | None = None
 
@@ -363,6 +365,7 @@ class _Loop:
             validation=list(progress.validation),
             seconds=progress.seconds,
             waited_seconds=progress.waited_seconds,
+            earlier_seconds=progress.seconds,
             resumed_at=progress.step,
             best_step=progress.best_step,
         )
