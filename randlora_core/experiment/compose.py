@@ -102,12 +102,12 @@ def _parse(text: str) -> Any:
 
 
 @functools.lru_cache(maxsize=64)
-def groups_of(name: str, directory: Path = CONFIGS) -> tuple[str, ...]:
-    """The groups that an entry's list of defaults names, such as adapter and backbone."""
+def groups_of(name: str, directory: Path = CONFIGS) -> dict[str, str]:
+    """The groups that an entry's list of defaults names, such as adapter, and which of their files it takes."""
     import yaml
 
     defaults = yaml.safe_load((directory / f"{name}.yaml").read_text(encoding="utf-8"))["defaults"]
-    return tuple(sorted(group for entry in defaults if isinstance(entry, dict) for group in entry))
+    return {group: choice for entry in defaults if isinstance(entry, dict) for group, choice in entry.items()}
 
 
 def _is_group(override: Any, name: str, directory: Path) -> bool:

@@ -151,7 +151,7 @@ class _Run:
         self.steps = self.config.training.num_steps(self.task.num_examples) if self.config.is_fitted else 0
 
     def results(self) -> dict[str, Any]:
-        """Trains, evaluates, keeps weights; the record's sections on it."""
+        """Trains and evaluates; the record's sections on it."""
         solution = None
         with measured(self.device) as training:
             fitted = self._fit() if self.config.is_fitted else FitResult()
@@ -169,7 +169,7 @@ class _Run:
             "scores": {"validation": validation, **score_section(tested, self.task.test_sets)},
             "time": self._times(fitted, training, evaluation),
             "memory": (training if self.config.is_trained else evaluation).memory(),
-            "saved": None,
+            "saved": None,  # until the weights are kept, after the record has been written
         }
 
     def _fit(self) -> FitResult:

@@ -105,15 +105,17 @@ def default_jobs() -> int:
 
 
 def describe_settings(experiment: Experiment) -> str:
-    """The settings of an experiment as its YAML files explain them, and the names in each group."""
+    """The settings of an experiment as its YAML files explain them: the groups' names, its own, and its defaults'."""
     from randlora_core.experiment.compose import choices, groups_of
 
     own = (experiment.configs / f"{experiment.name}.yaml").read_text(encoding="utf-8")
     shared = experiment.configs / "run.yaml"
     settings = own + (f"\n{shared.read_text(encoding='utf-8')}" if shared.is_file() else "")
     groups = groups_of(experiment.name, experiment.configs)
-    listed = "\n".join(f"  {group}={'|'.join(choices(group, experiment.configs))}" for group in groups)
-    return f"Groups:\n{listed}\n\nSettings:\n{settings}"
+    listed = "\n".join(f"  {group}={'|'.join(choices(group, experiment.configs))}" for group in sorted(groups))
+    files = [experiment.configs / group / f"{choice}.yaml" for group, choice in groups.items()]
+    taken = "\n".join(f"{file.parent.name}={file.stem}:\n{file.read_text(encoding='utf-8')}" for file in files)
+    return f"Groups:\n{listed}\n\nSettings:\n{settings}\n{taken}"
 
 
 def _interrupt(signal_number: int, frame: Any) -> None:

@@ -119,6 +119,8 @@ def test_help_lists_groups_and_settings(train, capsys):
         "tracking=none|wandb",
         "batch_size: ",
         "rule: sum",
+        "adapter=lora:\n",
+        "rank_stabilized: ",
         "--cfg",
         "-m",
     ):
