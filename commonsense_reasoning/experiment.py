@@ -24,7 +24,6 @@ from commonsense_reasoning.tasks import TASKS
 from randlora_core.experiment.backbones import build_run_backbone, identify_run_weights
 from randlora_core.experiment.config import Positive, RunConfig, TrainingConfig, free
 from randlora_core.experiment.interface import Axis, Experiment, Score, Split, Task
-from randlora_core.experiment.loop.distributed import is_placed
 from randlora_core.experiment.loop.fit import compute
 from randlora_core.models import Backbone
 
@@ -107,16 +106,9 @@ class CommonsenseTask(Task):
 
     def evaluate(self, split: Split, device: torch.device, precision: str) -> dict[str, Score]:
         """Minus the loss per token on the validation examples, or the accuracy on every test set."""
-        was_training = self.module.training
-        if not is_placed(self.module):
-            self.module.to(device)
-        self.module.eval()
-        try:
-            if split == "validation":
-                return {"validation": self._validation_score(device, precision)}
-            return {test.name: self._test_score(test, device, precision) for test in self.tests}
-        finally:
-            self.module.train(was_training)
+        if split == "validation":
+            return {"validation": self._validation_score(device, precision)}
+        return {test.name: self._test_score(test, device, precision) for test in self.tests}
 
     @torch.no_grad()
     def _validation_score(self, device: torch.device, precision: str) -> Score:

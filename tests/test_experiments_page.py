@@ -7,10 +7,11 @@ from pathlib import Path
 
 import pytest
 
+from randlora_core.experiment.commands.compare import plan_comparison
 from randlora_core.experiment.compose import CONFIGS
-from randlora_core.experiment.config import validated
+from randlora_core.experiment.interface import find_experiment
 from randlora_core.experiment.running import run
-from randlora_core.experiment.sweeps.comparison_file import ComparisonFile
+from randlora_core.experiment.sweeps.comparison_file import load_comparison
 
 PAGE = Path(__file__).resolve().parents[1] / "docs" / "experiments.md"
 ENTRY = "defaults: [run, _self_, {adapter: lora}, {backbone: none}, {tracking: none}]\nwidth: 8\n"
@@ -48,9 +49,14 @@ def test_the_pages_experiment_learns(signs, tmp_path):
     assert after["config"]["width"] == 8 and after["scores"]["test"]["random"]["size"] == 200
 
 
-def test_the_pages_comparison_file_is_one():
-    import yaml
-
+def test_the_pages_comparison_file_can_be_planned(tmp_path):
     (text,) = blocks("yaml")
-    file = validated(ComparisonFile, yaml.safe_load(text))
-    assert file.axes["shots"] == (4, None) and file.methods[1].tuned_on == ("dataset=gtsrb",)
+    configs = tmp_path / "configs"
+    shutil.copytree(CONFIGS, configs)
+    (configs / "comparison" / "page.yaml").write_text(text)
+    experiment = replace(find_experiment("vision_language"), configs=configs)
+    comparison = load_comparison("page", configs=configs)
+    planned = plan_comparison(comparison, {experiment.name: experiment}, None, inputs_needed=False)
+    assert {entry.label for entry in planned} == {"Linear probe", "LoRA-16", "RandLoRA-2"}
+    steps = {entry.config.shots: entry.config.training.steps for entry in planned}
+    assert steps == {4: 100, None: 400}

@@ -9,7 +9,7 @@ from typing import Any
 
 import torch
 from safetensors.torch import load_file, save
-from torch import Tensor, nn
+from torch import Tensor
 
 from randlora_core.adapters import make_config
 from randlora_core.adapters.checkpoint import load_adapter, save_adapter
@@ -55,7 +55,7 @@ def original_weights(task: Task, config: RunConfig) -> dict[str, Tensor]:
     """A copy of the weights that full fine-tuning is going to change, where it has to be kept as a difference."""
     if not (config.save.adapter and config.adapter.method == "full"):
         return {}
-    return {name: value.detach().cpu().clone() for name, value in _trained(task.model).items()}
+    return {name: value.detach().cpu().clone() for name, value in _changed_by_full(task).items()}
 
 
 def save_weights(
@@ -80,7 +80,7 @@ def save_weights(
     if config.is_adapted:
         save_adapter(task.model, directory)
     if original:
-        delta = {name: value.detach().cpu() - original[name] for name, value in _trained(task.model).items()}
+        delta = {name: value.detach().cpu() - original[name] for name, value in _changed_by_full(task).items()}
         _write(directory / DELTA_FILE, delta)
     if head := _head(task):
         _write(directory / HEAD_FILE, head)
@@ -109,10 +109,6 @@ def load_weights(directory: Path, task: Task, config: RunConfig) -> None:
         value.add_(delta[name].to(value.device))
     for name, value in head.items():
         value.copy_(stored[name])
-
-
-def _trained(model: nn.Module) -> dict[str, Tensor]:
-    return {name: value for name, value in model.named_parameters() if value.requires_grad}
 
 
 def _head(task: Task) -> dict[str, Tensor]:

@@ -40,19 +40,21 @@ def compose(
     for text, override in zip(overrides, parsed, strict=True):
         if override.is_sweep_override():
             raise ValueError(f"{text}: several values; accepted: one, or all of them as a sweep with -m")
-    if base is not None and (chosen := [text for text in overrides if _is_group(_parse(text), name, directory)]):
-        raise ValueError(f"{chosen[0]}: the run has its own; accepted: settings within it, such as dataset=NAME")
+    known = groups_of(name, directory)
     groups = {  # of several choices of one group the last counts, as of several values of one setting
         override.key_or_group: text
         for text, override in zip(overrides, parsed, strict=True)
-        if _is_group(override, name, directory)
+        if override.key_or_group in known
     }
+    if base is not None and groups:
+        chosen = next(iter(groups.values()))
+        raise ValueError(f"{chosen}: the run has its own; accepted: settings within it, such as dataset=NAME")
     config = _composed(name, tuple(groups.values()), directory).copy()
     try:
         for key, value in (base or {}).items():
-            OmegaConf.update(config, key, value, merge=key in ("training", "evaluate"))
+            OmegaConf.update(config, key, value, merge=key not in known)
         for override in parsed:
-            if not _is_group(override, name, directory):
+            if override.key_or_group not in known:
                 _set(config, override)
         return OmegaConf.to_container(config, resolve=True, throw_on_missing=True)
     except OmegaConfBaseException as error:
@@ -108,11 +110,6 @@ def groups_of(name: str, directory: Path = CONFIGS) -> dict[str, str]:
 
     defaults = yaml.safe_load((directory / f"{name}.yaml").read_text(encoding="utf-8"))["defaults"]
     return {group: choice for entry in defaults if isinstance(entry, dict) for group, choice in entry.items()}
-
-
-def _is_group(override: Any, name: str, directory: Path) -> bool:
-    """Whether an override chooses a file of a group, such as adapter=lora, instead of setting a value."""
-    return override.key_or_group in groups_of(name, directory)
 
 
 @functools.lru_cache(maxsize=256)

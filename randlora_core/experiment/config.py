@@ -23,9 +23,9 @@ Positive = Annotated[int, Field(gt=0)]
 PositiveNumber = Annotated[float, Field(gt=0)]
 
 
-def free(**constraints: Any) -> Any:
-    """A field that does not change a run's numbers."""
-    return Field(json_schema_extra=FREE, **constraints)
+def free(**options: Any) -> Any:
+    """A field that does not change a run's numbers; the arguments are those of pydantic's `Field`."""
+    return Field(json_schema_extra=FREE, **options)
 
 
 class Section(BaseModel):
@@ -58,7 +58,7 @@ class AdapterChoice(OpenSection):
     method: str
     label: str = free()
     targets: str | Annotated[tuple[str, ...], Field(strict=False, min_length=1)] | None = None
-    learning_rate: PositiveNumber | None = Field(None, json_schema_extra=FREE)
+    learning_rate: PositiveNumber | None = free(default=None)
 
 
 class BackboneChoice(OpenSection):

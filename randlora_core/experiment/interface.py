@@ -87,7 +87,7 @@ class Task(abc.ABC):
 
         Args:
             split: "validation" or "test".
-            device: Where to compute.
+            device: Where `module` is, in evaluation mode; the skeleton sees to that by `loop.distributed.evaluating`.
             precision: "bf16" or "fp32".
         """
 
@@ -97,7 +97,7 @@ class Task(abc.ABC):
         return sum(score.value for score in scores.values()) / len(scores)
 
     def solve(self, device: torch.device, precision: str) -> dict[str, Any]:
-        """Fits what a method of the configuration's `SOLVED` fits, without the training loop.
+        """Fits what a method of the configuration's `SOLVED` fits, without the training loop; as `evaluate` is called.
 
         Returns:
             What the record says of it, such as the chosen strength of a regularisation.

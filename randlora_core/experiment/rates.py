@@ -105,16 +105,11 @@ def tuned_rate(
     newest = {tuning: max(record["created"] for record in records) for tuning, records in tunings.items()}
     chosen = max(tunings, key=lambda tuning: (tuning[0] == precision, newest[tuning]))
     scores = scores_of(tunings[chosen])
-    return choose(scores), grid_entries(scores)
+    return choose(scores), tuple({"value": value, "validation": scores[value]} for value in sorted(scores))
 
 
 def _tuning_digest(experiment: Experiment, config: RunConfig) -> str:
     return identify_settings(config.identity(None), experiment.name)["tuning"]
-
-
-def grid_entries(scores: Mapping[float, float | None]) -> tuple[dict[str, Any], ...]:
-    """Tried learning rates with their validation scores, ascending, as records carry them."""
-    return tuple({"value": value, "validation": scores[value]} for value in sorted(scores))
 
 
 def _tunings(folder: Path) -> dict[str, dict[tuple[str, Path], list[dict[str, Any]]]]:

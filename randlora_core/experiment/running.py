@@ -14,6 +14,7 @@ import torch
 from randlora_core.experiment.adaptation import apply_method, original_weights, parameter_section, save_weights
 from randlora_core.experiment.identity import PROTOCOL
 from randlora_core.experiment.interface import Experiment, Score, Task
+from randlora_core.experiment.loop.distributed import evaluating
 from randlora_core.experiment.loop.fit import FitResult, FitSettings, Resume, fit
 from randlora_core.experiment.loop.hardware import is_first_process, pick_device, pick_workers
 from randlora_core.experiment.loop.measuring import Measurement, measured
@@ -156,7 +157,8 @@ class _Run:
         with measured(self.device) as training:
             fitted = self._fit() if self.config.is_fitted else FitResult()
             if self.config.adapter.method in self.config.SOLVED:
-                solution = self.task.solve(self.device, self.config.training.precision)
+                with evaluating(self.task.module, self.device):
+                    solution = self.task.solve(self.device, self.config.training.precision)
         self._report(phase="evaluate", step=self.steps, loss=fitted.losses[-1] if fitted.losses else None)
         with measured(self.device) as evaluation:
             validation = _last_validation(fitted) if fitted.validation else self._validate()
@@ -201,10 +203,12 @@ class _Run:
         )
 
     def _validate(self) -> float:
-        return self.task.validate(self.device, self.config.training.precision)
+        with evaluating(self.task.module, self.device):
+            return self.task.validate(self.device, self.config.training.precision)
 
     def _evaluate_test(self) -> dict[str, Score]:
-        return self.task.evaluate("test", self.device, self.config.training.precision)
+        with evaluating(self.task.module, self.device):
+            return self.task.evaluate("test", self.device, self.config.training.precision)
 
     def _report(self, **event: Any) -> None:
         self.on_progress({"steps": self.steps, "unit": self.planned.experiment.unit, "speed": None, **event})
@@ -216,6 +220,7 @@ class _Run:
         return {
             "train_seconds": fitted.seconds if self.config.is_fitted else training.seconds,
             "waited_seconds": fitted.waited_seconds,
+            "resumed_at_step": fitted.resumed_at,
             "evaluate_seconds": evaluation.seconds,
             "total_seconds": fitted.earlier_seconds + time.perf_counter() - self.begun,
             "examples_per_second": examples / fitted.seconds if fitted.seconds else None,

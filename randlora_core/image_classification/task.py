@@ -66,17 +66,11 @@ class ImageTask(Task):
     def evaluate(self, split: Split, device: torch.device, precision: str) -> dict[str, Score]:
         """The accuracy on the validation or the test split."""
         images = self._loader(self.images.test if split == "test" else self.images.validation, device)
-        was_training = self.module.training
-        self.module.to(device).eval()
-        try:
-            classify = self._classify_by_head if self.is_probe else self.classifier(device, precision)
-            return {self.images.name: score_images(classify, images, device, precision)}
-        finally:
-            self.module.train(was_training)
+        classify = self._classify_by_head if self.is_probe else self.classifier(device, precision)
+        return {self.images.name: score_images(classify, images, device, precision)}
 
     def solve(self, device: torch.device, precision: str) -> dict[str, Any]:
         """Fits the linear probe on features that are computed once."""
-        self.module.to(device).eval()
         train, validation = (
             compute_features(self.encode, self._loader(split, device), device, precision)
             for split in (self.images.train, self.images.validation)

@@ -6,6 +6,7 @@ from safetensors.torch import load_file
 from tiny_experiment import TinyTask
 from torch import nn
 
+from randlora_core.adapters.state import adapter_parameters
 from randlora_core.experiment.adaptation import apply_method, load_weights, original_weights, save_weights
 from randlora_core.experiment.rates import build_config
 
@@ -180,3 +181,23 @@ def test_a_delta_for_another_model_is_refused(tiny, tmp_path):
     with pytest.raises(ValueError, match=r"'3\.bias' has shape \(2,\) there and \(5,\) in the model"):
         load_weights(tmp_path, other, config)
     assert_same(before, other.model.state_dict())
+
+
+@pytest.mark.parametrize(("method", "drawn"), [("lora", "lora_A"), ("randlora", "bases"), ("nola", "bases")])
+def test_the_seed_alone_draws_what_a_method_draws(tiny, method, drawn):
+    """The data have no part in it: the same seed gives the same numbers, another one others."""
+
+    def numbers(seed):
+        config = config_of(tiny, method, f"seed={seed}")
+        task = TinyTask(config)
+        apply_method(task, config)
+        if drawn == "bases":  # an update of ones in every coefficient shows the frozen matrices
+            with torch.no_grad():
+                for parameter in adapter_parameters(task.model):
+                    parameter.fill_(1.0)
+            task.module.eval()
+            with torch.no_grad():
+                return task.model(torch.eye(12))
+        return torch.cat([parameter.detach().flatten() for parameter in adapter_parameters(task.model)])
+
+    assert torch.equal(numbers(1), numbers(1)) and not torch.allclose(numbers(1), numbers(2))

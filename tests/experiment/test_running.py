@@ -115,6 +115,7 @@ def test_the_evaluation_is_told_before_it_begins(tiny, results):
 def test_zero_shot_is_the_untouched_model(tiny, results):
     record = run(tiny, ["adapter=zero_shot", results])
     task = TinyTask(plan_run(tiny, ["adapter=zero_shot"]).config)
+    task.module.eval()
     expected = task.evaluate("test", torch.device("cpu"), "fp32")
     for name, score in expected.items():
         assert np.array_equal(decode_predictions(record["scores"]["test"][name]["predictions"])[0], score.predicted)

@@ -68,7 +68,6 @@ class TinyTask(Task):
 
     @torch.no_grad()
     def evaluate(self, split, device, precision):
-        self.module.to(device).eval()
         scores = {}
         for number, name in enumerate(("near", "far") if split == "test" else ("validation",)):
             vectors, labels = draw(self.config.rule, 1000 + number + 10 * (split == "test"), 40)

@@ -84,15 +84,17 @@ def _run(comparison: Comparison, planned: Sequence[PlannedRun], options: argpars
             _save(comparison, planned)
             saved = time.monotonic()
 
-    outcomes = execute_runs(planned, f"comparison {comparison.name}", jobs=options.jobs, on_outcome=keep)
+    try:
+        outcomes = execute_runs(planned, f"comparison {comparison.name}", jobs=options.jobs, on_outcome=keep)
+    finally:  # what is finished is saved even if the rest is interrupted
+        if options.save_records:
+            _save(comparison, planned)
     records = {outcome.run.run_id: outcome.record for outcome in outcomes}
     folder = f"{comparison.name}-part" if options.methods or comparison.is_narrowed else comparison.name
     for report in build_reports(comparison, planned, lambda entry: records.get(entry.run_id)):
         print_report(report, make_console())
         results = results_folder(planned[0].config) / report.results.experiment.name
         print("written: " + ", ".join(str(path) for path in write_report(report, results / folder)))
-    if options.save_records:
-        _save(comparison, planned)
     incomplete = any(entry.missing is not None for entry in planned)
     return FAILED if print_failures(outcomes) or incomplete else 0
 

@@ -18,6 +18,7 @@ import torch
 from randlora_core.experiment.adaptation import RUN_FILE, load_weights
 from randlora_core.experiment.commands.options import make_parser, run_command, split_arguments
 from randlora_core.experiment.interface import Experiment
+from randlora_core.experiment.loop.distributed import evaluating
 from randlora_core.experiment.loop.hardware import pick_device
 from randlora_core.experiment.loop.seeding import seed_global
 from randlora_core.experiment.planning import results_folder, settled
@@ -72,7 +73,6 @@ def evaluate_run(experiment: Experiment, name: str, overrides: Sequence[str] = (
     folder = _find(experiment, name, overrides)
     kept = json.loads((folder / RUN_FILE).read_text(encoding="utf-8"))
     recorded = kept["config"]
-    recorded["adapter"] = {key: value for key, value in recorded["adapter"].items() if key != "learning_rate"}
     config = settled(build_config(experiment, overrides, recorded))
     if (weights := experiment.identify_weights(config)) != kept["weights"]:
         raise ValueError(f"the run was trained on the weights {kept['weights']!r}; here are {weights!r}")
@@ -82,7 +82,8 @@ def evaluate_run(experiment: Experiment, name: str, overrides: Sequence[str] = (
     seed_global(config.seed, "initialisation")
     task = experiment.build_task(config)
     load_weights(folder, task, config)
-    return score_section(task.evaluate("test", device, config.training.precision), task.test_sets)
+    with evaluating(task.module, device):
+        return score_section(task.evaluate("test", device, config.training.precision), task.test_sets)
 
 
 def _find(experiment: Experiment, name: str, overrides: Sequence[str]) -> Path:

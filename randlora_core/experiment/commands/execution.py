@@ -40,7 +40,8 @@ def execute_runs(
     for reason in dict.fromkeys(entry.missing for entry in planned if entry.missing is not None):
         count = sum(entry.missing == reason for entry in planned)
         print(f"missing: {count} runs are left out: {reason}", file=sys.stderr)
-    start_server(dict.fromkeys([*PRELOAD, *(name for entry in runs for name in entry.experiment.preload)]))
+    if done < len(runs):
+        start_server(dict.fromkeys([*PRELOAD, *(name for entry in runs for name in entry.experiment.preload)]))
     with sweep_progress(title) as display:
         return run_sweep(runs, jobs=jobs, display=display, earlier=earlier_records(runs), on_outcome=on_outcome)
 

@@ -22,7 +22,7 @@ class Parser(argparse.ArgumentParser):
     """A parser whose complaints are errors like all others, in one line."""
 
     def error(self, message: str) -> None:
-        """Raises the message; the command line of `guarded` prints it."""
+        """Raises the message; `run_command` prints it."""
         accepted = ", ".join(option for action in self._actions for option in action.option_strings[-1:])
         raise ValueError(f"{message}; accepted: SETTING=VALUE, {accepted}")
 

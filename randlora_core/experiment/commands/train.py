@@ -70,7 +70,8 @@ def _train_one(planned: PlannedRun) -> int:
         print(f"run {planned.run_id} has finished before; delete {planned.path} to do it again")
     else:
         record = execute(planned, show_progress)
-    print(summary(planned, record))
+    if is_first_process():
+        print(summary(planned, record))
     return 0
 
 

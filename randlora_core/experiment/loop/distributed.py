@@ -2,6 +2,8 @@
 
 from __future__ import annotations
 
+import contextlib
+from collections.abc import Iterator
 from typing import TYPE_CHECKING
 
 import torch
@@ -37,6 +39,19 @@ def make_accelerator(device: torch.device, accumulate: int) -> Accelerator:
     if accelerator.device.type != device.type:
         raise ValueError(f"device {device} cannot be used: Accelerate runs on {accelerator.device} in this process")
     return accelerator
+
+
+@contextlib.contextmanager
+def evaluating(module: nn.Module, device: torch.device) -> Iterator[None]:
+    """Puts a module on the device, unless it is placed already, and into evaluation mode while the body runs."""
+    was_training = module.training
+    if not is_placed(module):
+        module.to(device)
+    module.eval()
+    try:
+        yield
+    finally:
+        module.train(was_training)
 
 
 def is_placed(module: nn.Module) -> bool:

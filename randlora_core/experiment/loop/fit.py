@@ -201,6 +201,7 @@ class _Loop:
         settings = self.settings
         with stop_between_steps() as stop:
             self.started = self.written = time.perf_counter()
+            self.module.train()
             while self.step < settings.steps:
                 self._optimize()
                 self.step += 1
@@ -233,7 +234,6 @@ class _Loop:
     def _optimize(self) -> None:
         """One optimizer step: forward and backward over its micro-batches, scale, clip, update."""
         settings, index = self.settings, self.step
-        self.module.train()
         share = learning_rate_share(
             index,
             schedule=settings.schedule,
@@ -312,6 +312,7 @@ class _Loop:
         result.validation.append((self.step, score))
         if self.settings.keep_best and score > best:
             result.best_step, self.best = self.step, copy_trained(self._unwrapped())
+        self.module.train()
         self.started = time.perf_counter()
 
     def _keep(self, stop: Stop) -> None:

@@ -65,7 +65,7 @@ def describe_error(error: BaseException) -> dict[str, str]:
     """Type, message and traceback of an error, as a failed record carries them."""
     return {
         "type": type(error).__name__,
-        "message": str(error),
+        "message": str(error).strip() or type(error).__name__,
         "traceback": "".join(traceback.format_exception(error)),
     }
 

@@ -1,7 +1,6 @@
 """Reads what sweeps and tables need from records, and writes the committed file of a comparison's records.
 
-A record is a JSON object written by the ledger. Tables, figures and the choice of learning rates read records through
-the functions below and nothing else, so the record's layout is known in one place on the reading side.
+A record is a JSON object written by the ledger; `running.opening` and `running._Run.results` say what is in it.
 """
 
 import json

@@ -36,14 +36,12 @@ class Report:
         tables: The overview first, then one table per point.
         notes: What a reader must know about the numbers, one sentence or two each.
         pairs: The pairs that the comparison asks about, at every point.
-        reference: Label of the row that every other one was held against, or None.
     """
 
     results: Results
     tables: tuple[TextTable, ...]
     notes: tuple[str, ...]
     pairs: tuple[PairedResult, ...]
-    reference: str | None = None
 
 
 def make_report(results: Results, pairs: Sequence[tuple[str, str]] = (), reference: str | None = None) -> Report:
@@ -64,7 +62,7 @@ def make_report(results: Results, pairs: Sequence[tuple[str, str]] = (), referen
     notes = list(make_notes(results))
     if reference is not None:
         notes.append(f"Against reference: whether the method beats {reference}, by the same test as the pairs.")
-    return Report(results, (*overview_tables(results), *details), tuple(notes), paired, reference)
+    return Report(results, (*overview_tables(results), *details), tuple(notes), paired)
 
 
 def describe_pair(results: Results, pair: PairedResult) -> str:

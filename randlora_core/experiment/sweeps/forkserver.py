@@ -21,6 +21,8 @@ from multiprocessing import forkserver
 from pathlib import Path
 from typing import Any
 
+from randlora_core.experiment.records.ledger import describe_error
+
 GRACE_SECONDS = 15.0  # what an interrupted child gets to leave its state before it is killed
 
 Message = tuple[str, Any]
@@ -164,9 +166,7 @@ def _serve(
     except BaseException as error:  # a child must report whatever ended it, SystemExit included
         if log is not None:
             traceback.print_exc()
-        text = str(error).strip() or type(error).__name__
-        details = {"type": type(error).__name__, "message": text, "traceback": traceback.format_exc()}
-        message = ("error", details)
+        message = ("error", describe_error(error))
     with contextlib.suppress(BrokenPipeError):
         sender.send(message)
 

@@ -4,12 +4,12 @@ Every run is planned before any is started, so that a misspelt name costs second
 sweep again is the resume: finished runs are skipped, failed and interrupted ones are taken up.
 """
 
-import os
 import time
 from collections.abc import Callable, Iterable, Sequence
 from dataclasses import dataclass, field
 from typing import Any, Literal, Protocol
 
+from randlora_core.experiment.loop.hardware import usable_cores
 from randlora_core.experiment.planning import PlannedRun
 from randlora_core.experiment.records.reading import Record, is_finished
 from randlora_core.experiment.running import execute, opening
@@ -122,7 +122,7 @@ class _Sweep:
         self.active: list[_Active] = []
         self.shown, self.moved = 0.0, False
         self.waiting = [index for index, entry in enumerate(planned) if entry.finished is None]
-        self.num_threads = None if jobs == 1 else max(1, len(os.sched_getaffinity(0)) // jobs)
+        self.num_threads = None if jobs == 1 else max(1, usable_cores() // jobs)
 
     def run_all(self) -> list[Outcome]:
         for index, entry in enumerate(self.planned):
