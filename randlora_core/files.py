@@ -61,8 +61,8 @@ def cache_folder() -> Path:
 def file_fingerprint(path: Path) -> str:
     """The SHA-256 of a file's bytes; a file is read again only after its size or modification time has changed.
 
-    What was computed is kept in the cache folder under (path, size, modification time in nanoseconds). Where the cache
-    folder cannot be written, the file is read at every call.
+    What was computed is kept in the cache folder under (path, size, modification time in nanoseconds). Where there
+    is no cache folder that can be written, the file is read at every call.
 
     Raises:
         OSError: The file is not there or cannot be read.
@@ -70,13 +70,14 @@ def file_fingerprint(path: Path) -> str:
     path = Path(path).resolve()
     status = path.stat()
     key = {"path": str(path), "size": status.st_size, "mtime_ns": status.st_mtime_ns}
-    kept = cache_folder() / "fingerprints" / f"{hashlib.sha256(os.fsencode(path)).hexdigest()}.json"
-    with contextlib.suppress(OSError, ValueError, KeyError, TypeError):
+    name = f"{hashlib.sha256(os.fsencode(path)).hexdigest()}.json"
+    with contextlib.suppress(OSError, ValueError, KeyError, TypeError, RuntimeError):
+        kept = cache_folder() / "fingerprints" / name
         entry = json.loads(kept.read_text(encoding="utf-8"))
         if entry == {**key, "sha256": entry["sha256"]}:
             return entry["sha256"]
     with path.open("rb") as file:
         sha256 = hashlib.file_digest(file, "sha256").hexdigest()
-    with contextlib.suppress(OSError), atomic_file(kept) as part:
+    with contextlib.suppress(OSError, RuntimeError), atomic_file(cache_folder() / "fingerprints" / name) as part:
         part.write_text(json.dumps({**key, "sha256": sha256}), encoding="utf-8")
     return sha256

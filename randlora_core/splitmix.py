@@ -1,4 +1,4 @@
-"""SplitMix64, the one random number generator of this repository: the same bits on every machine and device.
+"""SplitMix64, which draws frozen bases, choices of data and augmentation: the same bits on every machine and device.
 
 Source: Steele, Lea and Flood, "Fast splittable pseudorandom number generators", OOPSLA 2014,
 https://doi.org/10.1145/2714064.2660195.
@@ -12,14 +12,21 @@ the same bits, whose sums and products wrap around in the same way.
 
 from __future__ import annotations
 
+from typing import TypeVar
+
 import numpy as np
 from torch import Tensor
 
 STEP = 0x9E3779B97F4A7C15
 """The state grows by this number from one output to the next."""
 
+MASK = 2**64 - 1
+"""The largest 64-bit word."""
+
 _FACTORS = 0xBF58476D1CE4E5B9, 0x94D049BB133111EB
 _SHIFTS = 30, 27, 31
+
+Words = TypeVar("Words", int, np.ndarray)
 
 
 def outputs(states: np.ndarray, positions: np.ndarray) -> np.ndarray:
@@ -35,12 +42,17 @@ def outputs(states: np.ndarray, positions: np.ndarray) -> np.ndarray:
     return mix(states[..., None] + (positions + np.uint64(1)) * np.uint64(STEP))
 
 
-def mix(words: np.ndarray) -> np.ndarray:
-    """Scrambles uint64 words in place, a bijection of the 64-bit integers, and returns them."""
+def mix(words: Words) -> Words:
+    """Scrambles 64-bit words, a bijection of the integers from 0 to 2^64 - 1.
+
+    Args:
+        words: uint64 of any shape, which may be changed in place, or a plain integer.
+    """
     for shift, factor in zip(_SHIFTS, _FACTORS, strict=False):
-        words ^= words >> np.uint64(shift)
-        words *= np.uint64(factor)
-    words ^= words >> np.uint64(_SHIFTS[-1])
+        words ^= words >> shift
+        words *= factor
+        words &= MASK  # an array wraps around by itself, a plain integer grows
+    words ^= words >> _SHIFTS[-1]
     return words
 
 

@@ -29,9 +29,10 @@ def test_an_output_does_not_depend_on_what_is_computed_beside_it():
     assert np.array_equal(states, [5, 2**64 - 1])
 
 
-def test_mixing_is_in_place():
-    words = np.array([1, 2], dtype=np.uint64)
-    assert mix(words) is words and words.tolist() != [1, 2]
+def test_plain_integers_and_arrays_are_mixed_alike():
+    words = [0, 1, 2**63, 2**64 - 1, 0x123456789ABCDEF]
+    mixed = mix(np.array(words, dtype=np.uint64))
+    assert [mix(word) for word in words] == mixed.tolist() and mixed.dtype == np.uint64
 
 
 def test_the_shift_fills_with_zeros():

@@ -65,8 +65,8 @@ class RandLoRAConfig(ScaledConfig):
 
     Args:
         rank: Rank of one basis, at most the smaller side of every target. More rank means fewer parameters.
-        basis: Distribution of the bases, a name of `randlora_core.adapters.bases.BASES`; "imported" on adapters whose
-            bases came from a file, where there is no seed.
+        basis: Distribution of the bases, a name of `randlora_core.adapters.distributions.BASES`; "imported" on adapters
+            whose bases came from a file, where there is no seed.
         sparsity: s of basis "ternary", at least 2; P(+1) = P(-1) = 1 / s. `inject_adapter` replaces "very_sparse"
             by "ternary" with the s that it resolves to.
         seed: Seed of the bases, in [0, 2**63).

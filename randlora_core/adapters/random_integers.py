@@ -62,9 +62,8 @@ def integers_on(device: torch.device | str, key: int, shape: tuple[int, ...], ro
 
 def stream_key(seed: int, name: str) -> int:
     """The state of a matrix's stream, as the int64 with its bits."""
-    word = splitmix.mix(np.array([seed], dtype=np.uint64))
-    word += np.uint64(int.from_bytes(name.encode("ascii").ljust(8, b"\0"), "little"))
-    return int(splitmix.mix(word).view(np.int64)[0])
+    word = splitmix.mix(seed) + int.from_bytes(name.encode("ascii").ljust(8, b"\0"), "little")
+    return splitmix.as_signed(splitmix.mix(word & splitmix.MASK))
 
 
 def row_blocks(shape: tuple[int, ...], elements: int = BLOCK_ELEMENTS) -> Iterator[slice]:

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import functools
 from dataclasses import dataclass
 
 import torch
@@ -68,6 +69,9 @@ class _Logits(nn.Module):
         return self.model(input_ids=ids, use_cache=False).logits
 
 
+_WRAPPERS = {"clip": _ImageTower, "causal_lm": _Logits}
+
+
 def model_case(name: str, batch: int, *, half: bool = False) -> Case:
     """Makes a case of a whole model with random weights.
 
@@ -89,7 +93,7 @@ def model_case(name: str, batch: int, *, half: bool = False) -> Case:
         kind="model",
         build=lambda device: _build(name, device),
         inputs=lambda device: _inputs(name, batch, device),
-        targets=_targets(name),
+        targets=_shapes(name).default_targets,
         tokens=batch * known.length,
         smaller=known.smaller,
         rank=known.rank,
@@ -98,34 +102,16 @@ def model_case(name: str, batch: int, *, half: bool = False) -> Case:
     )
 
 
-def _targets(name: str) -> tuple[str, ...]:
-    if name in LANGUAGE_MODELS:
-        return LANGUAGE_MODELS[name].targets
-    return _shapes(name).default_targets
-
-
+@functools.cache
 def _shapes(name: str) -> Backbone:
-    """Builds the backbone on the meta device, for its sizes alone."""
-    with torch.device("meta"):
-        return build_backbone(name, pretrained=False)
+    """The backbone on the meta device, for its sizes alone; it allocates nothing."""
+    return build_backbone(name, pretrained=False, device="meta")
 
 
 def _build(name: str, device: torch.device) -> nn.Module:
-    torch.manual_seed(0)
-    if name in LANGUAGE_MODELS:
-        model = _Logits(_language_model(name, device))
-    else:
-        backbone = build_backbone(name, pretrained=False)
-        model = _ImageTower(backbone.model) if backbone.kind == "clip" else backbone.model
-    return model.to(device).eval().requires_grad_(False)
-
-
-def _language_model(name: str, device: torch.device) -> nn.Module:
-    from transformers import AutoConfig, AutoModelForCausalLM
-
-    entry = LANGUAGE_MODELS[name]
-    with device:
-        return AutoModelForCausalLM.from_config(AutoConfig.for_model(entry.model_type, **entry.sizes))
+    backbone = build_backbone(name, pretrained=False, device=str(device))
+    model = _WRAPPERS[backbone.kind](backbone.model) if backbone.kind in _WRAPPERS else backbone.model
+    return model.eval().requires_grad_(False)
 
 
 def _inputs(name: str, batch: int, device: torch.device) -> Tensor:

@@ -10,6 +10,7 @@ from PIL import Image
 from .images import ImageSource
 from .stored import Identity
 from .streams import Stream
+from .subsets import ranked_classes
 
 DIGITS_TEST_FRACTION = 0.4
 DIGITS_SIZE = 32
@@ -43,10 +44,8 @@ class Digits:
         found = hashlib.sha256(pixels.tobytes() + labels.astype("<i8").tobytes()).hexdigest()
         if found != DIGITS_SHA256:
             raise ValueError(f"scikit-learn's digits have the SHA-256 {found}; accepted are those of {DIGITS_SHA256}")
-        order = np.lexsort((Stream("digits test split").array(len(pixels)), labels))
         test = np.zeros(len(pixels), dtype=bool)
-        for label in range(10):
-            members = order[labels[order] == label]
+        for members in ranked_classes(labels, Stream("digits test split")).values():
             test[members[: round(DIGITS_TEST_FRACTION * len(members))]] = True
         return {"train": ArraySource(pixels[~test], labels[~test]), "test": ArraySource(pixels[test], labels[test])}
 

@@ -6,7 +6,7 @@ from typing import TypeVar
 
 import numpy as np
 
-from randlora_core.splitmix import STEP, outputs
+from randlora_core.splitmix import MASK, STEP, mix, outputs
 
 Item = TypeVar("Item")
 
@@ -25,12 +25,13 @@ class Stream:
 
     def bits(self) -> int:
         """Returns the next 64 random bits as an integer in [0, 2**64)."""
-        return int(self.array(1)[0])
+        self._state = (self._state + STEP) & MASK
+        return mix(self._state)
 
     def array(self, count: int) -> np.ndarray:
         """Returns the next `count` values of `bits` as an array of uint64."""
         values = outputs(np.array(self._state, dtype=np.uint64), np.arange(count, dtype=np.uint64))
-        self._state = (self._state + count * STEP) % 2**64
+        self._state = (self._state + count * STEP) & MASK
         return values
 
     def uniform(self, low: float = 0.0, high: float = 1.0) -> float:

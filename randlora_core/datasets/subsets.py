@@ -8,7 +8,7 @@ VALIDATION_FRACTION = 0.2
 MAX_VALIDATION = 5000
 
 
-def _ranked_classes(labels: np.ndarray, stream: Stream) -> dict[int, np.ndarray]:
+def ranked_classes(labels: np.ndarray, stream: Stream) -> dict[int, np.ndarray]:
     """Returns the positions of each class's images in a random order that only `stream` decides."""
     priority = stream.array(len(labels))
     order = np.lexsort((priority, labels))
@@ -34,7 +34,7 @@ def carve_validation(labels: np.ndarray) -> tuple[np.ndarray, np.ndarray]:
     """
     share = min(VALIDATION_FRACTION, MAX_VALIDATION / max(1, len(labels)))
     train, validation = [], []
-    for members in _ranked_classes(labels, Stream("validation")).values():
+    for members in ranked_classes(labels, Stream("validation")).values():
         count = min(max(1, int(share * len(members) + 1e-9)), len(members) - 1)
         validation.append(members[:count])
         train.append(members[count:])
@@ -53,7 +53,7 @@ def carve(labels: np.ndarray, count: int, name: str, has_equal_parts: bool = Fal
     Returns:
         Positions to keep and positions held out, both sorted; together they are all positions.
     """
-    ranked = list(_ranked_classes(labels, Stream(name)).values())
+    ranked = list(ranked_classes(labels, Stream(name)).values())
     sizes = np.array([len(members) for members in ranked])
     shares = np.full(len(ranked), count / len(ranked)) if has_equal_parts else sizes * (count / len(labels))
     quotas = np.floor(shares + 1e-9).astype(np.int64)
@@ -80,7 +80,7 @@ def few_shot(labels: np.ndarray, shots: int, seed: int) -> tuple[np.ndarray, dic
     """
     if isinstance(shots, bool) or not isinstance(shots, int) or shots < 1:
         raise ValueError(f"shots={shots!r}: accepted are positive integers, or null for all images")
-    ranked = _ranked_classes(labels, Stream("few-shot", seed))
+    ranked = ranked_classes(labels, Stream("few-shot", seed))
     largest = max((len(members) for members in ranked.values()), default=0)
     if shots > largest:
         raise ValueError(
@@ -107,5 +107,5 @@ def fractional(labels: np.ndarray, fraction: float, seed: int) -> np.ndarray:
     """
     if isinstance(fraction, bool) or not isinstance(fraction, int | float) or not 0 < fraction <= 1:
         raise ValueError(f"fraction={fraction!r}: accepted are numbers in (0, 1], or null for all images")
-    ranked = _ranked_classes(labels, Stream("few-shot", seed))
+    ranked = ranked_classes(labels, Stream("few-shot", seed))
     return _joined([members[: max(1, round(fraction * len(members)))] for members in ranked.values()])

@@ -12,6 +12,7 @@ from collections.abc import Sequence
 from pathlib import Path
 from typing import Any
 
+import torch
 from torch import Tensor, nn
 
 from randlora_core.models.backbone import CLIP_TARGETS, Backbone, seeded
@@ -94,28 +95,36 @@ def find_mini_clip_weights(weights: Path = WEIGHTS_FILE) -> LocalWeights:
     return LocalWeights(Path(weights))
 
 
-def build_mini_clip(*, pretrained: bool = True, seed: int = 0, weights: Path = WEIGHTS_FILE) -> Backbone:
+def build_mini_clip(
+    *, pretrained: bool = True, seed: int = 0, device: str = "cpu", weights: Path = WEIGHTS_FILE
+) -> Backbone:
     """Build the small CLIP.
 
     Args:
         pretrained: Load `weights`; False leaves the random weights of `seed`.
         seed: Seed of the random weights.
+        device: Where the model goes; "meta" gives shapes without memory.
         weights: The weight file.
 
     Raises:
+        ValueError: If pre-trained weights are asked for on the meta device.
         FileNotFoundError: If the weight file is missing.
     """
     from open_clip import image_transform
 
+    if pretrained and device == "meta":
+        raise ValueError("mini_clip: pretrained=True does not fit device='meta'")
+
     config = read_config()
-    model = build_towers(config, seed)
+    with torch.device("meta" if device == "meta" else "cpu"):
+        model = build_towers(config, seed)
     if pretrained:
         model.load_state_dict(read_weights(weights), strict=True)
     image_size, interpolation = config["vision_cfg"]["image_size"], config["interpolation"]
     mean, std = tuple(config["mean"]), tuple(config["std"])
     return Backbone(
         name="mini_clip",
-        model=model.eval(),
+        model=model.to(device).eval(),
         kind="clip",
         default_targets=CLIP_TARGETS,
         embed_dim=config["embed_dim"],
