@@ -14,7 +14,7 @@ from randlora_core.experiment.config import PositiveNumber
 from randlora_core.experiment.interface import Experiment
 from randlora_core.experiment.loop.hardware import pick_device
 from randlora_core.image_classification.config import ImageRunConfig, ImageTrainingConfig
-from randlora_core.image_classification.data import IMAGE_AXES, identify_images, load_images
+from randlora_core.image_classification.data import IMAGE_AXES, chosen_templates, identify_images, load_images
 from randlora_core.image_classification.task import ImageTask
 from randlora_core.image_classification.texts import class_embeddings, class_tokens
 from randlora_core.models import Backbone
@@ -53,8 +53,10 @@ class VisionConfig(ImageRunConfig):
         return self.is_fitted and self.backbone.name in WITHOUT_TEXTS
 
     def identity(self, learning_rate: float | None) -> dict[str, Any]:
-        """As for every run on images; the head's learning rate counts where there is a trained head."""
+        """As for every run on images; the head's rate counts with a trained head, prompts with class texts."""
         values = super().identity(learning_rate)
+        if self.backbone.name in WITHOUT_TEXTS:
+            values.pop("prompts", None)
         if not self.trains_head:
             values["training"].pop("head_learning_rate", None)
         return values
@@ -94,7 +96,7 @@ class VisionTask(ImageTask):
         names = self.images.class_names
         if self.backbone.kind == "clip":
             device = pick_device(self.config.device)
-            tokens = class_tokens(self.backbone, names, self.images.templates)
+            tokens = class_tokens(self.backbone, names, chosen_templates(self.images, self.config))
             texts = class_embeddings(self.model.to(device), tokens, device, self.config.training.precision)
             self.model.cpu()  # where adapters are drawn, so that they are the same on every machine
             return TextHead(texts.cpu(), self.model.logit_scale.detach())

@@ -11,7 +11,7 @@ from torch.utils.data import Dataset
 from randlora_core.experiment.backbones import build_run_backbone, identify_run_weights
 from randlora_core.experiment.interface import Experiment
 from randlora_core.image_classification.config import ImageRunConfig, ImageTrainingConfig
-from randlora_core.image_classification.data import IMAGE_AXES, identify_images, load_images
+from randlora_core.image_classification.data import IMAGE_AXES, chosen_templates, identify_images, load_images
 from randlora_core.image_classification.prediction import Classifier
 from randlora_core.image_classification.task import ImageTask
 from randlora_core.image_classification.texts import class_embeddings, class_tokens, similarities
@@ -54,7 +54,7 @@ class VisionLanguageTask(ImageTask):
         """Both towers under the contrastive loss, or the linear probe."""
         if self.is_probe:
             return super().make_module()
-        self.tokens = class_tokens(self.backbone, self.images.class_names, self.images.templates)
+        self.tokens = class_tokens(self.backbone, self.images.class_names, chosen_templates(self.images, self.config))
         return ContrastiveObjective(self.model)
 
     def encode(self, images: Tensor) -> Tensor:

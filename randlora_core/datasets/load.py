@@ -151,7 +151,7 @@ def _split(
     if left_out and not leave_out:
         raise ValueError(
             f"data set {name!r}: {len(left_out)} of {num_images} images cannot be read, the first {left_out[0]}; "
-            "accepted are files that can be, or leave_out_unreadable=True to do without these images"
+            "accepted are files that can be, or leave_out_unreadable=true to do without these images"
         )
     return splits, tuple(left_out)
 

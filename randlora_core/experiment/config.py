@@ -28,6 +28,14 @@ def free(**options: Any) -> Any:
     return Field(json_schema_extra=FREE, **options)
 
 
+def neutral(value: Any) -> Any:
+    """A field that changes a run's numbers unless it has `value`, its default; at `value` the identity leaves it out.
+
+    A setting that is added later is such a field, so that earlier runs, made as with `value`, keep their identity.
+    """
+    return Field(default=value, json_schema_extra={"neutral": value})
+
+
 class Section(BaseModel):
     """A part of a configuration: frozen, with no unknown keys, nothing converted and only finite numbers."""
 
@@ -338,9 +346,9 @@ def _identity_values(section: BaseModel) -> dict[str, Any]:
     """A section's values as plain ones, without the fields that are marked as free."""
     values: dict[str, Any] = {}
     for name, field in type(section).model_fields.items():
-        if field.json_schema_extra == FREE:
+        value, extra = getattr(section, name), field.json_schema_extra or {}
+        if extra == FREE or extra == {"neutral": value}:
             continue
-        value = getattr(section, name)
         values[name] = _identity_values(value) if isinstance(value, BaseModel) else _plain(value)
     values.update({name: _plain(value) for name, value in (section.model_extra or {}).items()})
     return values

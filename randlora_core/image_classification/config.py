@@ -2,11 +2,11 @@
 
 from __future__ import annotations
 
-from typing import Annotated, Any, ClassVar
+from typing import Annotated, Any, ClassVar, Literal
 
 from pydantic import Field, model_validator
 
-from randlora_core.experiment.config import Positive, RunConfig, TrainingConfig
+from randlora_core.experiment.config import Positive, RunConfig, TrainingConfig, free, neutral
 
 
 class ImageTrainingConfig(TrainingConfig):
@@ -28,6 +28,12 @@ class ImageRunConfig(RunConfig):
         dataset: A built-in data set, or the name of a folder in `paths.data`.
         shots: Training images per class; null for all.
         fraction: Share of the training images; null for all.
+        prompts: Texts of a class: single, the data set's first template, or ensemble, for a classifier the average over
+            all its templates (an image is trained against the first one in either case). Without effect on the linear
+            probe and on models without class texts.
+        leave_out_unreadable: Do without the images that cannot be decoded instead of stopping before training; the
+            record lists them.
+        download: Get one of the paper's data sets that is not here from the hub, else through torchvision.
         training: Optimizer, schedule, length and augmentation.
     """
 
@@ -37,6 +43,9 @@ class ImageRunConfig(RunConfig):
     dataset: str
     shots: Positive | None
     fraction: Annotated[float, Field(gt=0, le=1)] | None
+    prompts: Literal["single", "ensemble"] = neutral("ensemble")
+    leave_out_unreadable: bool = neutral(False)
+    download: bool = free(default=False)
     training: ImageTrainingConfig
 
     @model_validator(mode="after")
@@ -48,6 +57,8 @@ class ImageRunConfig(RunConfig):
     def identity(self, learning_rate: float | None) -> dict[str, Any]:
         """As for every run; a converged probe depends on the seed by the choice of its training images alone."""
         values = super().identity(learning_rate)
+        if self.adapter.method in self.SOLVED:
+            values.pop("prompts", None)
         if values.get("fraction") == 1:
             values["fraction"] = None  # all images are all images
         whole = self.shots is None and self.fraction in (None, 1)

@@ -37,7 +37,7 @@ def identify_images(config: ImageRunConfig) -> str:
         MissingInputError: Its files are not here.
     """
     try:
-        return fingerprint_data(config.dataset, config.paths.data)
+        return fingerprint_data(config.dataset, config.paths.data, download=config.download)
     except MissingDataError as error:
         raise MissingInputError(str(error)) from error
 
@@ -47,8 +47,20 @@ def load_images(config: ImageRunConfig) -> ImageData:
     own = Path(config.paths.data or "") / config.dataset
     if config.dataset in BUILT_IN and config.paths.data and own.is_dir():
         print(f"{config.dataset} is the built-in data set; the folder {own} is dataset={FOLDER_PREFIX}{config.dataset}")
-    subset = {"shots": config.shots, "fraction": config.fraction, "seed": config.seed}
-    return load_data(config.dataset, root=config.paths.data, **subset)
+    return load_data(
+        config.dataset,
+        root=config.paths.data,
+        shots=config.shots,
+        fraction=config.fraction,
+        seed=config.seed,
+        leave_out_unreadable=config.leave_out_unreadable,
+        download=config.download,
+    )
+
+
+def chosen_templates(images: ImageData, config: ImageRunConfig) -> tuple[str, ...]:
+    """The prompt templates that `prompts` asks for; training takes the first one."""
+    return images.templates[:1] if config.prompts == "single" else images.templates
 
 
 def data_section(data: ImageData, shots: int | None) -> dict[str, Any]:

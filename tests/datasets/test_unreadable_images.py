@@ -26,7 +26,7 @@ def toys(tmp_path, monkeypatch, write_class_folders):
 def test_a_broken_image_is_named_before_any_image_is_asked_for(toys, choice):
     with pytest.raises(ValueError, match=r"'toys': 2 of 28 images cannot be read, the first .*/003\.png: ") as caught:
         load_data("toys", root=toys, **choice)
-    assert "leave_out_unreadable=True" in str(caught.value) and "\n" not in str(caught.value)
+    assert "leave_out_unreadable=true" in str(caught.value) and "\n" not in str(caught.value)
 
 
 def test_broken_images_are_left_out_as_asked_for(toys):

@@ -10,6 +10,7 @@ from randlora_core.experiment.interface import MissingInputError
 from randlora_core.experiment.planning import plan_runs
 from randlora_core.experiment.rates import build_config
 from randlora_core.image_classification.data import IMAGE_AXES, data_section, identify_images, load_images
+from vision.experiment import EXPERIMENT as VISION
 from vision_language.experiment import EXPERIMENT
 
 
@@ -49,6 +50,52 @@ def test_bad_values_are_one_line(overrides, message):
 @pytest.mark.parametrize("override", ["training.crop=0.5", "training.flip=true", "shots=4", "fraction=0.5"])
 def test_augmentation_and_subsets_are_part_of_the_identity(override):
     assert settings(override) != settings()
+
+
+def test_settings_at_their_neutral_value_are_no_part_of_the_identity():
+    values = build().identity(0.001)
+    assert not {"prompts", "leave_out_unreadable", "download"} & set(values)
+    for override in ("prompts=ensemble", "leave_out_unreadable=false", "download=true"):
+        assert settings(override) == settings(), override
+    for override in ("prompts=single", "leave_out_unreadable=true"):
+        assert settings(override) != settings(), override
+    assert build("prompts=single").identity(0.001)["prompts"] == "single"
+
+
+def test_prompts_count_where_there_are_class_texts():
+    assert settings("adapter=linear_probe", "prompts=single") == settings("adapter=linear_probe")
+    assert settings("adapter=zero_shot", "prompts=single") != settings("adapter=zero_shot")
+    for backbone, counts in (("vit_s14_focus", False), ("mini_clip", True)):
+        identities = [
+            build_config(VISION, [f"backbone={backbone}", f"prompts={name}"]).identity(None)
+            for name in ("single", "ensemble")
+        ]
+        assert (identities[0] != identities[1]) is counts
+
+
+def test_images_that_cannot_be_read_are_left_out_where_the_run_says_so(pets, tmp_path):
+    import shutil
+
+    shutil.copytree(pets, tmp_path, dirs_exist_ok=True)
+    broken = sorted((tmp_path / "pets" / "train").rglob("*.png"))[0]
+    broken.write_bytes(broken.read_bytes()[:40])
+    given = ["dataset=pets", f"paths.data={tmp_path}"]
+    with pytest.raises(ValueError, match="1 of 27 images cannot be read, the first "):
+        load_images(build(*given))
+    section = data_section(load_images(build(*given, "leave_out_unreadable=true")), None)
+    assert len(section["left_out"]) == 1 and broken.name in section["left_out"][0]
+    assert "pets: 1 images that cannot be read were left out." in section["remarks"]
+
+
+def test_what_is_not_here_is_asked_for_where_the_run_says_so(monkeypatch):
+    asked = []
+    monkeypatch.setattr(
+        "randlora_core.image_classification.data.fingerprint_data",
+        lambda name, root, *, download: asked.append(download) or "0",
+    )
+    for override in ("download=false", "download=true"):
+        identify_images(build("dataset=gtsrb", override))
+    assert asked == [False, True]
 
 
 def test_zero_shot_depends_on_no_training_data():

@@ -1,5 +1,6 @@
 """The task of a vision run on tiny models with random weights: its head, its start, and what a step changes."""
 
+import dataclasses
 import gc
 import weakref
 from types import SimpleNamespace
@@ -14,6 +15,7 @@ from randlora_core.experiment.adaptation import apply_method
 from randlora_core.experiment.loop.fit import FitSettings, fit
 from randlora_core.experiment.rates import build_config
 from randlora_core.experiment.running import run
+from randlora_core.image_classification.data import load_images
 from vision.experiment import EXPERIMENT, VisionTask
 from vision_language.experiment import EXPERIMENT as VISION_LANGUAGE
 
@@ -130,3 +132,18 @@ def test_a_language_model_takes_no_images(given):
     config = build_config(EXPERIMENT, given(DINOV2, "lora"))
     with pytest.raises(ValueError, match="backbone 'words' takes no images; accepted: models of DINOv2 and CLIP"):
         VisionTask(config, SimpleNamespace(name="words", kind="causal_lm"))
+
+
+def test_a_class_is_one_text_or_the_average_over_all_templates(make_task, monkeypatch):
+    templates = ("a photo of a {}.", "a drawing of a {} in a book.")
+    two = lambda config: dataclasses.replace(load_images(config), templates=templates)  # noqa: E731
+    monkeypatch.setattr("vision.experiment.load_images", two)
+    heads = {name: make_task(CLIP, "zero_shot", f"prompts={name}").module.head for name in ("single", "ensemble")}
+    backbone = build(CLIP)
+    texts = [
+        backbone.model.encode_text(backbone.tokenize([template.format(name) for name in ("ant", "bee", "cow")]), True)
+        for template in templates
+    ]
+    assert torch.allclose(heads["single"].texts, texts[0], atol=1e-5)
+    assert torch.allclose(heads["ensemble"].texts, F.normalize(sum(texts), dim=-1), atol=1e-5)
+    assert not torch.allclose(texts[0], texts[1], atol=1e-2)

@@ -1,7 +1,10 @@
+import dataclasses
+
 import pytest
 import torch
 
 from randlora_core.experiment.rates import build_config
+from randlora_core.image_classification.data import load_images
 from vision_language.experiment import EXPERIMENT
 
 CPU = torch.device("cpu")
@@ -73,3 +76,25 @@ def test_an_evaluation_leaves_the_mode_of_the_module_alone(task):
 def test_evaluate_batch_size_changes_nothing(task):
     one, two = (task(f"evaluate.batch_size={size}").evaluate("test", CPU, "fp32")["pets"] for size in (2, 256))
     assert one.value == two.value and (one.predicted == two.predicted).all()
+
+
+def test_a_class_is_one_text_or_the_average_over_all_templates(task, monkeypatch):
+    templates = ("a photo of a {}.", "a drawing of a {} in a book.")
+    two = lambda config: dataclasses.replace(load_images(config), templates=templates)  # noqa: E731
+    monkeypatch.setattr("vision_language.experiment.load_images", two)
+    single, ensemble = task("prompts=single"), task("prompts=ensemble")
+    assert len(single.tokens) == 1 and len(ensemble.tokens) == 2
+    size = single.backbone.image_size
+    images = torch.rand(4, 3, size, size, generator=torch.manual_seed(0))
+    with torch.no_grad():
+        features = torch.nn.functional.normalize(ensemble.model.encode_image(images), dim=-1)
+        texts = [
+            ensemble.model.encode_text(
+                ensemble.backbone.tokenize([template.format(name) for name in ensemble.images.class_names]), True
+            )
+            for template in templates
+        ]
+        for made, text in ((single, texts[0]), (ensemble, torch.nn.functional.normalize(sum(texts), dim=-1))):
+            expected = made.model.logit_scale.exp() * features @ text.T
+            assert torch.allclose(made.classifier(CPU, "fp32")(images), expected, atol=1e-4)
+    assert not torch.allclose(texts[0], texts[1], atol=1e-2)
