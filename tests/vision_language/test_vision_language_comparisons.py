@@ -4,14 +4,14 @@ import pytest
 
 from randlora_core.adapters.inject import find_targets
 from randlora_core.experiment.commands.tune import find_searches
-from randlora_core.experiment.compose import choices
 from randlora_core.experiment.rates import build_config
 from randlora_core.experiment.sweeps.comparison_file import load_comparison
+from randlora_core.experiment.sweeps.comparison_names import comparison_names
 from randlora_core.models import build_backbone
 from randlora_core.models.counts import closest_rank, count_trainable
 from vision_language.experiment import EXPERIMENT
 
-NAMES = choices("comparison")
+NAMES = comparison_names()
 
 
 def test_the_default_comparison_is_there():

@@ -2,6 +2,7 @@
 
     python -m vision_language.compare                                the default comparison
     python -m vision_language.compare figure3 paths.data=/data       another one, with an override for every run
+    python -m vision_language.compare figure3 scale=mini             at another scale: paper, mini or demo
     python -m vision_language.compare --dry-run                      what would run, what is done, what it would cost
     python -m vision_language.compare --datasets digits --seeds 1    a part of it
     python -m vision_language.compare --from-records                 the tables of the committed records, no training
@@ -133,13 +134,14 @@ def parse_comparison(
     named = [text.removeprefix("name=") for text in pairs if text.startswith("name=")]
     named += words[:1] if words and not words[0].startswith("-") else []
     name = named[0] if named else DEFAULT
-    file = load_comparison(name, configs=configs).file
+    scale = next((text.removeprefix("scale=") for text in reversed(pairs) if text.startswith("scale=")), None)
+    file = load_comparison(name, scale=scale, configs=configs).file
     first = experiment if experiment is not None else find_experiment(file.experiment)
     if first.name != file.experiment:
         owner = f"python -m {file.experiment}.{command}"
         raise ValueError(f"comparison {name!r} is of {file.experiment}; accepted: {owner}, or a name of {first.name}'s")
     program = f"{experiment.name if experiment else 'randlora_core.experiment'}.{command}"
-    parser = make_parser(program, description, "[NAME] [options] [SETTING=VALUE ...]")
+    parser = make_parser(program, description, "[NAME] [scale=SCALE] [options] [SETTING=VALUE ...]")
     parser.add_argument("name", nargs="?", help=f"a file of configs/comparison (default: {DEFAULT})")
     for axis in first.axes:
         parser.add_argument(option_of(axis.key), nargs="+", metavar="VALUE", type=_value, dest=f"axis_{axis.key}")
@@ -153,11 +155,13 @@ def parse_comparison(
         raise ValueError(f"unexpected argument {options.name!r}; accepted: the comparison's name before all options")
     comparison = load_comparison(
         name,
-        overrides=[text for text in pairs if not text.startswith("name=")],
+        scale=scale,
+        overrides=[text for text in pairs if not text.startswith(("name=", "scale="))],
         axes={axis.key: getattr(options, f"axis_{axis.key}") for axis in first.axes},
         seeds=getattr(options, "seeds", None),
         configs=configs,
     )
+    print(comparison.describe(), flush=True)
     return options, comparison, comparison.experiments(first)
 
 
@@ -183,8 +187,8 @@ def plan_comparison(
     check_distinct(planned)
     known = list(dict.fromkeys(entry.label for entry in planned))
     file = comparison.file
-    select(known, [label for pair in file.pairs for label in pair], f"method in pairs of {comparison.name}.yaml:")
-    select(known, [file.reference] if file.reference else None, f"reference in {comparison.name}.yaml:")
+    select(known, [label for pair in file.pairs for label in pair], f"method in pairs of {comparison.path.name}:")
+    select(known, [file.reference] if file.reference else None, f"reference in {comparison.path.name}:")
     chosen = select(known, labels, "method")
     return [entry for entry in planned if entry.label in chosen]
 

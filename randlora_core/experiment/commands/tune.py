@@ -4,9 +4,10 @@
     python -m vision_language.tune figure3 paths.data=/data
     python -m vision_language.tune --records try.jsonl training.steps=5      a trial that changes no committed record
 
-Every method gets the same number of values around its own centre (`configs/comparison/<name>.yaml`), widened where the
-best lies at an end. The test sets are not touched. The records go to `<experiment>/records/tuning_<name>.jsonl`, which
-is committed and from which runs take their learning rate, or to the file that `--records` names.
+Every method gets the same number of values around its own centre, which the comparison's file states, widened where
+the best lies at an end. The test sets are not touched. The records go to `<experiment>/records/tuning_<name>.jsonl`
+(`tuning_<name>_<scale>.jsonl`), which is committed and from which runs take their learning rate, or to the file that
+`--records` names.
 """
 
 from __future__ import annotations

@@ -19,7 +19,7 @@ def filled(text: str, mark: str, make: Callable[[str], str]) -> str:
     Raises:
         ValueError: If there is no such mark.
     """
-    block = re.compile(rf"(<!-- {mark} (\w+) -->\n).*?(<!-- end of {mark} \2 -->)", re.DOTALL)
+    block = re.compile(rf"(<!-- {mark} ([\w/]+) -->\n).*?(<!-- end of {mark} \2 -->)", re.DOTALL)
     if not block.search(text):
         raise ValueError(f"no {mark} block found; accepted: <!-- {mark} NAME --> ... <!-- end of {mark} NAME -->")
     return block.sub(lambda match: match[1] + make(match[2]) + match[3], text)

@@ -1,8 +1,8 @@
 """Comparison files: which methods, data and seeds stand in one table.
 
-A file `configs/comparison/<name>.yaml` holds what the comparison varies; everything else is the run's own Hydra config,
-to which the file's and the command line's overrides are passed. With `like: <name>` a file states only what differs
-from another one.
+A file of `configs/comparison` (`comparison_names` says where it lies) holds what the comparison varies; everything else
+is the run's own Hydra config, to which the file's and the command line's overrides are passed. With `like: <name>` a
+file states only what differs from another one, also one of another scale (`like: paper/figure3`).
 """
 
 from __future__ import annotations
@@ -19,6 +19,7 @@ from pydantic import Field, model_validator
 from randlora_core.experiment.compose import CONFIGS
 from randlora_core.experiment.config import Names, Section, validated
 from randlora_core.experiment.interface import Experiment, find_experiment
+from randlora_core.experiment.sweeps.comparison_names import comparison_names, find_comparison, scale_of
 
 Values = Annotated[tuple[str | int | float | None, ...], Field(strict=False, min_length=1)]
 Seeds = Annotated[tuple[int, ...], Field(strict=False, min_length=1)]
@@ -81,6 +82,7 @@ class ComparisonFile(Section):
         where: Passed to some runs.
         pairs: (method, rival) labels for the verdict.
         reference: Label of the row against which every other one is held, such as the linear probe's.
+        table: The submission's number of the table that it makes, by which it is also found (`table3`).
     """
 
     experiment: str
@@ -92,6 +94,7 @@ class ComparisonFile(Section):
     where: Annotated[tuple[Where, ...], Field(strict=False)] = ()
     pairs: Annotated[tuple[Annotated[tuple[str, str], Field(strict=False)], ...], Field(strict=False)] = ()
     reference: str | None = None
+    table: int | None = None
 
     @model_validator(mode="after")
     def _fits(self) -> ComparisonFile:
@@ -112,18 +115,30 @@ class Comparison:
     """A comparison that is about to be run, narrowed and overridden by the command line.
 
     Attributes:
-        name: The file's name.
-        file: What the file states.
+        path: The file.
+        file: What it states.
         overrides: Of the command line, after all others.
         axes: Values that the command line gives in place of the file's.
         seeds: Seeds that the command line gives, or the file's.
     """
 
-    name: str
+    path: Path
     file: ComparisonFile
     overrides: tuple[str, ...]
     axes: Mapping[str, tuple[Any, ...]]
     seeds: tuple[int, ...]
+
+    @property
+    def name(self) -> str:
+        """Its name in records and results: the file's, and the scale where it has one, such as "figure3_mini"."""
+        scale = scale_of(self.path)
+        return self.path.stem if scale is None else f"{self.path.stem}_{scale}"
+
+    def describe(self) -> str:
+        """One line: which file it is, and at which scale."""
+        scale = scale_of(self.path)
+        at = "" if scale is None else f" at scale {scale}"
+        return f"{self.path.stem}{at}: {self.path.relative_to(self.path.parents[2 if scale is None else 3])}"
 
     @property
     def is_narrowed(self) -> bool:
@@ -174,15 +189,17 @@ class Comparison:
 def load_comparison(
     name: str,
     *,
+    scale: str | None = None,
     overrides: Sequence[str] = (),
     axes: Mapping[str, Sequence[Any]] | None = None,
     seeds: Sequence[int] | None = None,
     configs: Path = CONFIGS,
 ) -> Comparison:
-    """Reads `configs/comparison/<name>.yaml`.
+    """Reads a comparison file.
 
     Args:
-        name: The file's name without its ending.
+        name: Its name, as `find_comparison` takes it.
+        scale: paper, mini or demo; None for the first at which there is a file of this name.
         overrides: Overrides of the command line, after the file's.
         axes: Values in place of the file's.
         seeds: Seeds in place of the file's.
@@ -192,27 +209,33 @@ def load_comparison(
         ValueError: No such file, a file with unknown or missing keys, or an override of what the comparison varies; the
             message names what is accepted.
     """
-    from omegaconf import OmegaConf
-
-    folder = configs / "comparison"
-    known = sorted(file.stem for file in folder.glob("*.yaml"))
-    if name not in known:
-        raise ValueError(f"unknown comparison {name!r}; accepted: {', '.join(known)}")
-    values: Any = OmegaConf.to_container(OmegaConf.load(folder / f"{name}.yaml"), resolve=True)
-    if like := values.pop("like", None):
-        if like not in known:
-            raise ValueError(f"{name}.yaml: like={like!r}; accepted: {', '.join(known)}")
-        values = OmegaConf.to_container(OmegaConf.load(folder / f"{like}.yaml"), resolve=True) | values
-    file = validated(ComparisonFile, values, where=f"{name}.yaml")
+    path = find_comparison(name, scale, configs)
+    file = validated(ComparisonFile, _read(path, configs), where=path.name)
     _check_overrides(file, overrides)
     chosen = {axis: tuple(values) for axis, values in (axes or {}).items() if values}
     for axis in chosen:
         if axis not in file.axes:
             raise ValueError(f"{option_of(axis)}: this comparison does not vary it; accepted: {axis}=VALUE")
-    comparison = Comparison(name, file, tuple(overrides), chosen, tuple(seeds or file.seeds))
+    comparison = Comparison(path, file, tuple(overrides), chosen, tuple(seeds or file.seeds))
     if file.tuning.seed in comparison.seeds:
         raise ValueError(f"tuning.seed={file.tuning.seed} is a seed of the comparison; accepted: any other")
     return comparison
+
+
+def _read(path: Path, configs: Path, readers: tuple[Path, ...] = ()) -> dict[str, Any]:
+    """What a file states, over what the file that it is like states; `readers` are the files that are like this one."""
+    from omegaconf import OmegaConf
+
+    values: Any = OmegaConf.to_container(OmegaConf.load(path), resolve=True)
+    if not (like := values.pop("like", None)):
+        return values
+    try:
+        other = find_comparison(like, None, configs)
+        if other in (path, *readers):
+            raise ValueError
+    except ValueError:
+        raise ValueError(f"{path.name}: like={like!r}; accepted: {', '.join(comparison_names(configs))}") from None
+    return _read(other, configs, (path, *readers)) | values
 
 
 def _check_overrides(file: ComparisonFile, overrides: Sequence[str]) -> None:

@@ -95,8 +95,8 @@ def test_the_table_of_committed_records_needs_neither_data_nor_training(tiny, co
 def test_the_dry_run_says_where_each_rate_comes_from(command, capsys):
     assert command("--dry-run", "--seeds", "1", "--rules", "sum") == 0
     lines = capsys.readouterr().out.splitlines()
-    assert lines[1] == "planned sum LoRA-2 seed 1  -  -  rate 0.001 (the method's preset, not tuned for these settings)"
-    assert lines[0] == "planned sum Zero-shot seed 1  -  -"
+    assert lines[2] == "planned sum LoRA-2 seed 1  -  -  rate 0.001 (the method's preset, not tuned for these settings)"
+    assert lines[:2] == ["small: configs/comparison/small.yaml", "planned sum Zero-shot seed 1  -  -"]
 
 
 @pytest.mark.parametrize(
@@ -246,6 +246,21 @@ def test_a_comparison_is_named_first_or_by_name_and_is_otherwise_the_default(tin
     assert main(tiny, ["--dry-run", "small", f"paths.results={tmp_path}"]) == 2
     message = "unexpected argument 'small'; accepted: the comparison's name before all options"
     assert capsys.readouterr().err == f"error: {message}\n"
+
+
+def test_a_scale_has_records_and_results_of_its_own(tiny, tmp_path, capsys):
+    folder = tiny.configs / "comparison" / "mini"
+    folder.mkdir()
+    (folder / "small.yaml").write_text("like: small\nseeds: [7]\naxes: {rule: [sum]}\n")
+    words = ["small", "scale=mini", "--methods", "Zero-shot", f"paths.results={tmp_path / 'results'}"]
+    assert main(tiny, [*words, "--save-records"]) == 0
+    shown = capsys.readouterr().out
+    assert shown.startswith("small at scale mini: configs/comparison/mini/small.yaml\n")
+    assert {path.name for path in tiny.records.iterdir()} == {"small_mini.jsonl"}
+    assert (tmp_path / "results" / "tiny" / "small_mini-part" / "table.md").exists()
+    assert main(tiny, [*words, "scale=huge"]) == 2
+    shown = capsys.readouterr()
+    assert shown.err == "error: scale=huge of comparison 'small'; accepted: no scale, scale=mini\n"
 
 
 def test_a_comparison_of_another_experiment_is_sent_to_its_command(tiny, capsys):
