@@ -1,5 +1,7 @@
 """The comparison files that ship: they compose, they are fair, and their pairs have the closest budgets."""
 
+import dataclasses
+
 import pytest
 
 from randlora_core.adapters.inject import find_targets
@@ -46,7 +48,9 @@ def test_rows_have_labels_of_their_own_and_pairs_and_reference_name_rows(name):
 @pytest.mark.parametrize("name", NAMES)
 def test_tuning_touches_neither_the_test_split_nor_the_comparisons_seeds(name):
     comparison = load_comparison(name)
-    for searches in find_searches(comparison, comparison.experiments()).values():
+    here = {"identify_data": lambda config: "data", "identify_weights": lambda config: "weights"}
+    known = {name: dataclasses.replace(one, **here) for name, one in comparison.experiments().items()}
+    for searches in find_searches(comparison, known).values():
         assert all("evaluate.test=false" in search.overrides for search in searches)
         assert all(f"seed={comparison.file.tuning.seed}" in search.overrides for search in searches)
 
@@ -65,11 +69,14 @@ def test_the_default_comparison_is_fair():
     assert {"zero_shot", "linear_probe", "full", "lora", "randlora"} <= methods
 
 
-def test_the_pairs_have_the_closest_budgets():
+@pytest.mark.parametrize("name", ["default", "mini/figure3"])
+def test_the_pairs_of_randlora_and_lora_have_the_closest_budgets(name):
     """The ranks in the file are the ones whose parameters on the small CLIP come closest to LoRA's."""
     backbone = build_backbone("mini_clip", pretrained=False)
     shapes = find_targets(backbone.model, backbone.default_targets)
-    for method, rival in load_comparison("default").file.pairs:
+    pairs = [pair for pair in load_comparison(name).file.pairs if pair[1].startswith("LoRA-")]
+    assert pairs
+    for method, rival in pairs:
         budget = count_trainable(shapes, "lora", int(rival.removeprefix("LoRA-")))
         assert method == f"RandLoRA-{closest_rank(shapes, 'randlora', budget)}"
         assert 0.8 < count_trainable(shapes, "randlora", int(method.removeprefix("RandLoRA-"))) / budget < 1.2
