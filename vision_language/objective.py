@@ -2,10 +2,12 @@
 
 from __future__ import annotations
 
+import torch
 from torch import Tensor, nn
 from torch.nn import functional as F
 from torch.utils.data import Dataset
 
+from randlora_core.experiment.loop.distributed import gather_rows
 from randlora_core.image_classification.batches import ImageBatches
 from randlora_core.image_classification.texts import similarities
 from randlora_core.models.text_tower import encode_text
@@ -26,15 +28,21 @@ class ContrastiveObjective(nn.Module):
         super().__init__()
         self.model = model
 
-    def forward(self, images: Tensor, tokens: Tensor, targets: Tensor) -> tuple[Tensor, int]:
+    def forward(
+        self, images: Tensor, tokens: Tensor, targets: Tensor, num_texts: Tensor | None = None
+    ) -> tuple[Tensor, int]:
         """The sum of the images' cross-entropies, and their number.
 
         Args:
             images: (B, 3, S, S).
             tokens: Texts (C, context), or as short as `shorten` makes them.
             targets: Index of each image's text, (B,).
+            num_texts: Where several processes share a micro-batch, the number of its texts, of which `tokens` are this
+                process's: their features are gathered from all processes.
         """
         image_features, text_features = self.model.encode_image(images), encode_text(self.model, tokens)
+        if num_texts is not None:
+            text_features = gather_rows(text_features)[: int(num_texts)]
         logits = similarities(image_features, text_features, self.model.logit_scale)
         return F.cross_entropy(logits, targets, reduction="sum"), len(targets)
 
@@ -43,22 +51,36 @@ class TextBatches(Dataset):
     """Micro-batches of images with the texts they are contrasted with: (images, tokens, targets).
 
     The distinct classes are found here, on the CPU, so that training never waits for the accelerator to count them.
+    A shard has a part of a micro-batch's images and of its texts, the last of them repeated until every process has as
+    many; the number of texts follows as a fourth tensor.
 
     Args:
         images: Micro-batches of images and labels.
         tokens: One text per class, (classes, context).
         every_class: Give the texts of all classes instead of those of the micro-batch.
+        part: Which part of a micro-batch's texts to give, and of how many.
     """
 
-    def __init__(self, images: ImageBatches, tokens: Tensor, *, every_class: bool):
-        self.images, self.tokens, self.every_class = images, tokens, every_class
+    def __init__(self, images: ImageBatches, tokens: Tensor, *, every_class: bool, part: tuple[int, int] = (0, 1)):
+        self.images, self.tokens, self.every_class, self.part = images, tokens, every_class, part
 
     def __len__(self) -> int:
         return len(self.images)
 
-    def __getitem__(self, index: int) -> tuple[Tensor, Tensor, Tensor]:
+    def __getitem__(self, index: int) -> tuple[Tensor, ...]:
         images, labels = self.images[index]
-        if self.every_class:
-            return images, self.tokens, labels
-        distinct, targets = labels.unique(return_inverse=True)
-        return images, self.tokens[distinct], targets
+        tokens, targets = self.tokens, labels
+        if not self.every_class:
+            distinct = self.images.whole_labels(index).unique()
+            tokens, targets = self.tokens[distinct], torch.searchsorted(distinct, labels)
+        part, parts = self.part
+        if parts == 1:
+            return images, tokens, targets
+        share = -(-len(tokens) // parts)
+        rows = torch.arange(part * share, (part + 1) * share).clamp(max=len(tokens) - 1)
+        return images, tokens[rows], targets, torch.tensor(len(tokens))
+
+    def shard(self, part: int, parts: int) -> TextBatches:
+        """Parts of the same micro-batches, for a process of several that share them."""
+        images = self.images.shard(part, parts)
+        return TextBatches(images, self.tokens, every_class=self.every_class, part=(part, parts))

@@ -2,6 +2,8 @@
 
 from __future__ import annotations
 
+import copy
+
 import torch
 from torch import Tensor
 from torch.utils.data import DataLoader, Dataset
@@ -28,6 +30,7 @@ class ImageBatches(Dataset):
         self.batch_size, self.num_batches = batch_size, num_batches
         self.order = DataOrder(len(images), seed)
         self.labels = images.split.labels
+        self.part = slice(None)
 
     def __len__(self) -> int:
         return self.num_batches
@@ -35,9 +38,30 @@ class ImageBatches(Dataset):
     def __getitem__(self, index: int) -> tuple[Tensor, Tensor]:
         if not 0 <= index < self.num_batches:
             raise IndexError(index)
-        chosen = list(self.order.take(index * self.batch_size, self.batch_size))
+        chosen = self._chosen(index)[self.part]
         images = [self._image(epoch, image) for epoch, image in chosen]
         return torch.stack(images), self.labels[[image for _, image in chosen]]
+
+    def whole_labels(self, index: int) -> Tensor:
+        """The labels of all of a micro-batch's images, of which a shard has only some: int64 (batch,)."""
+        return self.labels[[image for _, image in self._chosen(index)]]
+
+    def shard(self, part: int, parts: int) -> ImageBatches:
+        """The same micro-batches with every `parts`-th image, from image `part` on.
+
+        Raises:
+            ValueError: A micro-batch has fewer images than there are parts.
+        """
+        if self.batch_size < parts:
+            raise ValueError(
+                f"micro-batches of {self.batch_size} images for {parts} processes; accepted: {parts} or more"
+            )
+        shard = copy.copy(self)
+        shard.part = slice(part, None, parts)
+        return shard
+
+    def _chosen(self, index: int) -> list[tuple[int, int]]:
+        return list(self.order.take(index * self.batch_size, self.batch_size))
 
     def _image(self, epoch: int, index: int) -> Tensor:
         return self.images.image(index, Stream("augmentation", self.seed, epoch, index))

@@ -80,6 +80,18 @@ def test_half_of_the_images_are_mirrored_where_asked_for():
     assert (torch.cat([batches(number=50)[index][0] for index in range(50)])[:, 0, 6, 0] > 250).all()
 
 
+def test_shards_have_all_images_between_them_as_the_whole_has_them():
+    whole = batches(size=5, crop=0.5, flip=True)
+    shards = [whole.shard(part, 2) for part in range(2)]
+    for index in range(20):
+        images, labels = whole[index]
+        for part, shard in enumerate(shards):
+            assert torch.equal(shard[index][0], images[part::2]) and torch.equal(shard[index][1], labels[part::2])
+            assert torch.equal(shard.whole_labels(index), labels) and len(shard) == len(whole)
+    with pytest.raises(ValueError, match="micro-batches of 5 images for 6 processes; accepted: 6 or more"):
+        whole.shard(0, 6)
+
+
 def test_batches_travel_to_the_processes_that_prepare_them():
     sent = pickle.loads(pickle.dumps(batches(crop=0.5, flip=True)))
     assert torch.equal(sent[3][0], batches(crop=0.5, flip=True)[3][0])

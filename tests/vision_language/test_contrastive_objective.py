@@ -3,26 +3,10 @@ import math
 import numpy as np
 import pytest
 import torch
-from torch import nn
+from tiny_clip import TinyClip
 from torch.nn import functional as F
 
 from vision_language.objective import ContrastiveObjective, TextBatches
-
-
-class TinyClip(nn.Module):
-    """Linear towers: images (B, 3, 4, 4) and token vectors (C, 5) to 6 features."""
-
-    def __init__(self):
-        super().__init__()
-        torch.manual_seed(0)
-        self.image, self.text = nn.Linear(48, 6), nn.Linear(5, 6)
-        self.logit_scale = nn.Parameter(torch.tensor(math.log(20.0)))
-
-    def encode_image(self, images):
-        return self.image(images.flatten(1))
-
-    def encode_text(self, tokens):
-        return self.text(tokens.float())
 
 
 def oracle_logits(model, images, tokens):
@@ -67,6 +51,9 @@ class Labels:
 
     def __getitem__(self, index):
         return torch.zeros(len(self.labels[index]), 3, 4, 4), torch.tensor(self.labels[index])
+
+    def whole_labels(self, index):
+        return torch.tensor(self.labels[index])
 
 
 def test_in_batch_takes_the_distinct_classes_of_the_micro_batch():

@@ -4,41 +4,78 @@ from __future__ import annotations
 
 import contextlib
 from collections.abc import Iterator
+from dataclasses import dataclass
 from typing import TYPE_CHECKING
 
 import torch
-from torch import nn
+from torch import Tensor, nn
 from torch.distributed.tensor import DTensor
+from torch.utils.data import Dataset
 
 if TYPE_CHECKING:
     from accelerate import Accelerator
 
 
-def make_accelerator(device: torch.device, accumulate: int) -> Accelerator:
-    """The Accelerator of a run of which every step has `accumulate` micro-batches over all processes.
+@dataclass(frozen=True)
+class Shares:
+    """How the micro-batches of a step are divided between the processes.
+
+    Attributes:
+        number: Micro-batches of a step that a process takes part in.
+        first: The first of them.
+        stride: From one of them to the next.
+        are_split: Whether a process takes a part of every micro-batch instead of some micro-batches whole.
+    """
+
+    number: int
+    first: int
+    stride: int
+    are_split: bool
+
+
+def make_accelerator(device: torch.device, accumulate: int, batches: Dataset) -> tuple[Accelerator, Shares]:
+    """The Accelerator of a run of which every step has `accumulate` micro-batches over all processes, and their shares.
 
     Raises:
-        ValueError: The micro-batches cannot be dealt out evenly, or Accelerate, which takes one kind of device in the
-            life of a process, does not use this one.
+        ValueError: The micro-batches can be neither dealt out evenly nor split, or Accelerate, which takes one kind of
+            device in the life of a process, does not use this one.
     """
     from accelerate import Accelerator, PartialState
     from accelerate.utils import DataLoaderConfiguration, GradientAccumulationPlugin
 
-    processes = PartialState(cpu=device.type == "cpu").num_processes
+    state = PartialState(cpu=device.type == "cpu")
+    processes = state.num_processes
+    shares = Shares(accumulate // processes, state.process_index, processes, are_split=False)
     if accumulate % processes:
-        raise ValueError(
-            f"accumulate={accumulate} micro-batches per step cannot be dealt out to {processes} processes; "
-            f"accepted: multiples of {processes}"
-        )
+        if not hasattr(batches, "shard"):
+            raise ValueError(
+                f"accumulate={accumulate} micro-batches per step cannot be dealt out to {processes} processes; "
+                f"accepted: multiples of {processes}"
+            )
+        shares = Shares(accumulate, 0, 1, are_split=True)
     accelerator = Accelerator(
         mixed_precision="no",
         cpu=device.type == "cpu",
-        gradient_accumulation_plugin=GradientAccumulationPlugin(accumulate // processes, sync_with_dataloader=False),
+        gradient_accumulation_plugin=GradientAccumulationPlugin(shares.number, sync_with_dataloader=False),
         dataloader_config=DataLoaderConfiguration(non_blocking=True),
     )
     if accelerator.device.type != device.type:
         raise ValueError(f"device {device} cannot be used: Accelerate runs on {accelerator.device} in this process")
-    return accelerator
+    return accelerator, shares
+
+
+def gather_rows(rows: Tensor) -> Tensor:
+    """The rows of all processes, one process after the other; gradients go back to the process that a row came from.
+
+    Args:
+        rows: (N, ...), N the same in every process.
+
+    Returns:
+        (processes * N, ...).
+    """
+    from torch.distributed.nn.functional import all_gather
+
+    return torch.cat(all_gather(rows.contiguous()))
 
 
 @contextlib.contextmanager

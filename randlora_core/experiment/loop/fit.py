@@ -135,7 +135,8 @@ def fit(
 
     The gradient of a step is that of the mean loss over all terms (samples, tokens) of its micro-batches, however they
     are cut. In several processes (torchrun, accelerate launch) each takes its part of every step's micro-batches, so
-    that losses and weights are those of one process up to rounding.
+    that losses and weights are those of one process up to rounding. Where they are not a multiple of the processes,
+    each takes a part of every micro-batch; then dropout draws other masks than one process does.
 
     A run that is killed and called again with the same arguments gives the same losses and weights to the bit: its
     state is written between steps, and all randomness is a function of seed, step and micro-batch.
@@ -144,7 +145,8 @@ def fit(
         module: Its forward takes a micro-batch (*tensors) and gives the sum of the losses over the micro-batch's terms
             and the number of these terms, an integer or a tensor of no dimension. It is moved to the device unless it
             is already placed, see `is_placed`.
-        batches: Micro-batch i, a tuple of CPU tensors, for i in [0, steps * accumulate); a function of i alone.
+        batches: Micro-batch i, a tuple of CPU tensors, for i in [0, steps * accumulate); a function of i alone. A data
+            set whose micro-batches can be split has a method `shard(part, parts)` that gives the data set of the parts.
         settings: The optimizer's and the loop's settings.
         device: Where to train.
         resume: Where to keep resumable state; None for nowhere.
@@ -157,8 +159,8 @@ def fit(
 
     Raises:
         ValueError: Nothing is trainable in the module or in a part with a learning rate of its own, a step has no
-            terms, `keep_best` without validation, micro-batches that cannot be dealt out evenly to the processes, or a
-            device other than that Accelerate uses in this process.
+            terms, `keep_best` without validation, micro-batches that can be neither dealt out evenly to the processes
+            nor split, or a device other than that Accelerate uses in this process.
         FloatingPointError: The loss or the norm of the gradient is not finite.
         KeyboardInterrupt: SIGINT or SIGTERM came; the state after the last whole step has been written.
         OSError: The state cannot be written.
@@ -175,7 +177,7 @@ class _Loop:
         self, module: nn.Module, batches: Dataset, settings: FitSettings, device: torch.device, resume: Resume | None
     ):
         self.settings, self.resume = settings, resume
-        self.accelerator = make_accelerator(device, settings.accumulate)
+        self.accelerator, self.shares = make_accelerator(device, settings.accumulate, batches)
         self.device = self.accelerator.device
         if not is_sharded(module):  # a sharded model averages its gradients over the processes itself
             module = self.accelerator.prepare_model(module, device_placement=not is_placed(module))
@@ -219,17 +221,25 @@ class _Loop:
         return self.result
 
     def _loader(self, batches: Dataset) -> DataLoader:
-        """The micro-batches that are left, dealt out to the processes in turn: process p has p, p + processes, ..."""
-        accumulate = self.settings.accumulate
+        """The micro-batches that are left, dealt out to the processes in turn: process p has p, p + processes, ...
+
+        Those that are split are not dealt out: every process has its parts of all of them.
+        """
+        from accelerate.data_loader import prepare_data_loader
+
+        accumulate, accelerator = self.settings.accumulate, self.accelerator
         loader = DataLoader(
-            batches,
+            batches.shard(accelerator.process_index, accelerator.num_processes) if self.shares.are_split else batches,
             batch_size=1,
             sampler=range(self.step * accumulate, self.settings.steps * accumulate),
             collate_fn=_only,
             num_workers=self.settings.workers,
             pin_memory=self.device.type == "cuda",
         )
-        return self.accelerator.prepare_data_loader(loader)
+        if not self.shares.are_split:
+            return accelerator.prepare_data_loader(loader)
+        alone = {"num_processes": 1, "process_index": 0}
+        return prepare_data_loader(loader, self.device, **alone, put_on_device=True, non_blocking=True)
 
     def _optimize(self) -> None:
         """One optimizer step: forward and backward over its micro-batches, scale, clip, update."""
@@ -243,7 +253,7 @@ class _Loop:
         )
         set_learning_rate_share(self.optimizer, share)
         totals = torch.zeros(2, device=self.device)
-        for micro in range(self.accelerator.process_index, settings.accumulate, self.accelerator.num_processes):
+        for micro in range(self.shares.first, settings.accumulate, self.shares.stride):
             batch = self._next_batch()
             seed_global(settings.seed, "dropout", index, micro)
             with self.accelerator.accumulate(self.module):
@@ -254,7 +264,7 @@ class _Loop:
             totals[1] += num_terms.to(self.device) if isinstance(num_terms, Tensor) else num_terms
         totals = self.accelerator.reduce(totals, reduction="sum")
         self.losses[index], self.num_terms[index] = totals[0] / totals[1], totals[1]
-        self._scale_gradients(settings.accumulate / totals[1])
+        self._scale_gradients(self.shares.number * self.accelerator.num_processes / totals[1])
         limit = math.inf if settings.clip is None else settings.clip
         self.norms[index] = whole(self.accelerator.clip_grad_norm_(self.trained, limit))
         self.optimizer.step()
@@ -269,8 +279,8 @@ class _Loop:
     def _scale_gradients(self, scale: Tensor) -> None:
         """Turns what backward left into the gradient of the mean over all terms of the step.
 
-        Backward left the gradient of the sum of the losses, divided by `accumulate`: Accelerate divides by the
-        micro-batches of one process, and the processes are averaged. The number of terms is known only after the last
+        Backward left the gradient of the sum of the losses, divided twice: Accelerate divides by the micro-batches of
+        one process, and the processes are averaged. The number of terms is known only after the last
         forward, so it divides last. This also keeps the gradients inside the model as large as those of a single term:
         the gradients of a mean over many tokens can vanish in fp16, in which 8-bit layers compute.
         """

@@ -12,7 +12,18 @@ from pathlib import Path
 from unittest import mock
 
 import torch
-from fitting import CPU, PARTS, Batches, Masks, gradients_of_steps, sample_wise, settings, trained_whole, weights
+from fitting import (
+    CPU,
+    PARTS,
+    Batches,
+    Masks,
+    Splittable,
+    gradients_of_steps,
+    sample_wise,
+    settings,
+    trained_whole,
+    weights,
+)
 from torch.nn.parallel import DistributedDataParallel
 
 from randlora_core.experiment.loop.fit import Resume, fit
@@ -21,10 +32,10 @@ from randlora_core.experiment.loop.state import whole
 SIZES = (3, 17, 5, 1, 9, 4)
 
 
-def fitted(module, plan, **arguments):
+def fitted(module, plan, kind=Batches, **arguments):
     """What a fit leaves, as tensors and plain values."""
     with gradients_of_steps(module.head) as gradients:
-        result = fit(module, Batches(plan.steps * plan.accumulate, SIZES), plan, CPU, **arguments)
+        result = fit(module, kind(plan.steps * plan.accumulate, SIZES), plan, CPU, **arguments)
     return {
         "losses": result.losses,
         "weights": {name: whole(tensor) for name, tensor in weights(module).items()},
@@ -41,18 +52,19 @@ def sharded():
     return fully_shard(sample_wise(), mesh=init_device_mesh("cpu", (int(os.environ["WORLD_SIZE"]),)))
 
 
-def stopped_and_resumed(make_module, plan, path):
+def stopped_and_resumed(make_module, plan, path, kind=Batches):
     """A run whose first process, alone, gets SIGTERM after the third step, and then the rest of it."""
     resume = Resume(path, "run", seconds=1e9)
     try:
         fitted(
             make_module(),
             plan,
+            kind,
             resume=resume,
             on_step=lambda step, loss: step == 3 and os.kill(os.getpid(), signal.SIGTERM),
         )
     except KeyboardInterrupt as stop:
-        return {"stop": str(stop), **fitted(make_module(), plan, resume=resume)}
+        return {"stop": str(stop), **fitted(make_module(), plan, kind, resume=resume)}
 
 
 def masks():
@@ -89,6 +101,8 @@ def run(folder):
         "parts": stopped_and_resumed(
             trained_whole, settings(accumulate=2, part_learning_rates=PARTS), folder / "parts"
         ),
+        "split": fitted(sample_wise(), settings(), Splittable),
+        "split_3": stopped_and_resumed(sample_wise, settings(accumulate=3, clip=0.1), folder / "split", Splittable),
         "masks": masks(),
         "unsynchronised": unsynchronised(),
         "uneven": uneven(),

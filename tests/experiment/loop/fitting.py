@@ -74,6 +74,20 @@ class Batches(Dataset):
         return torch.randn(size, 6, generator=draw), torch.randn(size, 3, generator=draw)
 
 
+class Splittable(Batches):
+    """Micro-batches of which several processes can have parts."""
+
+    part = slice(None)
+
+    def __getitem__(self, index):
+        return tuple(tensor[self.part] for tensor in super().__getitem__(index))
+
+    def shard(self, part, parts):
+        shard = Splittable(self.count, self.sizes)
+        shard.part = slice(part, None, parts)
+        return shard
+
+
 class Joined(Dataset):
     """Every `parts` micro-batches of another data set as one."""
 

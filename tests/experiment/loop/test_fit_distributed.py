@@ -58,6 +58,8 @@ CASES = {
     "resumed": {"accumulate": 2},
     "parts": {"accumulate": 2, "part_learning_rates": PARTS},
     "sharded": {"accumulate": 4, "clip": 0.1},
+    "split": {},
+    "split_3": {"accumulate": 3, "clip": 0.1},
 }
 
 
@@ -73,7 +75,7 @@ def test_two_processes_train_as_one_does(processes, case):
         assert torch.allclose(got, wanted, rtol=1e-4, atol=1e-6)
 
 
-@pytest.mark.parametrize("case", ["resumed", "parts", "sharded"])
+@pytest.mark.parametrize("case", ["resumed", "parts", "sharded", "split_3"])
 def test_a_signal_to_one_process_stops_both_and_the_state_resumes_in_both(processes, case):
     for got in processes:
         assert got[case]["stop"] == "stopped after step 3 of 7"
