@@ -7,6 +7,7 @@ on a layer of a given shape. Percent is of all parameters with the adapter, as i
 from __future__ import annotations
 
 import argparse
+import math
 from collections import Counter
 from collections.abc import Iterator, Mapping, Sequence
 from dataclasses import dataclass
@@ -72,7 +73,9 @@ def count_trainable(shapes: Shapes, method: str, rank: int, **fields: Any) -> in
 
 
 def closest_rank(shapes: Shapes, method: str, budget: int, **fields: Any) -> int:
-    """The rank whose trainable parameters come closest to `budget`; of two equally close ones the smaller.
+    """The rank whose trainable parameters come closest to `budget`; of two equally close ones that with fewer.
+
+    No rank above the smallest side of a layer is considered, but for a method to which that is no limit (VeRA).
 
     Args:
         shapes: (out, in) of every adapted layer, by name.
@@ -85,11 +88,36 @@ def closest_rank(shapes: Shapes, method: str, budget: int, **fields: Any) -> int
     """
     if budget < 1 or not shapes:
         raise ValueError(f"closest_rank needs a budget of at least 1 and some layers, not {budget} and {len(shapes)}")
-    limit = min(min(shape) for shape in shapes.values())
-    counts = {rank: count_trainable(shapes, method, rank, **fields) for rank in range(1, limit + 1)}
-    if len(set(counts.values())) == 1 and limit > 1:
+    first, second = (count_trainable(shapes, method, rank, **fields) for rank in (1, 2))
+    if METHODS[method].update.limits_rank:
+        ranks = range(1, min(min(shape) for shape in shapes.values()) + 1)
+    else:  # the parameters grow by the same number with every rank
+        ranks = _around((budget - first) / (second - first) + 1)
+    counts = {rank: count_trainable(shapes, method, rank, **fields) for rank in ranks}
+    if len(set(counts.values())) == 1 and first == second:
         raise ValueError(f"{method}: its number of parameters does not depend on the rank")
-    return min(counts, key=lambda rank: (abs(counts[rank] - budget), rank))
+    return _closest(counts, budget)
+
+
+def closest_num_bases(shapes: Shapes, budget: int) -> int:
+    """NoLA's number of matrices, the same for A and B, that comes closest to `budget` parameters, as `closest_rank`.
+
+    Args:
+        shapes: (out, in) of every adapted layer, by name.
+        budget: Number of trainable parameters to come close to, at least 1.
+    """
+    numbers = _around(budget / (2 * len(shapes)))
+    counts = {k: count_trainable(shapes, "nola", 1, num_bases_a=k, num_bases_b=k) for k in numbers}
+    return _closest(counts, budget)
+
+
+def _around(exact: float) -> tuple[int, int]:
+    """The whole numbers of at least 1 below and above."""
+    return max(1, math.floor(exact)), max(1, math.floor(exact) + 1)
+
+
+def _closest(counts: Mapping[int, int], budget: int) -> int:
+    return min(counts, key=lambda value: (abs(counts[value] - budget), counts[value], value))
 
 
 def count_model(name: str) -> Iterator[ParameterCount]:
