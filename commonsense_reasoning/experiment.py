@@ -21,7 +21,7 @@ from commonsense_reasoning.prompts import (
 )
 from commonsense_reasoning.scoring import score_choices
 from commonsense_reasoning.tasks import TASKS
-from randlora_core.experiment.backbones import build_run_backbone, identify_run_weights
+from randlora_core.experiment.backbones import adapted_shapes, build_run_backbone, identify_run_weights
 from randlora_core.experiment.config import Positive, RunConfig, TrainingConfig, free
 from randlora_core.experiment.interface import Axis, Experiment, Score, Split, Task
 from randlora_core.experiment.loop.fit import compute
@@ -186,6 +186,7 @@ EXPERIMENT = Experiment(
     identify_data=identify_texts,
     identify_weights=identify_run_weights,
     build_task=build_task,
+    adapted_shapes=adapted_shapes,
     unit="texts",
     criterion="minus validation loss per token",
     preload=("transformers", "commonsense_reasoning.experiment"),

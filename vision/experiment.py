@@ -3,13 +3,14 @@
 from __future__ import annotations
 
 from dataclasses import replace
+from functools import partial
 from typing import Any
 
 from pydantic import model_validator
 from torch import Tensor, nn
 from torch.utils.data import Dataset
 
-from randlora_core.experiment.backbones import build_run_backbone, identify_run_weights
+from randlora_core.experiment.backbones import adapted_shapes, build_run_backbone, identify_run_weights
 from randlora_core.experiment.config import PositiveNumber
 from randlora_core.experiment.interface import Experiment
 from randlora_core.experiment.loop.hardware import pick_device
@@ -118,6 +119,7 @@ EXPERIMENT = Experiment(
     identify_data=identify_images,
     identify_weights=identify_run_weights,
     build_task=build_task,
+    adapted_shapes=partial(adapted_shapes, tower="visual"),
     unit="images",
     preload=("open_clip", "timm", "sklearn.datasets", "sklearn.linear_model", "vision.experiment"),
 )

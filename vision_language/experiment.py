@@ -8,7 +8,7 @@ import torch
 from torch import Tensor, nn
 from torch.utils.data import Dataset
 
-from randlora_core.experiment.backbones import build_run_backbone, identify_run_weights
+from randlora_core.experiment.backbones import adapted_shapes, build_run_backbone, identify_run_weights
 from randlora_core.experiment.interface import Experiment
 from randlora_core.image_classification.config import ImageRunConfig, ImageTrainingConfig
 from randlora_core.image_classification.data import IMAGE_AXES, chosen_templates, identify_images, load_images
@@ -84,6 +84,7 @@ EXPERIMENT = Experiment(
     identify_data=identify_images,
     identify_weights=identify_run_weights,
     build_task=build_task,
+    adapted_shapes=adapted_shapes,
     unit="images",
     preload=("open_clip", "sklearn.datasets", "sklearn.linear_model", "vision_language.experiment"),
 )

@@ -66,6 +66,18 @@ def read_tensors(data: bytes) -> dict[str, Tensor]:
         raise ValueError(f"it is damaged or not a safetensors file ({error})") from None
 
 
+def check_same_tensors(stored: Mapping[str, Tensor], present: Mapping[str, Tensor]) -> None:
+    """Refuse tensors of a file that are not those of a model, name by name and shape by shape.
+
+    Raises:
+        ValueError: Naming the first one that differs, with both shapes.
+    """
+    for name in (*stored, *present):
+        shapes = [tuple(tensors[name].shape) if name in tensors else "nothing" for tensors in (stored, present)]
+        if shapes[0] != shapes[1]:
+            raise ValueError(f"{name!r} has shape {shapes[0]} there and {shapes[1]} in the model")
+
+
 def write_together(directory: Path, files: Mapping[str, bytes]) -> None:
     """Write files by name and contents, all of them in full before the first one takes its place.
 

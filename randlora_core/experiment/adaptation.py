@@ -8,16 +8,19 @@ from pathlib import Path
 from typing import Any
 
 import torch
-from safetensors.torch import load_file, save
+from safetensors.torch import load_file
+from safetensors.torch import save as serialize_tensors
 from torch import Tensor
 
 from randlora_core.adapters import make_config
 from randlora_core.adapters.checkpoint import load_adapter, save_adapter
+from randlora_core.adapters.files import check_same_tensors, naming
 from randlora_core.adapters.inject import inject_adapter
 from randlora_core.adapters.state import count_parameters
 from randlora_core.experiment.config import RunConfig
 from randlora_core.experiment.interface import Task
 from randlora_core.experiment.loop.seeding import seed_global
+from randlora_core.experiment.peft_tuners import PEFT, inject_tuner, load_tuner, save_tuner, tuner_parameters
 from randlora_core.files import atomic_file
 
 DELTA_FILE = "delta.safetensors"
@@ -38,7 +41,10 @@ def apply_method(task: Task, config: RunConfig) -> None:
     seed_global(config.seed, "initialisation")
     if config.is_adapted:
         targets = config.adapter.targets if config.adapter.targets is not None else task.default_targets
-        inject_adapter(task.model, make_config(config.adapter.method, **config.adapter.options), targets)
+        if config.adapter.method == PEFT:
+            inject_tuner(task.model, config.adapter.options, targets)
+        else:
+            inject_adapter(task.model, make_config(config.adapter.method, **config.adapter.options), targets)
     for name in task.frozen:
         task.model.get_parameter(name).requires_grad_(False)
     if not config.is_trained:
@@ -48,7 +54,8 @@ def apply_method(task: Task, config: RunConfig) -> None:
 def parameter_section(task: Task) -> dict[str, Any]:
     """The record's section on parameters: trainable, total, and trainable ones per layer."""
     counts = count_parameters(task.module)
-    return {"trainable": counts.trainable, "total": counts.total, "per_layer": dict(counts.per_layer)}
+    per_layer = {**counts.per_layer, **tuner_parameters(task.module)}
+    return {"trainable": counts.trainable, "total": counts.total, "per_layer": per_layer}
 
 
 def original_weights(task: Task, config: RunConfig) -> dict[str, Tensor]:
@@ -78,7 +85,8 @@ def save_weights(
         weights: The identity of the pre-trained weights, which must be the same then.
     """
     if config.is_adapted:
-        save_adapter(task.model, directory)
+        save = save_tuner if config.adapter.method == PEFT else save_adapter
+        save(task.model, directory)
     if original:
         delta = {name: value.detach().cpu() - original[name] for name, value in _changed_by_full(task).items()}
         _write(directory / DELTA_FILE, delta)
@@ -104,7 +112,8 @@ def load_weights(directory: Path, task: Task, config: RunConfig) -> None:
     stored = _read(directory / HEAD_FILE, head) if head else {}
     delta = _read(directory / DELTA_FILE, changed) if changed else {}
     if config.is_adapted:
-        load_adapter(task.model, directory)
+        load = load_tuner if config.adapter.method == PEFT else load_adapter
+        load(task.model, directory)
     for name, value in changed.items():
         value.add_(delta[name].to(value.device))
     for name, value in head.items():
@@ -124,7 +133,9 @@ def _changed_by_full(task: Task) -> dict[str, Tensor]:
 
 def _write(path: Path, tensors: Mapping[str, Tensor]) -> None:
     with atomic_file(path) as part:
-        part.write_bytes(save({name: value.detach().cpu().contiguous() for name, value in tensors.items()}))
+        part.write_bytes(
+            serialize_tensors({name: value.detach().cpu().contiguous() for name, value in tensors.items()})
+        )
 
 
 def _read(path: Path, present: Mapping[str, Tensor]) -> dict[str, Tensor]:
@@ -132,10 +143,8 @@ def _read(path: Path, present: Mapping[str, Tensor]) -> dict[str, Tensor]:
     if not path.is_file():
         raise ValueError(f"{path} is missing; accepted: a folder that a run with save.adapter=true has written")
     stored = load_file(path)
-    for name in (*stored, *present):
-        shapes = [tuple(tensors[name].shape) if name in tensors else "nothing" for tensors in (stored, present)]
-        if shapes[0] != shapes[1]:
-            raise ValueError(f"{path}: {name!r} has shape {shapes[0]} there and {shapes[1]} in the model")
+    with naming(path):
+        check_same_tensors(stored, present)
     return stored
 
 

@@ -2,8 +2,12 @@
 
 from __future__ import annotations
 
+import functools
+import json
 from typing import Any
 
+from randlora_core.adapters.layer_kinds import Shape
+from randlora_core.adapters.targets import find_targets
 from randlora_core.experiment.config import RunConfig
 from randlora_core.experiment.interface import MissingInputError
 from randlora_core.models import Backbone, build_backbone, identify_weights
@@ -30,6 +34,33 @@ def build_run_backbone(config: RunConfig) -> Backbone:
         OSError: The weights cannot be had.
     """
     return build_backbone(config.backbone.name, **_options(config))
+
+
+def adapted_shapes(config: RunConfig, tower: str | None = None) -> dict[str, Shape]:
+    """Shapes (out, in) of the layers that a run's adapters go on, by name: from the model's structure, without weights.
+
+    Args:
+        config: The run.
+        tower: Name of the part of a CLIP model that is adapted; None for all of it.
+
+    Raises:
+        ValueError: An unknown backbone, an option that its builder does not take, or a target that it does not have.
+        MissingInputError: The structure is said by files that are not here, as that of a model by its path.
+    """
+    options = {**config.backbone.options, "pretrained": False, "device": "meta"}
+    try:
+        return dict(_find_shapes(config.backbone.name, json.dumps(options), config.adapter.targets, tower))
+    except OSError as error:
+        raise MissingInputError(str(error)) from error
+
+
+@functools.lru_cache(maxsize=256)
+def _find_shapes(
+    name: str, options: str, targets: str | tuple[str, ...] | None, tower: str | None
+) -> tuple[tuple[str, Shape], ...]:
+    backbone = build_backbone(name, **json.loads(options))
+    model = backbone.model.get_submodule(tower) if tower and backbone.kind == "clip" else backbone.model
+    return tuple(find_targets(model, backbone.default_targets if targets is None else targets).items())
 
 
 def _options(config: RunConfig) -> dict[str, Any]:

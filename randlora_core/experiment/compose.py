@@ -144,7 +144,8 @@ def _set(config: Any, override: Any) -> None:
 
     key = override.key_or_group
     if not override.is_delete():
-        OmegaConf.update(config, key, override.value(), merge=True)
+        value = override.value()
+        OmegaConf.update(config, key, value, merge=isinstance(value, Mapping))
         return
     parent, _, name = key.rpartition(".")
     section = OmegaConf.select(config, parent) if parent else config

@@ -14,6 +14,7 @@ from typing import Annotated, Any, ClassVar, Literal, TypeVar, get_args, get_typ
 from pydantic import BaseModel, ConfigDict, Field, ValidationError, model_validator
 
 from randlora_core.adapters import METHODS, make_config
+from randlora_core.experiment.peft_tuners import PEFT, check_tuner, tuner_label
 
 FREE = {"identity": False}
 """Metadata of a field that does not change a run's numbers, and so is no part of its identity."""
@@ -53,20 +54,48 @@ class OpenSection(Section):
         return dict(self.model_extra or {})
 
 
+class Budget(Section):
+    """A number of trainable parameters that a method's rank was solved for.
+
+    Attributes:
+        asked: As it was asked for: "loraRANK", or the number.
+        parameters: The number asked for.
+        trainable: The number at the solved rank; without parameters beside the adapter's, such as a head's.
+    """
+
+    asked: str | int
+    parameters: int
+    trainable: int
+
+    def describe(self) -> str:
+        """Asked for and found, in a few words."""
+        off = self.trainable / self.parameters - 1
+        return f"{self.asked}: {self.parameters:,} parameters; the adapter has {self.trainable:,} ({off:+.1%})"
+
+
 class AdapterChoice(OpenSection):
     """The method of a run; its further keys are the fields of the method's own configuration.
 
     Attributes:
-        method: A name of `METHODS`, or one that is no adapter: zero_shot, full, or one that the experiment solves.
-        label: The row's name in tables and figures.
+        method: A name of `METHODS`, peft, or no adapter: zero_shot, full, or what the experiment solves.
+        label: The row's name in tables and figures; null names a tuner of PEFT by its type and settings.
         targets: Modules to adapt, as `inject_adapter` takes them; null for the backbone's own.
         learning_rate: Used where neither the configuration nor a tuning gives one.
+        budget: What the rank was solved for, which a command line gives as adapter.budget=lora32 (`budget`).
     """
 
     method: str
     label: str = free()
     targets: str | Annotated[tuple[str, ...], Field(strict=False, min_length=1)] | None = None
     learning_rate: PositiveNumber | None = free(default=None)
+    budget: Budget | None = free(default=None)
+
+    @model_validator(mode="before")
+    @classmethod
+    def _names_the_tuner(cls, values: Any) -> Any:
+        if isinstance(values, Mapping) and values.get("method") == PEFT and values.get("label") is None:
+            return {**values, "label": tuner_label(values)}
+        return values
 
 
 class BackboneChoice(OpenSection):
@@ -205,8 +234,8 @@ class RunConfig(Section):
 
     @property
     def is_adapted(self) -> bool:
-        """Whether adapters are injected."""
-        return self.adapter.method in METHODS
+        """Whether adapters are injected, this library's or PEFT's."""
+        return self.adapter.method in (*METHODS, PEFT)
 
     @property
     def is_fitted(self) -> bool:
@@ -318,16 +347,22 @@ def _fields_at(config_class: type[BaseModel], path: Sequence[Any]) -> list[str]:
 
 
 def _checked_adapter(adapter: AdapterChoice, unadapted: Sequence[str]) -> AdapterChoice:
-    """The choice with every field of its method spelt out, so that a changed default changes the run's identity."""
+    """The choice with every field of its method spelt out, so that a changed default changes the run's identity.
+
+    A tuner of PEFT has the settings that were given, see `check_tuner`.
+    """
     if adapter.method in unadapted:
         given = [*adapter.options, *(["targets"] if adapter.targets is not None else [])]
         if given:
             raise ValueError(f"adapter.{given[0]} has no effect on method {adapter.method!r}, which takes no settings")
         return adapter
-    if adapter.method not in METHODS:
-        known = ", ".join([*unadapted, *METHODS])
+    if adapter.method == PEFT:
+        options = check_tuner(adapter.options)
+    elif adapter.method in METHODS:
+        options = _spelt_out(make_config(adapter.method, **adapter.options))
+    else:
+        known = ", ".join([*unadapted, *METHODS, PEFT])
         raise ValueError(f"unknown method adapter.method={adapter.method!r}; accepted: {known}")
-    options = _spelt_out(make_config(adapter.method, **adapter.options))
     own = {name: getattr(adapter, name) for name in AdapterChoice.model_fields}
     return AdapterChoice.model_construct(_fields_set=set(own), **own, **options)
 

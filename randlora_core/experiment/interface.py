@@ -10,6 +10,7 @@ from pathlib import Path
 from types import MappingProxyType
 from typing import TYPE_CHECKING, Any, Literal
 
+from randlora_core.adapters.layer_kinds import Shape
 from randlora_core.experiment.compose import CONFIGS
 from randlora_core.experiment.config import RunConfig
 
@@ -137,6 +138,8 @@ class Experiment:
             ValueError for data that do not exist and `MissingInputError` for data that are not here.
         identify_weights: The same for the pre-trained weights, found without building the model.
         build_task: From a configuration to the task, its model pre-trained and not yet adapted.
+        adapted_shapes: From a configuration to (out, in) of every layer that adapters go on, by name, found without
+            weights and data; None where budgets cannot be solved (`adapter.budget`).
         unit: What its examples are called in progress lines.
         criterion: What `Task.validate` gives, as tables name it; an accuracy is shown in percent.
         preload: Modules that a sweep's server imports once for all runs, beside the skeleton's own.
@@ -150,6 +153,7 @@ class Experiment:
     identify_data: Callable[[Any], str]
     identify_weights: Callable[[Any], str]
     build_task: Callable[[Any], Task]
+    adapted_shapes: Callable[[Any], Mapping[str, Shape]] | None = None
     unit: str = "examples"
     criterion: str = "accuracy"
     preload: tuple[str, ...] = ()

@@ -14,6 +14,7 @@ from randlora_core.experiment.config import RunConfig
 from randlora_core.experiment.identity import Identity, identify_settings, run_id
 from randlora_core.experiment.interface import Experiment, MissingInputError
 from randlora_core.experiment.loop.hardware import pick_device, pick_precision
+from randlora_core.experiment.peft_tuners import PEFT, try_tuner
 from randlora_core.experiment.rates import LearningRate, build_config, choose_rate
 from randlora_core.experiment.records.ledger import Ledger
 from randlora_core.experiment.records.reading import Record, is_finished
@@ -195,6 +196,8 @@ def _plan(experiment: Experiment, overrides: tuple[str, ...], inputs: _Inputs) -
             missing.append(str(error))
             return otherwise
 
+    if config.adapter.method == PEFT and experiment.adapted_shapes is not None and inputs.needed:
+        here(lambda: try_tuner(config.adapter.options, experiment.adapted_shapes(config).values()), None)
     rate = here(lambda: choose_rate(experiment, config, overrides), LearningRate(None, "none"))
     data, weights = here(lambda: inputs.data(config), ""), here(lambda: inputs.weights(config), "")
     settings = identify_settings(config.identity(rate.value), experiment.name)

@@ -8,6 +8,7 @@ from dataclasses import asdict, dataclass
 from pathlib import Path
 from typing import Any, Literal
 
+from randlora_core.experiment.budget import solve_budget
 from randlora_core.experiment.compose import compose
 from randlora_core.experiment.config import RunConfig, validated
 from randlora_core.experiment.identity import identify_settings
@@ -49,7 +50,7 @@ class LearningRate:
 
 
 def build_config(experiment: Experiment, overrides: Sequence[str], base: Mapping[str, Any] | None = None) -> RunConfig:
-    """Composes and checks the configuration that overrides of an experiment's entry mean.
+    """Composes and checks the configuration that overrides of an experiment's entry mean, a budget's rank solved.
 
     Args:
         experiment: The experiment.
@@ -59,7 +60,17 @@ def build_config(experiment: Experiment, overrides: Sequence[str], base: Mapping
     Raises:
         ValueError: One line for each thing that is wrong.
     """
-    return validated(experiment.config_class, compose(experiment.name, overrides, experiment.configs, base))
+    values = compose(experiment.name, overrides, experiment.configs, base)
+    asked = values["adapter"].get("budget")
+    if asked is None or isinstance(asked, Mapping):  # none, or one that was solved for a recorded run
+        return validated(experiment.config_class, values)
+    values["adapter"]["budget"] = None
+    given = [text.lstrip("+").partition("=")[0] for text in overrides]
+    plain = validated(experiment.config_class, values)
+    solved, budget = solve_budget(experiment, plain, asked, given)
+    values = compose(experiment.name, [*overrides, *solved], experiment.configs, base)  # again: the label has the rank
+    values["adapter"]["budget"] = budget.model_dump()
+    return validated(experiment.config_class, values)
 
 
 def choose_rate(experiment: Experiment, config: RunConfig, overrides: Sequence[str]) -> LearningRate:

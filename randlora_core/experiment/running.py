@@ -70,6 +70,8 @@ def execute(planned: PlannedRun, on_progress: OnProgress | None = None) -> dict[
     planned.ledger.directory.mkdir(parents=True, exist_ok=True)
     if is_first_process():
         print(f"run {planned.run_id}: {planned.name}\nlearning rate: {planned.learning_rate.describe()}", flush=True)
+        if (budget := planned.config.adapter.budget) is not None:
+            print(f"budget {budget.describe()}", flush=True)
     record = opening(planned)
     tracker = make_tracker(planned, str(planned.ledger.directory))
     try:

@@ -13,6 +13,7 @@ from commonsense_reasoning.data import load_training
 from commonsense_reasoning.experiment import EXPERIMENT, build_task
 from commonsense_reasoning.prompts import encode_examples
 from commonsense_reasoning.tasks import TASKS
+from randlora_core.experiment.commands.evaluate import evaluate_run
 from randlora_core.experiment.planning import plan_run
 from randlora_core.experiment.rates import build_config
 from randlora_core.experiment.records.predictions import decode_predictions
@@ -121,6 +122,30 @@ def test_every_method_trains_every_architecture(setting, models, architecture, m
         targets = SEPARATE_TARGETS if architecture == "llama" else FUSED_TARGETS
         assert {name.rpartition(".")[2] for name in layers} == set(targets)
     assert losses(record)[-1] < losses(record)[0]
+
+
+@pytest.mark.parametrize(("peft_type", "kwargs"), [("HIRA", "{r: 3}"), ("C3A", "{block_size: 4}")])
+@pytest.mark.parametrize("architecture", ["llama", "phi3"])
+def test_tuners_of_peft_train_and_are_kept(setting, models, architecture, peft_type, kwargs):
+    own = ["adapter=peft", f"adapter.peft_type={peft_type}", f"adapter.kwargs={kwargs}", "training.learning_rate=1e-2"]
+    more = [f"backbone.path={models / architecture}", "training.batch_size=58", "save.adapter=true", "test_items=2"]
+    record = run(EXPERIMENT, [*setting, *own, *more])
+    layers = record["parameters"]["per_layer"]
+    targets = SEPARATE_TARGETS if architecture == "llama" else FUSED_TARGETS
+    assert {name.rpartition(".")[2] for name in layers} == set(targets)
+    assert sum(layers.values()) == record["parameters"]["trainable"] and losses(record)[-1] < losses(record)[0]
+    places = [text for text in setting if text.startswith("paths.")]
+    assert evaluate_run(EXPERIMENT, record["run_id"], places)["test"] == record["scores"]["test"]
+
+
+def test_a_budget_is_solved_on_a_model_by_its_path(setting):
+    """Of hidden size 24, intermediate size 40 and two of four heads for keys and values, in two layers."""
+    shapes = 2 * [(24, 24), (12, 24), (12, 24), (40, 24), (24, 40)]
+    adapter = build_config(EXPERIMENT, [*setting, "adapter=randlora", "adapter.budget=lora4"]).adapter
+    counts = {r: sum(-(-min(shape) // r) * (r + min(shape)) for shape in shapes) for r in range(1, 13)}
+    budget = sum(4 * sum(shape) for shape in shapes)
+    assert adapter.budget.parameters == budget and adapter.budget.trainable == counts[adapter.options["rank"]]
+    assert abs(adapter.budget.trainable - budget) == min(abs(count - budget) for count in counts.values())
 
 
 def test_a_batch_cut_into_micro_batches_and_checkpointing_train_the_same(setting, tmp_path):

@@ -16,7 +16,7 @@ def tiny(tmp_path_factory):
 def test_presets_cover_every_method_and_say_their_rank_in_the_label(tiny):
     names = [name for name in choices("adapter", tiny.configs) if name != "linear_probe"]
     configs = {name: build_config(tiny, [f"adapter={name}"]).adapter for name in names}
-    assert {config.method for config in configs.values()} == {*METHODS, "zero_shot", "full"}
+    assert {config.method for config in configs.values()} == {*METHODS, "zero_shot", "full", "peft"}
     labels = [config.label for config in configs.values()]
     assert len(set(labels)) == len(labels)
     assert build_config(tiny, ["adapter=lora", "adapter.rank=5"]).adapter.label == "LoRA-5"

@@ -23,7 +23,7 @@ def digests(*overrides):
 @pytest.mark.parametrize("method", choices("adapter"))
 def test_every_method_becomes_a_configuration_and_zero_shot_needs_clip(method):
     config = build_config(EXPERIMENT, [f"adapter={method}", "backbone=mini_clip"])
-    assert config.adapter.method in (*METHODS, "zero_shot", "full", "linear_probe")
+    assert config.adapter.method in (*METHODS, "peft", "zero_shot", "full", "linear_probe")
     if method != "zero_shot":
         assert build_config(EXPERIMENT, [f"adapter={method}"]).adapter == config.adapter
 

@@ -18,8 +18,9 @@ def test_every_choice_of_every_group_becomes_a_configuration(group, name):
     chosen = getattr(config, group)
     if group == "adapter":
         own = (CONFIGS / "adapter" / f"{name}.yaml").read_text(encoding="utf-8")
-        assert f"label: {chosen.label.rsplit('-', 1)[0]}" in own
-        assert chosen.method in (*METHODS, "zero_shot", "full", "linear_probe")
+        stated = "null" if chosen.method == "peft" else chosen.label.rsplit("-", 1)[0]
+        assert f"label: {stated}" in own
+        assert chosen.method in (*METHODS, "peft", "zero_shot", "full", "linear_probe")
         others = {
             build_config(EXPERIMENT, [f"adapter={other}"]).adapter for other in choices("adapter") if other != name
         }
@@ -30,7 +31,7 @@ def test_every_choice_of_every_group_becomes_a_configuration(group, name):
 
 def test_presets_cover_every_method():
     configs = [build_config(EXPERIMENT, [f"adapter={name}"]).adapter for name in choices("adapter")]
-    assert {config.method for config in configs} == {*METHODS, "zero_shot", "full", "linear_probe"}
+    assert {config.method for config in configs} == {*METHODS, "peft", "zero_shot", "full", "linear_probe"}
     assert len({config.label for config in configs}) == len(configs)
 
 
