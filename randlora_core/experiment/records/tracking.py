@@ -44,6 +44,7 @@ class WandbTracker:
         import wandb
 
         choice, config = planned.config.tracking, planned.recorded
+        self._where = {axis.key: at for axis, at in zip(planned.experiment.axes, planned.point, strict=True)}
         where = planned.experiment.describe(planned.point)
         group = f"{planned.label}-{where}-{planned.identity.group[:8]}".replace(" ", "_").replace(",", "")
         mode = os.environ.get("WANDB_MODE", choice.mode)  # wandb lets an argument win over it, here a default
@@ -72,11 +73,7 @@ class WandbTracker:
             self._attempt(lambda: self._close(record))
 
     def _close(self, record: Mapping[str, Any]) -> None:
-        scores = record.get("scores") or {}
-        tested = {f"test/{name}": score["value"] for name, score in (scores.get("test") or {}).items()}
-        numbers = {"validation": scores.get("validation"), "test": scores.get("mean"), **tested}
-        trainable = (record.get("parameters") or {}).get("trainable")
-        self._run.summary.update({"trainable": trainable, **numbers, **(record.get("time") or {})})
+        self._run.summary.update(summary_of(record, self._where))
         self._run.finish(exit_code=0 if record["status"] == "finished" else 1)
 
     def _attempt(self, action: Callable[[], None]) -> None:
@@ -86,6 +83,36 @@ class WandbTracker:
         except Exception as error:
             self._run = None
             print(f"warning: wandb: {type(error).__name__}: {error}; the run goes on without it", file=sys.stderr)
+
+
+def summary_of(record: Mapping[str, Any], where: Mapping[str, Any]) -> dict[str, Any]:
+    """A run's summary: what a dashboard groups by, and the numbers that it compares.
+
+    Args:
+        record: The record, finished or failed.
+        where: The run's values on the experiment's axes by their names.
+
+    Returns:
+        `method`, `label`, `rank`, `seed`, the values on the axes, the learning rate; of a finished run the trainable
+        parameters, scores in [0, 1], seconds and bytes.
+    """
+    config, scores = record["config"], record.get("scores") or {}
+    adapter = config["adapter"]
+    tested = {f"test/{name}": score["value"] for name, score in (scores.get("test") or {}).items()}
+    return {
+        "method": adapter["method"],
+        "label": adapter["label"],
+        "rank": adapter.get("rank"),
+        "seed": config["seed"],
+        **where,
+        "learning_rate": config["training"]["learning_rate"],
+        "trainable": (record.get("parameters") or {}).get("trainable"),
+        "validation": scores.get("validation"),
+        "test": scores.get("mean"),
+        **tested,
+        **(record.get("time") or {}),
+        "peak_bytes": (record.get("memory") or {}).get("peak_bytes"),
+    }
 
 
 def make_tracker(planned: PlannedRun, directory: str) -> Tracker:

@@ -11,6 +11,12 @@ RECORD = {
     "scores": {"validation": 0.25, "mean": 0.5, "test": {"near": {"value": 0.4}, "far": {"value": 0.6}}},
     "time": {"train_seconds": 1.0},
     "parameters": {"trainable": 9},
+    "memory": {"peak_bytes": 7, "counter": "VmHWM"},
+    "config": {
+        "adapter": {"method": "lora", "label": "LoRA-4", "rank": 4},
+        "seed": 2,
+        "training": {"learning_rate": 0.001},
+    },
 }
 
 
@@ -70,12 +76,19 @@ def test_wandb_gets_curves_summary_group_and_tags(wandb, tracker, tiny):
     assert given["tags"] == ["lora", "tiny", "sum"] and given["config"] == planned.recorded
     assert wandb.run.logged == [(1, {"loss": 1.0})]
     assert wandb.run.summary == {
+        "method": "lora",
+        "label": "LoRA-4",
+        "rank": 4,
+        "seed": 2,
+        "rule": "sum",
+        "learning_rate": 0.001,
         "trainable": 9,
         "validation": 0.25,
         "test": 0.5,
         "test/near": 0.4,
         "test/far": 0.6,
         "train_seconds": 1.0,
+        "peak_bytes": 7,
     }
     assert wandb.run.exit_code == 0
 
@@ -97,8 +110,9 @@ def test_the_environment_may_take_wandb_offline(wandb, tracker, monkeypatch):
 
 
 def test_a_failed_record_marks_the_run(wandb, tracker):
-    tracker("tracking=wandb").finish({"status": "failed"})
+    tracker("tracking=wandb").finish({"status": "failed", "config": RECORD["config"]})
     assert wandb.run.exit_code == 1
+    assert wandb.run.summary["label"] == "LoRA-4" and wandb.run.summary["test"] is None
 
 
 def test_errors_of_wandb_are_warnings(wandb, tracker, capsys):
