@@ -16,8 +16,8 @@ from pathlib import Path
 from randlora_core.benchmarking import table10
 from randlora_core.benchmarking.goals import OWN_METHODS, verdicts
 from randlora_core.benchmarking.report import read_cases, read_rows
+from randlora_core.experiment.reports.formats import TextTable, to_markdown
 from randlora_core.experiment.reports.pages import filled, write_or_check
-from randlora_core.experiment.reports.tables import TextTable, to_markdown
 
 ROOT = Path(__file__).resolve().parents[2]
 PAGES = (ROOT / "README.md", ROOT / "docs" / "performance.md")

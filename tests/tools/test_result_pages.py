@@ -1,9 +1,13 @@
 """README and docs/results say what the committed records say."""
 
+import dataclasses
+import re
 import shutil
+from pathlib import Path
 
 import pytest
 
+from randlora_core.experiment.sweeps.comparison_names import comparison_names
 from tools import result_pages
 
 
@@ -19,9 +23,33 @@ def copy(tmp_path, monkeypatch):
 
 def test_the_committed_pages_are_those_of_the_committed_records():
     assert result_pages.main(["--check"]) == 0
-    names = result_pages.MARK.findall(result_pages.README.read_text(encoding="utf-8"))
+    names = result_pages.recorded_comparisons()
     assert "default" in names
-    assert all((result_pages.RESULTS / f"{name}.png").is_file() for name in names)
+    for name in names:
+        page = result_pages.page(name)
+        images = re.findall(r"!\[[^]]+\]\(([\w.]+)\)", page)
+        assert len(images) >= 2 and all((result_pages.RESULTS / image).is_file() for image in images)
+        assert "validation score against learning rate" in page or "tuned" not in page
+
+
+def test_every_comparison_with_committed_records_has_a_page(monkeypatch):
+    """One without records has none, however it is named."""
+    have = {name: result_pages._has_records(result_pages.load_comparison(name)) for name in comparison_names()}
+    assert have["default"] and result_pages.recorded_comparisons() == [name for name in have if have[name]]
+    monkeypatch.setattr(result_pages, "comparison_names", lambda: ["default"])
+    other = dataclasses.replace(result_pages.load_comparison("default"), path=Path("configs/comparison/other.yaml"))
+    monkeypatch.setattr(result_pages, "load_comparison", lambda name: other)
+    assert result_pages.recorded_comparisons() == []
+
+
+def test_a_report_is_computed_once(monkeypatch):
+    """The README's table, the page, the figures and their names share it."""
+    calls = []
+    original = result_pages.committed_reports
+    monkeypatch.setattr(result_pages, "committed_reports", lambda *given: calls.append(given) or original(*given))
+    result_pages.reports_of.cache_clear()
+    assert result_pages.main(["--check"]) == 0
+    assert len(calls) == len(result_pages.recorded_comparisons())
 
 
 @pytest.mark.parametrize("file", ["README.md", "results/default.md"])

@@ -6,6 +6,7 @@
     python -m vision_language.compare --dry-run                      what would run, what is done, what it would cost
     python -m vision_language.compare --datasets digits --seeds 1    a part of it
     python -m vision_language.compare --from-records                 the tables of the committed records, no training
+    python -m vision_language.compare --from-records --output DIR    also as Markdown, LaTeX, CSV and PNG
     python -m vision_language.compare --adopt-records                take over committed records of exactly these runs
 
 Exit code 0: every run is finished. 1: a run failed or its inputs are missing. 2: bad input. 130: interrupted.
@@ -17,6 +18,7 @@ import argparse
 import sys
 import time
 from collections.abc import Callable, Sequence
+from pathlib import Path
 from typing import Any
 
 from randlora_core.experiment.commands.execution import (
@@ -64,10 +66,12 @@ def main(experiment: Experiment | None = None, arguments: Sequence[str] | None =
 def _main(experiment: Experiment | None, arguments: Sequence[str]) -> int:
     options, comparison, experiments = parse_comparison(experiment, arguments, "compare", __doc__ or "", _add_options)
     planned = plan_comparison(comparison, experiments, options.methods, inputs_needed=not options.from_records)
+    if options.output is not None and not options.from_records:
+        raise ValueError(f"--output {options.output} without --from-records; accepted: both, or paths.results=FOLDER")
     if options.adopt_records:
         planned = adopt_records(planned)
     if options.from_records:
-        return _show_committed(comparison, experiments, planned)
+        return _show_committed(comparison, experiments, planned, options.output)
     if options.save_records:
         _save(comparison, planned)
     if options.dry_run:
@@ -95,7 +99,7 @@ def _run(comparison: Comparison, planned: Sequence[PlannedRun], options: argpars
     for report in build_reports(comparison, planned, lambda entry: records.get(entry.run_id)):
         print_report(report, make_console())
         results = results_folder(planned[0].config) / report.results.experiment.name
-        print("written: " + ", ".join(str(path) for path in write_report(report, results / folder)))
+        _write(report, results / folder)
     incomplete = any(entry.missing is not None for entry in planned)
     return FAILED if print_failures(outcomes) or incomplete else 0
 
@@ -104,6 +108,7 @@ def _add_options(parser: argparse.ArgumentParser) -> None:
     parser.add_argument("--seeds", nargs="+", type=int, help="these seeds instead of the comparison's")
     parser.add_argument("--dry-run", action="store_true", help="list the runs with an estimate; train nothing")
     parser.add_argument("--from-records", action="store_true", help="tables from the committed records; train nothing")
+    parser.add_argument("--output", type=Path, metavar="FOLDER", help="with --from-records: write tables and figures")
     parser.add_argument("--save-records", action="store_true", help="write what is finished to the committed records")
 
 
@@ -188,6 +193,8 @@ def plan_comparison(
     known = list(dict.fromkeys(entry.label for entry in planned))
     file = comparison.file
     select(known, [label for pair in file.pairs for label in pair], f"method in pairs of {comparison.path.name}:")
+    beside = [label for entry in file.published for label in entry.rows]
+    select(known, beside, f"method in published of {comparison.path.name}:")
     select(known, [file.reference] if file.reference else None, f"reference in {comparison.path.name}:")
     chosen = select(known, labels, "method")
     return [entry for entry in planned if entry.label in chosen]
@@ -201,7 +208,8 @@ def build_reports(
     for name in dict.fromkeys(entry.experiment.name for entry in planned):
         ours = [entry for entry in planned if entry.experiment.name == name]
         results = collect_results(comparison.name, ours, find)
-        reports.append(make_report(results, comparison.file.pairs, comparison.file.reference))
+        file = comparison.file
+        reports.append(make_report(results, file.pairs, file.reference, file.published))
     return reports
 
 
@@ -218,10 +226,18 @@ def _committed(
     return build_reports(comparison, planned, find_by_settings(records))
 
 
-def _show_committed(comparison: Comparison, experiments: dict[str, Experiment], planned: Sequence[PlannedRun]) -> int:
+def _show_committed(
+    comparison: Comparison, experiments: dict[str, Experiment], planned: Sequence[PlannedRun], output: Path | None
+) -> int:
     for report in _committed(comparison, experiments, planned):
         print_report(report, make_console())
+        if output is not None:
+            _write(report, output / report.results.experiment.name)
     return 0
+
+
+def _write(report: Report, folder: Path) -> None:
+    print("written: " + ", ".join(str(path) for path in write_report(report, folder)))
 
 
 def print_dry_run(planned: Sequence[PlannedRun], jobs: int) -> None:

@@ -25,8 +25,8 @@ from randlora_core.experiment.interface import Experiment
 from randlora_core.experiment.planning import plan_runs
 from randlora_core.experiment.records.ledger import read_records
 from randlora_core.experiment.records.reading import Record, collect_records, validation_of
+from randlora_core.experiment.reports.formats import TextTable
 from randlora_core.experiment.reports.report import make_console, print_table
-from randlora_core.experiment.reports.tables import TextTable
 from randlora_core.experiment.sweeps.comparison_file import Comparison, GridRule, select
 from randlora_core.experiment.sweeps.rate_grid import choose, next_values
 from randlora_core.experiment.sweeps.sweep import Outcome

@@ -1,4 +1,4 @@
-"""What a comparison reports at its end: tables, figure, notes and a verdict on each pair, all from its records."""
+"""What a comparison reports at its end: tables, figures, notes and a verdict on each pair, all from its records."""
 
 from __future__ import annotations
 
@@ -8,23 +8,29 @@ from dataclasses import dataclass
 from pathlib import Path
 from typing import TYPE_CHECKING
 
-from randlora_core.experiment.records.reading import Record, backbone_of
-from randlora_core.experiment.reports.figures import plot_accuracy_against_parameters
-from randlora_core.experiment.reports.results import PairedResult, Point, Results, compare_pair
-from randlora_core.experiment.reports.tables import (
-    TextTable,
-    overview_tables,
-    point_table,
-    to_csv,
-    to_markdown,
-    to_rich,
-)
+from randlora_core.experiment.reports import figures, paper_tables, tables
+from randlora_core.experiment.reports.formats import TextTable, to_csv, to_latex, to_markdown, to_rich
+from randlora_core.experiment.reports.notes import make_notes
+from randlora_core.experiment.reports.pairs import PairedResult, best_methods, compare_pairs
+from randlora_core.experiment.reports.published import PublishedRows
+from randlora_core.experiment.reports.results import Point, Results
 from randlora_core.files import atomic_file
 
 if TYPE_CHECKING:
+    from matplotlib.figure import Figure
     from rich.console import Console
 
-PAIRS_TITLE = "Differences in points of accuracy, [paired bootstrap over samples and seeds], t over seeds, 95 %"
+DETAILED_POINTS = 12
+"""Points up to which a report shows tables and verdicts of every point; beyond, they are in the CSV files alone."""
+
+PAIRS_TITLE = (
+    "Differences in points of accuracy, [paired bootstrap over samples and seeds], t over seeds, 95 %; "
+    "p and verdict with Holm's correction {}"
+)
+PAIR_COLUMNS = (
+    *("experiment", "data", "method", "rival", "difference", "low_95", "high_95", "half_width_95_over_seeds"),
+    *("p_value", "p_value_corrected", "verdict", "seeds", "parameter_ratio"),
+)
 
 
 @dataclass(frozen=True)
@@ -33,71 +39,130 @@ class Report:
 
     Attributes:
         results: The numbers.
-        tables: The overview first, then one table per point.
+        best: Scope -> the method whose score is marked there.
+        tables: The overview first, then the paper's numbers beside ours, time and memory, and a table per point.
         notes: What a reader must know about the numbers, one sentence or two each.
-        pairs: The pairs that the comparison asks about, at every point.
+        pairs: The pairs that the comparison asks about, at every point and on the average of every setting.
+        paper: The paper's numbers and ours.
     """
 
     results: Results
+    best: tables.Best
     tables: tuple[TextTable, ...]
     notes: tuple[str, ...]
     pairs: tuple[PairedResult, ...]
+    paper: tuple[paper_tables.PaperCell, ...]
+
+    @property
+    def shown_pairs(self) -> tuple[PairedResult, ...]:
+        """The pairs that are printed: all of them, or in a large comparison those on averages."""
+        if len(self.results.points) <= DETAILED_POINTS:
+            return self.pairs
+        return tuple(pair for pair in self.pairs if len(pair.points) > 1)
+
+    @property
+    def figures(self) -> dict[str, Figure]:
+        """The figures for which there are results, by name."""
+        return figures.make_figures(self.results, self.paper)
 
 
-def make_report(results: Results, pairs: Sequence[tuple[str, str]] = (), reference: str | None = None) -> Report:
+def make_report(
+    results: Results,
+    pairs: Sequence[tuple[str, str]] = (),
+    reference: str | None = None,
+    published: Sequence[PublishedRows] = (),
+) -> Report:
     """Computes tables, notes and verdicts.
 
     Args:
         results: The numbers.
-        pairs: (method, rival) labels to hold against each other at every point; those without a row are left out.
+        pairs: (method, rival) labels to hold against each other; those without a row are left out.
         reference: Label of the row to hold every other one against; without a row it is left out.
+        published: Which rows stand beside which numbers of the paper.
 
     Raises:
         ValueError: The methods of a pair were not tested on the same samples.
     """
+    best = best_methods(results)
+    paper = paper_tables.paper_cells(results, published)
     asked = [(method, rival) for method, rival in pairs if {method, rival} <= set(results.methods)]
-    paired = tuple(compare_pair(results, *pair, point) for point in results.points for pair in asked)
     reference = reference if reference in results.methods else None
-    details = [point_table(results, point, _verdicts(results, reference, point)) for point in results.points]
-    notes = list(make_notes(results))
-    if reference is not None:
-        notes.append(f"Against reference: whether the method beats {reference}, by the same test as the pairs.")
-    return Report(results, (*overview_tables(results), *details), tuple(notes), paired)
+    shown = [
+        *tables.overview_tables(results, best),
+        *paper_tables.paper_tables(results, paper),
+        *paper_tables.cost_tables(results, published),
+        *_point_tables(results, reference),
+    ]
+    return Report(
+        results,
+        best,
+        tuple(shown),
+        (*make_notes(results), *_reading_notes(results, reference, paper)),
+        compare_pairs(results, asked, results.scopes),
+        tuple(paper),
+    )
+
+
+def _point_tables(results: Results, reference: str | None) -> list[TextTable]:
+    if len(results.points) > DETAILED_POINTS:
+        return []
+    if reference is None:
+        return [tables.point_table(results, point) for point in results.points]
+    rivals = [(method, reference) for method in results.methods if method != reference]
+    verdicts: dict[Point, dict[str, str]] = {point: {} for point in results.points}
+    for pair in compare_pairs(results, rivals, [(point,) for point in results.points]):
+        if pair.verdict is not None:
+            verdicts[pair.points[0]][pair.method] = pair.verdict
+    return [tables.point_table(results, point, verdicts[point]) for point in results.points]
+
+
+def _reading_notes(results: Results, reference: str | None, paper: Sequence[paper_tables.PaperCell]) -> Iterable[str]:
+    """How the tables are to be read."""
+    large = len(results.points) > DETAILED_POINTS
+    if results.cells:
+        yield (
+            "A score in bold is significantly above the second best of its column, by the test of the pairs with "
+            f"Holm's correction {_counts([len(scope) for scope in results.scopes])}."
+        )
+    if reference is not None and not large:
+        count = len(results.points) * (len(results.methods) - 1)
+        yield (
+            f"Against reference: whether the method beats {reference}, by the test of the pairs with Holm's correction "
+            f"{_counts([1] * count)}."
+        )
+    if paper:
+        filled = sum(cell.ours is not None for cell in paper)
+        yield (
+            f"Beside the paper's numbers: {filled} of {len(paper)} cells of ours are filled; the others, '-', have no "
+            "run, or one on another backbone, other weights or other splits than the paper's."
+        )
+    if large:
+        yield f"The {len(results.points)} points one by one: table.csv and pairs.csv."
+
+
+def _counts(points: Sequence[int]) -> str:
+    """How many comparisons each family has, from the number of points that each comparison is over."""
+    averages = sum(count > 1 for count in points)
+    parts = {"single points": len(points) - averages, "averages": averages}
+    return "for the number of comparisons ({})".format(", ".join(f"{key}: {n}" for key, n in parts.items() if n))
 
 
 def describe_pair(results: Results, pair: PairedResult) -> str:
     """One line: the difference in points, [bootstrap interval], t interval over seeds, and what follows from them.
 
-    Example: `digits: A - B = +0.4 [-0.3, +1.1], over seeds ± 2.0: no significant difference (3 seeds, 1.01 x
+    Example: `digits: A - B = +0.4 [-0.3, +1.1], over seeds ± 2.0, p = 0.5: no significant difference (3 seeds, 1.01 x
     parameters)`.
     """
-    name = f"{results.title(pair.point)}: {pair.method} - {pair.rival}"
+    name = f"{results.scope_title(pair.points)}: {pair.method} - {pair.rival}"
     if pair.difference is None:
         return f"{name} = - (no finished runs of both with a common seed)"
     found = pair.difference
     seeds = f"{len(pair.seeds)} seed{'s' if len(pair.seeds) > 1 else ''}"
     spread = "" if found.over_seeds.half_width is None else f", over seeds ± {100 * found.over_seeds.half_width:.1f}"
+    p_value = "" if pair.p_value is None else f", p = {pair.p_value:.2g}"
     parameters = "" if pair.parameter_ratio is None else f", {pair.parameter_ratio:.2f} x parameters"
-    interval = f"{100 * found.mean:+.1f} [{100 * found.low:+.1f}, {100 * found.high:+.1f}]{spread}"
-    return f"{name} = {interval}: {found.verdict} ({seeds}{parameters})"
-
-
-def make_notes(results: Results) -> Iterable[str]:
-    """The notes under a comparison's tables, from its records alone."""
-    records = results.records()
-    if missing := results.num_missing:
-        yield f"{missing} of {sum(results.expected.values())} runs are not there; their cells are '-' or say so."
-    if not records:
-        return
-    yield _setting_note(results)
-    yield from _rate_notes(results)
-    yield from dict.fromkeys(remark for record in records for remark in record["data"]["remarks"])
-    counters = sorted({record["memory"]["counter"] for record in records})
-    yield f"Peak memory: {', '.join(counters)}; the largest over seeds. Train s: the median over seeds."
-    machines = sorted({_hardware(record) for record in records})
-    warning = " Seconds and memory of different machines are not comparable." if len(machines) > 1 else ""
-    yield f"Hardware: {'; '.join(machines)}.{warning}"
-    yield f"Code: commit {', '.join(sorted({_commit(record) for record in records}))}."
+    interval = f"{100 * found.mean:+.1f} [{100 * found.low:+.1f}, {100 * found.high:+.1f}]{spread}{p_value}"
+    return f"{name} = {interval}: {pair.verdict} ({seeds}{parameters})"
 
 
 def print_report(report: Report, console: Console) -> None:
@@ -106,10 +171,17 @@ def print_report(report: Report, console: Console) -> None:
         print_table(table, console)
     for note in report.notes:
         console.print(note, markup=False, highlight=False, soft_wrap=True)
-    if report.pairs:
-        console.print(f"\n{PAIRS_TITLE}:", markup=False, highlight=False, soft_wrap=True)
-    for pair in report.pairs:
-        console.print(f"  {describe_pair(report.results, pair)}", markup=False, highlight=False, soft_wrap=True)
+    for line in _pair_lines(report):
+        console.print(line, markup=False, highlight=False, soft_wrap=True)
+
+
+def _pair_lines(report: Report) -> list[str]:
+    """The verdicts as a list in Markdown, below a title; nothing where no pair is asked about."""
+    if not report.shown_pairs:
+        return []
+    lines = [f"- {describe_pair(report.results, pair)}" for pair in report.shown_pairs]
+    counts = _counts([len(pair.points) for pair in report.pairs])
+    return [f"\n{PAIRS_TITLE.format(counts)}:\n", *lines]
 
 
 def make_console() -> Console:
@@ -120,13 +192,14 @@ def make_console() -> Console:
 
 
 def print_table(table: TextTable, console: Console) -> None:
-    """Prints a table below its title."""
+    """Prints a table below its title; one that is wider than the console is cut between columns."""
     console.print(f"\n[bold]{table.title}[/bold]", highlight=False, soft_wrap=True)
-    console.print(to_rich(table))
+    for part in table.parts(console.width):
+        console.print(to_rich(part))
 
 
 def write_report(report: Report, directory: Path) -> list[Path]:
-    """Writes table.md, table.csv and, where there is a result, accuracy.png.
+    """Writes tables as Markdown, LaTeX and CSV, and the figures for which there are results.
 
     Args:
         report: The report.
@@ -138,82 +211,41 @@ def write_report(report: Report, directory: Path) -> list[Path]:
     Raises:
         OSError: A file cannot be written; the earlier one of that name is left as it was.
     """
-    paths = [directory / "table.md", directory / "table.csv"]
-    markdown = f"# Comparison {report.results.name}\n\n{report_markdown(report)}"
-    for path, text in zip(paths, (markdown, to_csv(report.results)), strict=True):
-        with atomic_file(path) as part:
+    results = report.results
+    texts = {
+        "table.md": f"# Comparison {results.name}\n\n{report_markdown(report)}",
+        "table.tex": "\n".join(map(to_latex, report.tables)),
+        "table.csv": to_csv(tables.CSV_COLUMNS, tables.csv_rows(results, report.best)),
+    }
+    if report.pairs:
+        texts["pairs.csv"] = to_csv(PAIR_COLUMNS, _pair_rows(report))
+    if report.paper:
+        texts["paper.csv"] = to_csv(paper_tables.CSV_COLUMNS, paper_tables.paper_csv_rows(results, report.paper))
+    for name, text in texts.items():
+        with atomic_file(directory / name) as part:
             part.write_text(text, encoding="utf-8")
-    if report.results.cells:
-        paths.append(directory / "accuracy.png")
-        plot_accuracy_against_parameters(report.results, paths[-1])
-    return paths
+    drawn = report.figures
+    for name, figure in drawn.items():
+        figures.save_figure(figure, directory / f"{name}.png")
+    return [directory / name for name in (*texts, *(f"{name}.png" for name in drawn))]
+
+
+def _pair_rows(report: Report) -> Iterable[Sequence[object]]:
+    for pair in report.pairs:
+        data = report.results.scope_title(pair.points)
+        found = pair.difference
+        if found is None:
+            numbers = (None,) * 5
+        else:
+            numbers = (found.mean, found.low, found.high, found.over_seeds.half_width, found.p_value)
+        names = (report.results.experiment.name, data, pair.method, pair.rival)
+        yield (*names, *numbers, pair.p_value, pair.verdict, len(pair.seeds), pair.parameter_ratio)
 
 
 def report_markdown(report: Report) -> str:
     """Tables, verdicts and notes as Markdown."""
     sections = [f"**{table.title}**\n\n{to_markdown(table)}" for table in report.tables]
-    if report.pairs:
-        verdicts = "".join(f"- {describe_pair(report.results, pair)}\n" for pair in report.pairs)
-        sections.append(f"{PAIRS_TITLE}:\n\n{verdicts}")
+    if lines := _pair_lines(report):
+        sections.append("\n".join(lines).lstrip("\n") + "\n")
     sections.append("Notes:\n\n" + "".join(f"- {note}\n" for note in report.notes))
     return "\n".join(sections)
-
-
-def _verdicts(results: Results, reference: str | None, point: Point) -> dict[str, str] | None:
-    """Method -> how it stands against the reference; None where there is no reference."""
-    if reference is None:
-        return None
-    pairs = [compare_pair(results, method, reference, point) for method in results.methods if method != reference]
-    return {pair.method: pair.difference.verdict for pair in pairs if pair.difference is not None}
-
-
-def _setting_note(results: Results) -> str:
-    """Backbones, and how long the trained methods were trained on what."""
-    records = results.records()
-    points: dict[str, dict[str, None]] = {}
-    for (_, point), cell in results.cells.items():
-        for record in cell.runs:
-            if record["learning_rate"]["value"] is not None:
-                points.setdefault(_length(record), {})[results.title(point)] = None
-    lengths = [f"{', '.join(titles)} {length}" if len(points) > 1 else length for length, titles in points.items()]
-    training = "; ".join(lengths) or "none"
-    backbones = ", ".join(sorted({backbone_of(record["config"]) for record in records}))
-    return f"Backbone {backbones}; training: {training}; whole test sets unless said otherwise."
-
-
-def _length(record: Record) -> str:
-    training = record["config"]["training"]
-    length = f"{training['steps']} steps" if training["steps"] else f"{training['epochs']} epochs"
-    return f"{length} of {training['batch_size']} in {training['precision']}"
-
-
-def _rate_notes(results: Results) -> Iterable[str]:
-    """Where the learning rates come from, which decides how far a comparison can be trusted."""
-    cells = [(key, cell) for key, cell in results.cells.items() if cell.learning_rate["value"] is not None]
-    tuned = [cell for _, cell in cells if cell.learning_rate["grid"]]
-    if tuned:
-        sizes = sorted({len(cell.learning_rate["grid"]) for cell in tuned})
-        span = f"{sizes[0]}" if len(sizes) == 1 else f"{sizes[0]} to {sizes[-1]}"
-        yield f"LR (learning rate): chosen per method on the validation split from {span} values."
-    others: dict[str, list[str]] = {}
-    for (method, point), cell in cells:
-        if (rate := cell.learning_rate)["source"] != "tuned":
-            otherwise = (
-                f"tuned for {' '.join(rate['tuned_for'])}" if rate["tuned_for"] else "not tuned for these settings"
-            )
-            others.setdefault(otherwise, []).append(f"{method} on {results.title(point)}")
-    for origin, names in others.items():
-        yield f"* Learning rate {origin}: {', '.join(names)}."
-
-
-def _hardware(record: Record) -> str:
-    hardware = record["provenance"]["hardware"]
-    parts = [hardware["gpu"]] if hardware.get("gpu") else []
-    threads = hardware.get("threads", hardware.get("cores"))
-    return ", ".join([*parts, hardware["cpu"], "1 thread" if threads == 1 else f"{threads} threads"])
-
-
-def _commit(record: Record) -> str:
-    provenance = record["provenance"]
-    commit = (provenance["commit"] or "unknown")[:12]
-    return f"{commit} with uncommitted changes" if provenance["dirty"] else commit

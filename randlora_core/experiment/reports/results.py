@@ -6,6 +6,7 @@ missing: it is never 0 and never averaged over.
 
 from __future__ import annotations
 
+import hashlib
 from collections.abc import Callable, Iterable, Mapping, Sequence
 from dataclasses import dataclass
 from functools import cached_property
@@ -14,14 +15,20 @@ from typing import TYPE_CHECKING, Any
 
 from randlora_core.experiment.interface import Experiment
 from randlora_core.experiment.planning import PlannedRun
+from randlora_core.experiment.rates import LearningRate
 from randlora_core.experiment.records.predictions import decode_predictions
 from randlora_core.experiment.records.reading import Record, is_finished, test_scores
-from randlora_core.experiment.reports.statistics import Difference, Summary, paired_difference, summarize
+from randlora_core.experiment.reports.statistics import Summary, summarize
 
 if TYPE_CHECKING:
     import numpy as np
 
 Point = tuple[Any, ...]
+
+DATA_AXES = ("shots", "fraction")
+"""Axes that say how many of the training images a run takes; where both are None it takes all of them."""
+
+WHOLE = "100 %"
 
 
 @dataclass(frozen=True)
@@ -56,6 +63,18 @@ class Cell:
         values = [test_scores(record).get(test_set) for record in self.runs]
         return None if None in values else summarize(values)
 
+    @cached_property
+    def correct(self) -> dict[str, dict[int, tuple[str, np.ndarray]]]:
+        """Test set -> seed -> a digest of the true classes, and whether each sample was classified correctly."""
+        found: dict[str, dict[str, tuple[str, np.ndarray]]] = {}
+        for test_set in self.predicted_sets:
+            for record in self.runs:
+                predicted, labels = decode_predictions(record["scores"]["test"][test_set]["predictions"])
+                digest = hashlib.sha256(labels.tobytes()).hexdigest()
+                found.setdefault(test_set, {})[record["run_id"]] = digest, predicted == labels
+        runs = {seed: record["run_id"] for seed, record in self.records.items()}
+        return {name: {seed: found[name][run] for seed, run in runs.items()} for name in found}
+
     @property
     def mean(self) -> Summary | None:
         """The mean over the test sets, over the runs; None where a run lacks a set."""
@@ -85,27 +104,6 @@ class Cell:
 
 
 @dataclass(frozen=True)
-class PairedResult:
-    """A paired comparison of two methods at one point, in score, `method` minus `rival`.
-
-    Attributes:
-        method: Label of the method.
-        rival: Label of what it is compared with.
-        point: Where.
-        difference: Observed difference and its intervals; None where the records of one are missing.
-        seeds: Seeds that both have.
-        parameter_ratio: Trainable parameters of the method over the rival's; None where one is missing or trains none.
-    """
-
-    method: str
-    rival: str
-    point: Point
-    difference: Difference | None
-    seeds: tuple[int, ...]
-    parameter_ratio: float | None
-
-
-@dataclass(frozen=True)
 class Results:
     """Methods x points of one experiment.
 
@@ -116,6 +114,8 @@ class Results:
         points: Points on the experiment's axes in the order of the columns.
         cells: (method, point) -> cell; absent where there is no tested record.
         expected: (method, point) -> number of different runs that the comparison asks for.
+        rates: (method, point) -> the learning rate of its runs, with the grid that it was chosen from.
+        families: Label -> the method's name without its rank: "lora" for LoRA-4 and LoRA-16.
     """
 
     name: str
@@ -124,32 +124,98 @@ class Results:
     points: tuple[Point, ...]
     cells: Mapping[tuple[str, Point], Cell]
     expected: Mapping[tuple[str, Point], int]
+    rates: Mapping[tuple[str, Point], LearningRate]
+    families: Mapping[str, str]
 
     def cell(self, method: str, point: Point) -> Cell | None:
         """The cell, or None where it is missing."""
         return self.cells.get((method, point))
 
+    @cached_property
+    def settings(self) -> tuple[tuple[Point, ...], ...]:
+        """The points that differ on the first axis alone, the data sets of one setting, over which tables average."""
+        found: dict[Point, list[Point]] = {}
+        for point in self.points:
+            found.setdefault(point[1:], []).append(point)
+        return tuple(tuple(points) for points in found.values())
+
+    @cached_property
+    def scopes(self) -> tuple[tuple[Point, ...], ...]:
+        """What scores are given for: every point alone, and the points of every setting that has several together."""
+        return (*((point,) for point in self.points), *(points for points in self.settings if len(points) > 1))
+
     def title(self, point: Point) -> str:
         """A point in a few words: its values on the axes on which the points differ, or on the first one."""
-        varied = [len({other[index] for other in self.points}) > 1 for index in range(len(point))]
-        shown = [index for index in range(len(point)) if varied[index]] or [0]
-        parts = [self.experiment.axes[index].describe(point[index]) for index in shown]
-        return ", ".join(part for part in parts if part) or self.experiment.describe(point)
+        return self._describe(point, self._varied or [0]) or self.experiment.describe(point)
+
+    def setting_title(self, points: Sequence[Point]) -> str:
+        """A setting in a few words: its values on all axes but the first; "" where there is only one setting."""
+        return self._describe(points[0], [index for index in self._varied if index > 0])
+
+    def scope_title(self, points: Sequence[Point]) -> str:
+        """A point, or the average over the points of a setting, in a few words."""
+        if len(points) == 1:
+            return self.title(points[0])
+        return ", ".join(filter(None, (f"average of {len(points)}", self.setting_title(points))))
+
+    def value(self, point: Point, axis: str) -> Any:
+        """A point's value on an axis; None where the experiment has no such axis."""
+        return next((at for one, at in zip(self.experiment.axes, point, strict=True) if one.key == axis), None)
+
+    def amount(self, point: Point) -> tuple[int | None, float | None] | None:
+        """A point's training images as (shots, fraction), (None, 1.0) for all; None where no axis tells them."""
+        if not {axis.key for axis in self.experiment.axes} & set(DATA_AXES):
+            return None
+        shots, fraction = (self.value(point, axis) for axis in DATA_AXES)
+        return shots, 1.0 if shots is None and fraction is None else fraction
+
+    def describe_amount(self, amount: tuple[int | None, float | None]) -> str:
+        """What `amount` gives in a few words: "4 shots", "50 %"."""
+        if amount == (None, 1.0):
+            return WHOLE
+        axes = {axis.key: axis for axis in self.experiment.axes}
+        parts = [axes[key].describe(value) for key, value in zip(DATA_AXES, amount, strict=True) if value is not None]
+        return ", ".join(parts)
+
+    @cached_property
+    def _varied(self) -> list[int]:
+        """The axes, by their numbers, on which the points differ."""
+        return [index for index, values in enumerate(zip(*self.points, strict=True)) if len(set(values)) > 1]
+
+    def _describe(self, point: Point, axes: Sequence[int]) -> str:
+        """A point's values on some axes in a few words; all images are `WHOLE`, once, where other points have fewer."""
+        whole, parts = self.amount(point) == (None, 1.0), []
+        for index in axes:
+            axis = self.experiment.axes[index]
+            parts.append(WHOLE if whole and axis.key in DATA_AXES else axis.describe(point[index]))
+        return ", ".join(part for part in dict.fromkeys(parts) if part)
 
     def test_sets(self, point: Point) -> tuple[str, ...]:
         """The test sets of a point's records, in their order."""
         cells = [cell for method in self.methods if (cell := self.cell(method, point)) is not None]
         return tuple(dict.fromkeys(name for cell in cells for record in cell.runs for name in test_scores(record)))
 
-    def average(self, method: str) -> Summary | None:
-        """Mean over the points, summarised over seeds; None unless every point has all test sets at the same seeds."""
-        cells = [self.cell(method, point) for point in self.points]
-        if any(cell is None or cell.mean is None for cell in cells):
-            return None
-        if len({tuple(sorted(cell.records)) for cell in cells}) != 1:
+    def score(self, method: str, points: Sequence[Point]) -> Summary | None:
+        """The score averaged over points, over seeds; None unless every point has all test sets, at the same seeds."""
+        return self.average(method, points, lambda record: record["scores"]["mean"])
+
+    def train_seconds(self, method: str, points: Sequence[Point]) -> Summary | None:
+        """Training time averaged over points, over seeds; None where nothing is trained, or as `score`."""
+        trains = any(cell.trainable for point in points if (cell := self.cell(method, point)) is not None)
+        return self.average(method, points, lambda record: record["time"]["train_seconds"]) if trains else None
+
+    def peak_bytes(self, method: str, points: Sequence[Point]) -> Summary | None:
+        """Peak memory averaged over points, over seeds; None where it was not measured, or as `score`."""
+        return self.average(method, points, lambda record: record["memory"]["peak_bytes"])
+
+    def average(self, method: str, points: Sequence[Point], value: Callable[[Record], float | None]) -> Summary | None:
+        """A number of the records averaged over points, over seeds; never over fewer points or different seeds."""
+        cells = [self.cell(method, point) for point in points]
+        if None in cells or len({tuple(sorted(cell.records)) for cell in cells}) != 1:
             return None
         seeds = sorted(cells[0].records) if any(len(cell.runs) > 1 for cell in cells) else sorted(cells[0].records)[:1]
-        return summarize([sum(cell.records[seed]["scores"]["mean"] for cell in cells) / len(cells) for seed in seeds])
+        values = [[value(cell.records[seed]) for cell in cells] for seed in seeds]
+        return None if any(None in row for row in values) else summarize([sum(row) / len(row) for row in values])
 
     def records(self) -> list[Record]:
         """All records, each once."""
@@ -191,7 +257,15 @@ def collect_results(name: str, planned: Sequence[PlannedRun], find: Callable[[Pl
         tuple(dict.fromkeys(entry.point for entry in planned)),
         {key: Cell(by_seed) for key, by_seed in cells.items()},
         {key: len(settings) for key, settings in expected.items()},
+        {(entry.label, entry.point): entry.learning_rate for entry in planned},
+        {entry.label: _family(entry) for entry in planned},
     )
+
+
+def _family(entry: PlannedRun) -> str:
+    """A run's method; of PEFT's tuners, the tuner."""
+    adapter = entry.config.adapter
+    return str(adapter.options.get("peft_type", adapter.method)).lower()
 
 
 def check_distinct(planned: Iterable[PlannedRun]) -> None:
@@ -211,39 +285,3 @@ def find_by_settings(records: Iterable[Record]) -> Callable[[PlannedRun], Record
     """Finds committed records by their settings alone, since neither data nor weights need be here."""
     known = {record["identity"]["settings"]: record for record in records if is_finished(record)}
     return lambda entry: known.get(entry.identity.settings)
-
-
-def compare_pair(results: Results, method: str, rival: str, point: Point) -> PairedResult:
-    """Paired difference of `method` and `rival` at one point over the seeds that both have.
-
-    There is none where one of them lacks a test set, or where a score is no accuracy and has no predictions.
-
-    Raises:
-        ValueError: The two were not tested on the same samples in the same order.
-    """
-    a, b = results.cell(method, point), results.cell(rival, point)
-    seeds = tuple(sorted(a.records.keys() & b.records.keys())) if a is not None and b is not None else ()
-    sets = results.test_sets(point)
-    if not seeds or not all(set(sets) == set(cell.predicted_sets) for cell in (a, b)):
-        return PairedResult(method, rival, point, None, (), None)
-    correct = [_paired_correctness(a, b, seeds, name) for name in sets]
-    difference = paired_difference([pair[0] for pair in correct], [pair[1] for pair in correct])
-    ratio = a.trainable / b.trainable if b.trainable else None
-    return PairedResult(method, rival, point, difference, seeds, ratio)
-
-
-def _paired_correctness(a: Cell, b: Cell, seeds: Sequence[int], test_set: str) -> tuple[np.ndarray, np.ndarray]:
-    """Whether each sample of a test set was classified correctly, (seeds, samples) for either cell."""
-    import numpy as np
-
-    correct: tuple[list, list] = ([], [])
-    reference = None
-    for seed in seeds:
-        for cell, rows in zip((a, b), correct, strict=True):
-            predicted, labels = decode_predictions(cell.records[seed]["scores"]["test"][test_set]["predictions"])
-            reference = labels if reference is None else reference
-            if not np.array_equal(labels, reference):
-                names = " and ".join(one.records[seed]["config"]["adapter"]["label"] for one in (a, b))
-                raise ValueError(f"{names} were tested on different samples of {test_set}")
-            rows.append(predicted == labels)
-    return np.stack(correct[0]), np.stack(correct[1])

@@ -1,23 +1,19 @@
-"""Draws a comparison as tables: rich for the terminal, Markdown and CSV for files.
-
-The cells' texts are made once (`overview_tables`, `point_table`) and drawn three ways. A missing value is `-`.
-"""
+"""A comparison's own tables: the scores, everything about a point, time and memory, and all numbers for a CSV file."""
 
 from __future__ import annotations
 
-import csv
-import io
-from collections.abc import Mapping, Sequence
-from dataclasses import dataclass
-from typing import TYPE_CHECKING
+from collections.abc import Iterable, Mapping, Sequence
 
+from randlora_core.experiment.reports.formats import MISSING, TextTable
 from randlora_core.experiment.reports.results import Cell, Point, Results
 from randlora_core.experiment.reports.statistics import Summary
 
-if TYPE_CHECKING:
-    from rich.table import Table as RichTable
+Best = Mapping[tuple[Point, ...], str]
+"""Scope -> the method whose score is marked there (`pairs.best_methods`)."""
 
-MISSING = "-"
+SCORES = "test accuracy in %, mean ± 95 % interval over seeds"
+ALL_SCORES = SCORES.capitalize()
+
 CSV_COLUMNS = (
     "experiment",
     "data",
@@ -27,21 +23,13 @@ CSV_COLUMNS = (
     "score_half_width_95",
     "score_std",
     "runs",
+    "is_significantly_best",
     "trainable_parameters",
     "learning_rate",
     "learning_rate_source",
     "train_seconds_median",
     "peak_memory_bytes",
 )
-
-
-@dataclass(frozen=True)
-class TextTable:
-    """A table of texts; the first column is left-aligned, the others right-aligned."""
-
-    title: str
-    columns: tuple[str, ...]
-    rows: tuple[tuple[str, ...], ...]
 
 
 def format_score(summary: Summary | None) -> str:
@@ -52,33 +40,52 @@ def format_score(summary: Summary | None) -> str:
     return mean if summary.half_width is None else f"{mean} ± {100 * summary.half_width:.1f}"
 
 
-def overview_tables(results: Results) -> list[TextTable]:
-    """The scores alone: methods x points where a point has one test set, else methods x test sets for every point."""
-    if all(len(results.test_sets(point)) <= 1 for point in results.points):
-        return [_points_table(results)]
-    return [_test_sets_table(results, point) for point in results.points]
+def overview_tables(results: Results, best: Best | None = None) -> list[TextTable]:
+    """The scores alone, the best one of a column marked where it is significantly above the second best.
+
+    Points with several test sets have a table each, with a column for every set. Else there is a table for every
+    setting, with a column for every point of it and their average, after a table of the averages where there are
+    several of them; where settings have one point each, all points share one table.
+    """
+    best = best or {}
+    if any(len(results.test_sets(point)) > 1 for point in results.points):
+        return [_test_sets_table(results, point, best) for point in results.points]
+    averages = [(results.setting_title(points), points) for points in results.settings if len(points) > 1]
+    if not averages:
+        return [
+            _scores_table(results, ALL_SCORES, [(results.title(point), (point,)) for point in results.points], best)
+        ]
+    tables = [_scores_table(results, f"Average over data sets: {SCORES}", averages, best)] if averages[1:] else []
+    for points in results.settings:
+        where = results.setting_title(points)
+        title = f"{where}: {SCORES}" if where else ALL_SCORES
+        columns = [(results.experiment.axes[0].describe(point[0]), (point,)) for point in points]
+        average = [("Average", points)] if len(points) > 1 else []
+        tables.append(_scores_table(results, title, [*columns, *average], best))
+    return tables
 
 
-def _points_table(results: Results) -> TextTable:
-    with_average = len(results.points) > 1
-    rows = []
-    for method in results.methods:
-        cells = [results.cell(method, point) for point in results.points]
-        row = (method, *(format_score(cell.mean if cell else None) for cell in cells))
-        rows.append((*row, format_score(results.average(method))) if with_average else row)
-    columns = ("Method", *map(results.title, results.points), *(["Average"] if with_average else []))
-    return TextTable("Test accuracy in %, mean ± 95 % interval over seeds", columns, tuple(rows))
+def _scores_table(
+    results: Results, title: str, columns: Sequence[tuple[str, tuple[Point, ...]]], best: Best
+) -> TextTable:
+    """The scores of every method in the scope of every column, which comes with its heading."""
+    scopes = [scope for _, scope in columns]
+    rows = [(method, *(format_score(results.score(method, scope)) for scope in scopes)) for method in results.methods]
+    marked = {(results.methods.index(best[scope]), 1 + i) for i, scope in enumerate(scopes) if scope in best}
+    return TextTable(title, ("Method", *(heading for heading, _ in columns)), tuple(rows), frozenset(marked))
 
 
-def _test_sets_table(results: Results, point: Point) -> TextTable:
+def _test_sets_table(results: Results, point: Point, best: Best) -> TextTable:
     test_sets = results.test_sets(point)
     rows = []
     for method in results.methods:
         cell = results.cell(method, point)
         scores = [cell.score(name) if cell else None for name in test_sets]
         rows.append((method, *map(format_score, scores), format_score(cell.mean if cell else None)))
-    title = f"{results.title(point)}: test accuracy in %, mean ± 95 % interval over seeds"
-    return TextTable(title, ("Method", *test_sets, "Mean"), tuple(rows))
+    mean = len(test_sets) + 1
+    marked = {(results.methods.index(best[point,]), mean)} if (point,) in best else ()
+    title = f"{results.title(point)}: {SCORES}"
+    return TextTable(title, ("Method", *test_sets, "Mean"), tuple(rows), frozenset(marked))
 
 
 def point_table(results: Results, point: Point, verdicts: Mapping[str, str] | None = None) -> TextTable:
@@ -89,7 +96,7 @@ def point_table(results: Results, point: Point, verdicts: Mapping[str, str] | No
         point: The point.
         verdicts: Method -> how it stands against the comparison's reference, for a last column; None for no column.
     """
-    columns = ("Method", "Accuracy %", "Runs", "Trainable", "LR", "Train s", "Peak MB")
+    columns = ("Method", "Accuracy %", "Std", "Runs", "Trainable", "LR", "Train s", "Peak MB")
     rows = [_point_row(results, method, point) for method in results.methods]
     if verdicts is not None:
         columns = (*columns, "Against reference")
@@ -101,16 +108,18 @@ def _point_row(results: Results, method: str, point: Point) -> tuple[str, ...]:
     cell = results.cell(method, point)
     expected = results.expected.get((method, point))
     if cell is None:
-        return (method, MISSING, f"0 of {expected}", *[MISSING] * 4)
-    count, seconds, peak = len(cell.runs), cell.train_seconds, cell.peak_bytes
+        return (method, MISSING, MISSING, f"0 of {expected}", *[MISSING] * 4)
+    count = len(cell.runs)
+    std = None if cell.mean is None else cell.mean.std
     return (
         method,
         format_score(cell.mean),
+        MISSING if std is None else f"{100 * std:.1f}",
         str(count) if expected in (None, count) else f"{count} of {expected}",
         f"{cell.trainable:,}",
         _format_rate(cell),
-        MISSING if seconds is None else f"{seconds:.1f}",
-        MISSING if peak is None else f"{peak / 1e6:,.0f}",
+        format_seconds(cell.train_seconds),
+        format_megabytes(cell.peak_bytes),
     )
 
 
@@ -121,52 +130,29 @@ def _format_rate(cell: Cell) -> str:
     return f"{rate['value']:g}" + ("" if rate["source"] == "tuned" else "*")
 
 
-def to_rich(table: TextTable) -> RichTable:
-    """The table for a terminal, without its title."""
-    from rich.box import SIMPLE_HEAD
-    from rich.table import Table
-
-    drawn = Table(box=SIMPLE_HEAD, padding=(0, 1, 0, 0), pad_edge=False)
-    for index, column in enumerate(table.columns):
-        drawn.add_column(column, justify="left" if index == 0 else "right", overflow="fold")
-    for row in table.rows:
-        drawn.add_row(*row)
-    return drawn
+def format_seconds(seconds: float | None) -> str:
+    """Seconds to a tenth."""
+    return MISSING if seconds is None else f"{seconds:.1f}"
 
 
-def to_markdown(table: TextTable) -> str:
-    """The table as GitHub Markdown, without its title."""
-    widths = [max(len(row[index]) for row in (table.columns, *table.rows)) for index in range(len(table.columns))]
-    rule = [("-" * width) if index == 0 else "-" * (width - 1) + ":" for index, width in enumerate(widths)]
-    lines = [_markdown_row(row, widths) for row in (table.columns, tuple(rule), *table.rows)]
-    return "\n".join(lines) + "\n"
+def format_megabytes(count: float | None) -> str:
+    """Bytes as millions."""
+    return MISSING if count is None else f"{count / 1e6:,.0f}"
 
 
-def _markdown_row(row: Sequence[str], widths: Sequence[int]) -> str:
-    cells = [
-        text.ljust(width) if index == 0 else text.rjust(width)
-        for index, (text, width) in enumerate(zip(row, widths, strict=True))
-    ]
-    return "| " + " | ".join(cells) + " |"
-
-
-def to_csv(results: Results) -> str:
-    """One line per point, method and test set with unrounded numbers; a missing value is `-`."""
-    text = io.StringIO()
-    writer = csv.writer(text, lineterminator="\n")
-    writer.writerow(CSV_COLUMNS)
+def csv_rows(results: Results, best: Best) -> Iterable[Sequence[object]]:
+    """One row of `CSV_COLUMNS` per point, method and test set, with unrounded numbers; None where there is none."""
     for point in results.points:
         for method in results.methods:
             cell = results.cell(method, point)
-            for test_set in results.test_sets(point) or ("",):
-                values = _csv_values(cell, test_set) if cell else [None] * (len(CSV_COLUMNS) - 4)
-                where = [results.experiment.name, results.experiment.describe(point), method, test_set or MISSING]
-                writer.writerow([*where, *(MISSING if value is None else value for value in values)])
-    return text.getvalue()
+            for test_set in results.test_sets(point) or (None,):
+                values = _csv_values(cell, test_set, best.get((point,)) == method) if cell else [None] * 10
+                yield [results.experiment.name, results.experiment.describe(point), method, test_set, *values]
 
 
-def _csv_values(cell: Cell, test_set: str) -> list[object]:
+def _csv_values(cell: Cell, test_set: str, is_best: bool) -> list[object]:
     score, rate = cell.score(test_set), cell.learning_rate
     numbers = [score.mean, score.half_width, score.std, score.count] if score else [None] * 4
     source = None if rate["value"] is None else rate["source"]
-    return [*numbers, cell.trainable, rate["value"], source, cell.train_seconds, cell.peak_bytes]
+    marked = "yes" if is_best else "no"
+    return [*numbers, marked, cell.trainable, rate["value"], source, cell.train_seconds, cell.peak_bytes]

@@ -19,6 +19,7 @@ from pydantic import Field, model_validator
 from randlora_core.experiment.compose import CONFIGS
 from randlora_core.experiment.config import Names, Section, validated
 from randlora_core.experiment.interface import Experiment, find_experiment
+from randlora_core.experiment.reports.published import PublishedRows
 from randlora_core.experiment.sweeps.comparison_names import comparison_names, find_comparison, scale_of
 
 Values = Annotated[tuple[str | int | float | None, ...], Field(strict=False, min_length=1)]
@@ -82,6 +83,7 @@ class ComparisonFile(Section):
         where: Passed to some runs.
         pairs: (method, rival) labels for the verdict.
         reference: Label of the row against which every other one is held, such as the linear probe's.
+        published: Which rows stand beside which numbers of the paper.
         table: The submission's number of the table that it makes, by which it is also found (`table3`).
     """
 
@@ -94,6 +96,7 @@ class ComparisonFile(Section):
     where: Annotated[tuple[Where, ...], Field(strict=False)] = ()
     pairs: Annotated[tuple[Annotated[tuple[str, str], Field(strict=False)], ...], Field(strict=False)] = ()
     reference: str | None = None
+    published: Annotated[tuple[PublishedRows, ...], Field(strict=False)] = ()
     table: int | None = None
 
     @model_validator(mode="after")

@@ -50,7 +50,10 @@ def test_the_command_trains_reports_and_is_its_own_resume(command, tmp_path, cap
     assert "comparison small: 10 runs, 0 finished earlier" in shown.out and "[10/10]" in shown.out and shown.err == ""
     assert "sum: RandLoRA-2 - LoRA-2 = " in shown.out and "Against reference" in shown.out
     tables = folder / "results" / "tiny" / "small"
-    assert {path.name for path in tables.iterdir()} == {"table.md", "table.csv", "accuracy.png"}
+    assert {path.name for path in tables.iterdir()} == {
+        *("table.md", "table.tex", "table.csv", "pairs.csv"),
+        *("accuracy.png", "costs.png"),
+    }
     assert f"{tables / 'table.md'}" in shown.out
     assert re.search(r"\| Method +\| +near \| +far \| +Mean \|", (tables / "table.md").read_text())
     before = {record["run_id"]: record for record in records(folder)}
@@ -92,6 +95,18 @@ def test_the_table_of_committed_records_needs_neither_data_nor_training(tiny, co
     assert "75.0" in capsys.readouterr().out
 
 
+def test_committed_records_give_files_where_a_folder_is_named(tiny, command, tmp_path, capsys):
+    planned = plan_runs(tiny, [["training.steps=2", "adapter.rank=2", "adapter=lora", "rule=sum", "seed=1"]])
+    collect_records([finished_record(entry) for entry in planned], tiny.records / "small.jsonl")
+    assert command("--from-records", "--output", str(tmp_path / "tables")) == 0
+    folder = tmp_path / "tables" / "tiny"
+    assert f"written: {folder / 'table.md'}, {folder / 'table.tex'}, " in capsys.readouterr().out
+    assert r"LoRA-2 & 75.0 & 50.0 & 62.5 \\" in (folder / "table.tex").read_text()
+    assert (folder / "accuracy.png").is_file() and not (tmp_path / "results").exists()
+    assert command("--output", str(tmp_path / "tables")) == 2
+    assert "without --from-records; accepted: both, or paths.results=FOLDER" in capsys.readouterr().err
+
+
 def test_the_dry_run_says_where_each_rate_comes_from(command, capsys):
     assert command("--dry-run", "--seeds", "1", "--rules", "sum") == 0
     lines = capsys.readouterr().out.splitlines()
@@ -104,6 +119,11 @@ def test_the_dry_run_says_where_each_rate_comes_from(command, capsys):
     [
         ("reference: Zero-shot", "reference: Probe", "unknown reference in small.yaml: 'Probe'; accepted: Zero-shot, "),
         ("[RandLoRA-2, LoRA-2]", "[RandLoRA-2, LoRA-3]", "unknown method in pairs of small.yaml: 'LoRA-3'; accepted: "),
+        (
+            "reference: Zero-shot",
+            "published: [{file: figure03_vram.csv, where: {panel: a}, rows: {LoRA-8: {method: LoRA}}}]",
+            "unknown method in published of small.yaml: 'LoRA-8'; accepted: Zero-shot, ",
+        ),
         ("adapter=randlora, adapter.rank=2", "adapter=lora, adapter.rank=2, adapter.alpha=1", "two different runs are"),
     ],
 )

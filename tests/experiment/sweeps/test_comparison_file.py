@@ -196,3 +196,20 @@ def test_parts_are_chosen_in_their_own_order():
     with pytest.raises(ValueError, match="unknown method 'd'; accepted: a, b"):
         select(["a", "b"], ["d"], "method")
     assert [option_of(axis) for axis in ("dataset", "shots", "backbone")] == ["--datasets", "--shots", "--backbones"]
+
+
+PUBLISHED = """published:
+  - {file: table11_clip_vit_b32.csv, rows: {LoRA-2: {method: LoRA, rank: 32}, RandLoRA-2: {method: RandLoRA, rank: 6}}}
+"""
+
+
+def test_rows_may_stand_beside_published_ones(load):
+    (entry,) = load(SMALL + PUBLISHED).file.published
+    assert {number.columns["label"] for number in entry.numbers("LoRA-2")} == {"LoRA32"}
+    assert load(SMALL).file.published == ()
+    with pytest.raises(ValueError, match=r"small\.yaml: published\.rows\.LoRA-2: no number with method=LoRA, rank=31"):
+        load(SMALL + PUBLISHED.replace("32}", "31}"))
+    with pytest.raises(
+        ValueError, match=r"small\.yaml: published: no file 'table0\.csv'; accepted: figure02_vram\.csv"
+    ):
+        load(SMALL + PUBLISHED.replace("table11_clip_vit_b32", "table0"))

@@ -1,0 +1,242 @@
+"""The paper's numbers beside ours: paper | ours | gap for scores, and ratios for time and memory.
+
+A number of ours stands in such a table only where the run's backbone, its weights and the sizes of the data set's
+splits are the paper's, as the record itself tells; the label of a row decides nothing.
+"""
+
+from __future__ import annotations
+
+import functools
+from collections.abc import Iterable, Mapping, Sequence
+from dataclasses import dataclass
+from typing import Any
+
+from randlora_core.datasets.catalog import CATALOG
+from randlora_core.experiment.records.reading import Record
+from randlora_core.experiment.reports.formats import MISSING, TextTable
+from randlora_core.experiment.reports.published import (
+    ACCURACY,
+    AVERAGE,
+    VRAM,
+    PublishedNumber,
+    PublishedRows,
+)
+from randlora_core.experiment.reports.results import Point, Results
+from randlora_core.experiment.reports.tables import format_megabytes, format_seconds
+from randlora_core.models.registry import BACKBONES
+
+Amount = tuple[int | None, float | None]
+
+PAPER_BACKBONES: Mapping[str, Mapping[str, Any]] = {
+    "CLIP ViT-B/32": {"name": "clip_vit_b32", "pretrained": True},
+    "CLIP ViT-L/14": {"name": "clip_vit_l14", "pretrained": True},
+    "CLIP ViT-H/14": {"name": "clip_vit_h14", "pretrained": True},
+    "DINOv2 ViT-B/14": {"name": "dinov2_vit_b14", "pretrained": True, "image_size": 224},
+}
+"""The paper's name of a model -> the whole setting `backbone` of a run on it."""
+
+CSV_COLUMNS = ("experiment", "file", "model", "shots", "fraction", "method", "dataset", "paper", "ours", "gap")
+
+
+@dataclass(frozen=True)
+class PaperCell:
+    """One number of the paper and ours of the same meaning.
+
+    Attributes:
+        file: The file of the paper's number.
+        label: The row of the comparison.
+        number: The paper's number.
+        ours: Percent; None where there is no run, or it is not on the paper's backbone, weights and splits.
+    """
+
+    file: str
+    label: str
+    number: PublishedNumber
+    ours: float | None
+
+    @property
+    def gap(self) -> float | None:
+        """Ours minus the paper's, in points."""
+        return None if self.ours is None else self.ours - self.number.value
+
+    @property
+    def amount(self) -> Amount:
+        """The training images as (shots, fraction)."""
+        return self.number.shots, self.number.fraction
+
+
+def paper_cells(results: Results, published: Sequence[PublishedRows]) -> list[PaperCell]:
+    """The paper's scores for a comparison's rows, backbones and data sizes, with ours where they are comparable."""
+    ours = _comparable_scores(results)
+    backbones = {results.value(point, "backbone") for point in results.points}
+    amounts = {results.amount(point) for point in results.points}
+    cells = []
+    for entry in published:
+        if entry.table.quantity != ACCURACY:
+            continue
+        for label in results.methods:
+            for number in entry.numbers(label):
+                model, amount = number.model, (number.shots, number.fraction)
+                if _backbone(model) not in backbones or amount not in amounts:
+                    continue
+                wanted = entry.table.datasets if number.dataset == AVERAGE else (number.dataset,)
+                found = [ours.get((label, model, amount, dataset)) for dataset in wanted]
+                value = None if None in found else sum(found) / len(found)
+                cells.append(PaperCell(entry.file, label, number, value))
+    return cells
+
+
+def _comparable_scores(results: Results) -> dict[tuple[str, str, Amount, str], float]:
+    """(label, model, amount, data set) -> percent, for the cells whose every run is on what the paper's are.
+
+    Where two cells are on the same, such as one data set under two names, there is none.
+    """
+    found: dict[tuple[str, str, Amount, str], list[float]] = {}
+    for (label, point), cell in results.cells.items():
+        meant = {paper_case(record) for record in cell.runs}
+        if len(meant) == 1 and (case := meant.pop()) is not None and cell.mean is not None:
+            key = label, case[0], results.amount(point), case[1]
+            found.setdefault(key, []).append(100 * cell.mean.mean)
+    return {key: values[0] for key, values in found.items() if len(values) == 1}
+
+
+def paper_case(record: Record) -> tuple[str, str] | None:
+    """The model and the data set, by their names in the paper, that a record's numbers can be compared on.
+
+    None where one of these is not the paper's: the backbone with all its settings; the weights, which come from the
+    repository that the paper's were published in; the sizes of the splits, which the data set's loader compared with
+    the paper's table 7 (`data.is_subset`) and which are compared once more with what the record says of them.
+    """
+    data, config = record["data"], record["config"]
+    model = next((model for model, backbone in PAPER_BACKBONES.items() if backbone == config["backbone"]), None)
+    if model is None or data.get("paper_name") is None or data.get("is_subset") is not False:
+        return None
+    if not record["identity"]["weights"].startswith(f"{_weights_source(model)}@"):
+        return None
+    return (model, data["paper_name"]) if _has_paper_sizes(record) else None
+
+
+@functools.cache
+def _weights_source(model: str) -> str:
+    """Where a model's published weights come from, as the identity of weights begins: "hub owner/repository"."""
+    return str(BACKBONES[PAPER_BACKBONES[model]["name"]].find_weights())
+
+
+def _has_paper_sizes(record: Record) -> bool:
+    """Whether the splits have table 7's sizes; of chosen training images the number is not known beforehand."""
+    data, config = record["data"], record["config"]
+    entry = next((entry for entry in CATALOG.values() if entry.paper_name == data["paper_name"]), None)
+    if entry is None:
+        return False
+    wanted = {"validation": entry.num_validation, "test": entry.num_test}
+    if config.get("shots") is None and config.get("fraction") in (None, 1):
+        wanted["train"] = entry.num_train_and_validation - entry.num_validation
+    return all(data["sizes"].get(split) == size for split, size in wanted.items())
+
+
+def _backbone(model: str) -> str | None:
+    """Our name of a model of the paper; None for one that no experiment on images has."""
+    return PAPER_BACKBONES[model]["name"] if model in PAPER_BACKBONES else None
+
+
+def paper_tables(results: Results, cells: Sequence[PaperCell]) -> list[TextTable]:
+    """For every model the averages by data size, then for every data size the data sets, as in the paper's appendix."""
+    tables = []
+    for model, file in dict.fromkeys((cell.number.model, cell.file) for cell in cells):
+        own = [cell for cell in cells if (cell.number.model, cell.file) == (model, file)]
+        amounts = sorted({cell.amount for cell in own}, key=amount_order)
+        averages = {results.describe_amount(amount): (amount, AVERAGE) for amount in amounts}
+        tables.append(_triples(f"{model}, average over data sets", file, own, averages))
+        for amount in amounts:
+            datasets = dict.fromkeys(cell.number.dataset for cell in own if cell.amount == amount)
+            if set(datasets) != {AVERAGE}:
+                columns = {name if name != AVERAGE else "Average": (amount, name) for name in datasets}
+                tables.append(_triples(f"{model}, {results.describe_amount(amount)}", file, own, columns))
+    return tables
+
+
+def amount_order(amount: Amount) -> tuple[bool, float]:
+    """Sorts data sizes: 1, 2, 4, 16 shots, then 50 %, then 100 %."""
+    shots, fraction = amount
+    return (False, shots) if shots is not None else (True, fraction or 0.0)
+
+
+def _triples(title: str, file: str, cells: Sequence[PaperCell], columns: Mapping[str, tuple[Amount, str]]) -> TextTable:
+    """Three rows for every method: the paper's number as printed, ours and the gap."""
+    found = {(cell.label, cell.amount, cell.number.dataset): cell for cell in cells}
+    rows = []
+    for label in dict.fromkeys(cell.label for cell in cells):
+        own = [found.get((label, *place)) for place in columns.values()]
+        paper = [MISSING if cell is None else cell.number.columns[ACCURACY] for cell in own]
+        ours = [MISSING if cell is None or cell.ours is None else f"{cell.ours:.1f}" for cell in own]
+        gaps = [MISSING if cell is None or cell.gap is None else f"{cell.gap:+.1f}" for cell in own]
+        rows += [(label, "paper", *paper), ("", "ours", *ours), ("", "gap", *gaps)]
+    title = f"{title}: accuracy in % of the paper (published/{file}), ours, and the gap in points"
+    return TextTable(title, ("Method", "", *columns), tuple(rows), num_labels=2)
+
+
+def paper_csv_rows(results: Results, cells: Iterable[PaperCell]) -> Iterable[Sequence[object]]:
+    """One row of `CSV_COLUMNS` per number of the paper; None where there is none of ours."""
+    for cell in cells:
+        number = cell.number
+        place = (results.experiment.name, cell.file, number.model, number.shots, number.fraction, cell.label)
+        yield (*place, number.dataset, number.value, cell.ours, cell.gap)
+
+
+def cost_tables(results: Results, published: Sequence[PublishedRows]) -> list[TextTable]:
+    """Training time and peak memory of every method on every backbone, with the ratios to full fine-tuning's.
+
+    Beside them stand the figures' memory in GB and its ratio to full fine-tuning's. Machine, batch and counter are not
+    the paper's, so only the ratios can be compared.
+    """
+    tables = []
+    backbones = dict.fromkeys(results.value(point, "backbone") for point in results.points)
+    for backbone in backbones:
+        points = [point for point in results.points if results.value(point, "backbone") == backbone]
+        entries = [entry for entry in published if entry.table.quantity == VRAM]
+        vram = {label: number for label in results.methods if (number := _vram(entries, label, backbone)) is not None}
+        if vram or len(points) > 1:  # one point's own table has all of it
+            tables.append(_cost_table(results, points, backbone, vram))
+    return tables
+
+
+def _vram(entries: Sequence[PublishedRows], label: str, backbone: str | None) -> tuple[float, float | None] | None:
+    """The paper's GB for a row, and their ratio to its full fine-tuning's; None where it has none."""
+    for entry in entries:
+        for number in entry.numbers(label):
+            if _backbone(number.model) == backbone:
+                full = [one.value for one in entry.table.numbers if (one.model, one.method) == (number.model, "FT")]
+                return number.value, number.value / full[0] if full else None
+    return None
+
+
+def _cost_table(
+    results: Results, points: Sequence[Point], backbone: str | None, vram: Mapping[str, tuple[float, float | None]]
+) -> TextTable:
+    base = next((method for method in results.methods if results.families[method] == "full"), None)
+    base_seconds, base_bytes = _costs(results, base, points) if base is not None else (None, None)
+    rows = []
+    for method in results.methods:
+        seconds, peak = _costs(results, method, points)
+        row = (method, format_seconds(seconds), format_ratio(seconds, base_seconds))
+        row = (*row, format_megabytes(peak), format_ratio(peak, base_bytes))
+        if vram:
+            gigabytes, ratio = vram.get(method, (None, None))
+            row = (*row, MISSING if gigabytes is None else f"{gigabytes:g}", format_ratio(ratio, 1.0))
+        rows.append(row)
+    columns = ["Method", "Train s", "/ full", "Peak MB", "/ full", *(["Paper GB", "Paper / full"] if vram else [])]
+    title = f"{backbone or 'All runs'}: mean training time and peak memory over {len(points)} points"
+    if vram:
+        title += "; the paper's GB are of another machine and counter, so that only the ratios to full can be compared"
+    return TextTable(title, tuple(columns), tuple(rows))
+
+
+def _costs(results: Results, method: str, points: Sequence[Point]) -> tuple[float | None, float | None]:
+    """Mean training time in seconds and mean peak memory in bytes."""
+    found = results.train_seconds(method, points), results.peak_bytes(method, points)
+    return tuple(None if summary is None else summary.mean for summary in found)
+
+
+def format_ratio(value: float | None, base: float | None) -> str:
+    """`value` / `base` to two decimals."""
+    return MISSING if value is None or not base else f"{value / base:.2f}"
