@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 import json
-from collections.abc import Callable, Iterable, Sequence
+from collections.abc import Callable, Iterable, Mapping, Sequence
 from dataclasses import dataclass, replace
 from functools import cached_property
 from pathlib import Path
@@ -17,7 +17,7 @@ from randlora_core.experiment.loop.hardware import pick_device, pick_precision
 from randlora_core.experiment.peft_tuners import PEFT, try_tuner
 from randlora_core.experiment.rates import LearningRate, build_config, choose_rate
 from randlora_core.experiment.records.ledger import Ledger
-from randlora_core.experiment.records.reading import Record, is_finished
+from randlora_core.experiment.records.reading import Record, is_failed, is_finished
 
 Status = Literal["planned", "done", "failed", "missing"]
 
@@ -60,6 +60,11 @@ class PlannedRun:
         return self.ledger.path(self.run_id)
 
     @property
+    def lock(self) -> Path:
+        """The file that the process doing the run locks."""
+        return self.ledger.lock(self.run_id)
+
+    @property
     def scratch(self) -> Path:
         """The folder for what the run keeps beside its record: resumable state, trained weights."""
         return self.ledger.scratch(self.run_id)
@@ -91,7 +96,7 @@ class PlannedRun:
             return "missing"
         if self.finished is not None:
             return "done"
-        return "failed" if self.record is not None and self.record["status"] == "failed" else "planned"
+        return "failed" if is_failed(self.record) else "planned"
 
     @property
     def finished(self) -> Record | None:
@@ -147,23 +152,27 @@ def plan_runs(
 
 
 class _Inputs:
-    """The identities of data and weights, each found once; an input that is not here is remembered as such."""
+    """The identities of data and weights, each found once; an input that is not here is remembered as such.
+
+    `settings` is what `RunConfig.identity` gives for the configuration.
+    """
 
     def __init__(self, experiment: Experiment, needed: bool):
         self.experiment, self.needed = experiment, needed
         self._found: dict[str, str | MissingInputError] = {}
 
-    def data(self, config: RunConfig) -> str:
+    def data(self, config: RunConfig, settings: Mapping[str, Any]) -> str:
         """The data's fingerprint; the choice of training examples from a data set is no part of it."""
-        return self._identify("data", self.experiment.identify_data, config)
+        return self._identify("data", self.experiment.identify_data, config, settings)
 
-    def weights(self, config: RunConfig) -> str:
+    def weights(self, config: RunConfig, settings: Mapping[str, Any]) -> str:
         """The weights' identity; random ones are drawn from the run's seed."""
-        return self._identify("weights", self.experiment.identify_weights, config)
+        return self._identify("weights", self.experiment.identify_weights, config, settings)
 
-    def _identify(self, kind: str, identify: Callable[[RunConfig], str], config: RunConfig) -> str:
+    def _identify(
+        self, kind: str, identify: Callable[[RunConfig], str], config: RunConfig, settings: Mapping[str, Any]
+    ) -> str:
         """Asks once for all runs that differ in nothing but method, training, choice of examples and seed."""
-        settings = config.identity(None)
         apart = ("adapter", "training", *config.TRAINING_DATA, *(() if config.has_random_weights else ("seed",)))
         shared = {name: value for name, value in settings.items() if name not in apart}
         key = f"{kind} {json.dumps(shared, sort_keys=True)} {config.paths.data}"
@@ -199,9 +208,11 @@ def _plan(experiment: Experiment, overrides: tuple[str, ...], inputs: _Inputs) -
     if config.adapter.method == PEFT and experiment.adapted_shapes is not None and inputs.needed:
         here(lambda: try_tuner(config.adapter.options, experiment.adapted_shapes(config).values()), None)
     rate = here(lambda: choose_rate(experiment, config, overrides), LearningRate(None, "none"))
-    data, weights = here(lambda: inputs.data(config), ""), here(lambda: inputs.weights(config), "")
-    settings = identify_settings(config.identity(rate.value), experiment.name)
-    planned = PlannedRun(experiment, overrides, config, rate, Identity(**settings, data=data, weights=weights))
+    settings = config.identity(rate.value)
+    data = here(lambda: inputs.data(config, settings), "")
+    weights = here(lambda: inputs.weights(config, settings), "")
+    identity = Identity(**identify_settings(settings, experiment.name), data=data, weights=weights)
+    planned = PlannedRun(experiment, overrides, config, rate, identity)
     if missing:
         return replace(planned, missing="; ".join(missing))
     return replace(planned, record=planned.ledger.read(planned.run_id))

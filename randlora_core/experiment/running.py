@@ -5,6 +5,7 @@ from __future__ import annotations
 import contextlib
 import time
 from collections.abc import Callable, Sequence
+from dataclasses import replace
 from datetime import UTC, datetime
 from pathlib import Path
 from typing import Any
@@ -12,17 +13,21 @@ from typing import Any
 import torch
 
 from randlora_core.experiment.adaptation import apply_method, original_weights, parameter_section, save_weights
+from randlora_core.experiment.config import RunConfig
 from randlora_core.experiment.identity import PROTOCOL
 from randlora_core.experiment.interface import Experiment, Score, Task
 from randlora_core.experiment.loop.distributed import evaluating
 from randlora_core.experiment.loop.fit import FitResult, FitSettings, Resume, fit
 from randlora_core.experiment.loop.hardware import is_first_process, pick_device, pick_workers
 from randlora_core.experiment.loop.measuring import Measurement, measured
+from randlora_core.experiment.loop.memory import memory_advice
 from randlora_core.experiment.loop.seeding import seed_global
 from randlora_core.experiment.planning import PlannedRun, plan_run
 from randlora_core.experiment.records.ledger import SCHEMA, describe_error
+from randlora_core.experiment.records.lock import run_lock
 from randlora_core.experiment.records.predictions import encode_predictions
 from randlora_core.experiment.records.provenance import provenance
+from randlora_core.experiment.records.reading import errors_of
 from randlora_core.experiment.records.tracking import Tracker, make_tracker
 
 FLOORS = {"cosine": 0.01, "linear": 0.0}
@@ -52,7 +57,8 @@ def run(experiment: Experiment, overrides: Sequence[str], on_progress: OnProgres
 def execute(planned: PlannedRun, on_progress: OnProgress | None = None) -> dict[str, Any]:
     """Trains and evaluates a planned run and writes its record, whether or not it has finished before.
 
-    It prints first which run it is, its learning rate and where that comes from.
+    It prints first which run it is, its learning rate and where that comes from. Meanwhile it holds the run's lock. A
+    run that another process has finished since it was planned is not done again.
 
     Args:
         planned: The run.
@@ -63,20 +69,32 @@ def execute(planned: PlannedRun, on_progress: OnProgress | None = None) -> dict[
 
     Raises:
         Exception: Whatever made the run fail, after a failed record has been written.
+        UnderWayError: Another process is doing the run.
         KeyboardInterrupt: The run was interrupted; no record is written, and the next call resumes it.
     """
+    planned.ledger.directory.mkdir(parents=True, exist_ok=True)
+    with run_lock(planned.lock) if is_first_process() else contextlib.nullcontext():
+        found = replace(planned, record=planned.ledger.read(planned.run_id))
+        if planned.finished is None and found.finished is not None:
+            return found.finished
+        return _execute(found, on_progress)
+
+
+def _execute(planned: PlannedRun, on_progress: OnProgress | None) -> dict[str, Any]:
+    """Does a run whose lock this process holds."""
     if planned.config.threads is not None:
         torch.set_num_threads(planned.config.threads)
-    planned.ledger.directory.mkdir(parents=True, exist_ok=True)
     if is_first_process():
         print(f"run {planned.run_id}: {planned.name}\nlearning rate: {planned.learning_rate.describe()}", flush=True)
         if (budget := planned.config.adapter.budget) is not None:
             print(f"budget {budget.describe()}", flush=True)
     record = opening(planned)
     tracker = make_tracker(planned, str(planned.ledger.directory))
+    training = planned.config.training
     try:
-        running = _Run(planned, tracker, on_progress or (lambda event: None))
-        finished = {**record, **running.results(), "status": "finished"}
+        with memory_advice(training.batch_size, training.accumulate, planned.config.evaluate.batch_size):
+            running = _Run(planned, tracker, on_progress or (lambda event: None))
+            finished = {**record, **running.results(), "status": "finished"}
         if is_first_process():
             planned.ledger.write(finished)  # before the weights, so that scores are not lost with them
             if planned.config.save.adapter and planned.config.is_trained:
@@ -97,6 +115,18 @@ def execute(planned: PlannedRun, on_progress: OnProgress | None = None) -> dict[
     return finished
 
 
+def build_task(experiment: Experiment, config: RunConfig) -> tuple[Task, torch.device]:
+    """Builds a run's task, not yet adapted, and says on which device it is to be trained or scored.
+
+    Args:
+        experiment: The experiment.
+        config: The run's configuration; its seed decides what the task draws.
+    """
+    device = pick_device(config.device)
+    seed_global(config.seed, "initialisation")
+    return experiment.build_task(config), device
+
+
 def opening(planned: PlannedRun) -> dict[str, Any]:
     """What is known of a record before the run begins; as it stands, the record of a failed run."""
     return {
@@ -106,6 +136,7 @@ def opening(planned: PlannedRun) -> dict[str, Any]:
         "experiment": planned.experiment.name,
         "status": "failed",
         "error": None,
+        "earlier_errors": errors_of(planned.record),
         "created": datetime.now(UTC).isoformat(timespec="seconds"),
         "identity": planned.identity.recorded(),
         "config": planned.recorded,
@@ -146,9 +177,7 @@ class _Run:
         self.planned, self.config = planned, planned.config
         self.tracker, self.on_progress = tracker, on_progress
         self.begun = time.perf_counter()
-        self.device = pick_device(self.config.device)
-        seed_global(self.config.seed, "initialisation")
-        self.task: Task = planned.experiment.build_task(self.config)
+        self.task, self.device = build_task(planned.experiment, self.config)
         self.original = original_weights(self.task, self.config)
         apply_method(self.task, self.config)
         self.steps = self.config.training.num_steps(self.task.num_examples) if self.config.is_fitted else 0
@@ -226,7 +255,15 @@ class _Run:
             "evaluate_seconds": evaluation.seconds,
             "total_seconds": fitted.earlier_seconds + time.perf_counter() - self.begun,
             "examples_per_second": examples / fitted.seconds if fitted.seconds else None,
+            "data_examples_per_second": self._data_speed(fitted),
         }
+
+    def _data_speed(self, fitted: FitResult) -> float | None:
+        """Examples a second that the workers, or without any this process, prepare while nothing makes them wait."""
+        if not fitted.prepare_seconds:
+            return None
+        examples = self.config.training.batch_size // self.config.training.accumulate
+        return examples * max(1, pick_workers(self.config.workers, self.device)) / fitted.prepare_seconds
 
     def save(self) -> str:
         """Keeps what was trained; the folder, relative to the experiment's results."""

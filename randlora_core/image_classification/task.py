@@ -3,13 +3,13 @@
 from __future__ import annotations
 
 import abc
-from typing import Any
+from typing import Any, Literal
 
 import torch
 from torch import Tensor, nn
 from torch.utils.data import DataLoader
 
-from randlora_core.datasets.images import ImageData, ImageSplit
+from randlora_core.datasets.images import ImageData
 from randlora_core.experiment.interface import Score, Split, Task
 from randlora_core.experiment.loop.hardware import pick_workers
 from randlora_core.image_classification.batches import ImageBatches, evaluation_loader, training_images
@@ -36,6 +36,7 @@ class ImageTask(Task):
         self.num_examples = len(data.train)
         self.data = data_section(data, config.shots)
         self.test_sets = (data.name,)
+        self._loaders: dict[str, DataLoader] = {}
         self.module = self.make_module()
 
     def make_module(self) -> nn.Module:
@@ -65,7 +66,7 @@ class ImageTask(Task):
 
     def evaluate(self, split: Split, device: torch.device, precision: str) -> dict[str, Score]:
         """The accuracy on the validation or the test split."""
-        images = self._loader(self.images.test if split == "test" else self.images.validation, device)
+        images = self._loader(split, device)
         classify = self._classify_by_head if self.is_probe else self.classifier(device, precision)
         return {self.images.name: score_images(classify, images, device, precision)}
 
@@ -73,7 +74,7 @@ class ImageTask(Task):
         """Fits the linear probe on features that are computed once."""
         train, validation = (
             compute_features(self.encode, self._loader(split, device), device, precision)
-            for split in (self.images.train, self.images.validation)
+            for split in ("train", "validation")
         )
         fitted = fit_probe(self.module.head, train, validation)
         grid = [{"strength": strength, "validation": score} for strength, score in fitted.grid]
@@ -82,11 +83,14 @@ class ImageTask(Task):
     def _classify_by_head(self, images: Tensor) -> Tensor:
         return self.module.head(self.encode(images))
 
-    def _loader(self, split: ImageSplit, device: torch.device) -> DataLoader:
-        return evaluation_loader(
-            split,
-            self.backbone,
-            batch_size=self.config.evaluate.batch_size,
-            workers=pick_workers(self.config.workers, device),
-            pin_memory=device.type == "cuda",
-        )
+    def _loader(self, split: Literal["train", "validation", "test"], device: torch.device) -> DataLoader:
+        """A split's images in order; built once, since a run may validate often."""
+        if split not in self._loaders:
+            self._loaders[split] = evaluation_loader(
+                getattr(self.images, split),
+                self.backbone,
+                batch_size=self.config.evaluate.batch_size,
+                workers=pick_workers(self.config.workers, device),
+                pin_memory=device.type == "cuda",
+            )
+        return self._loaders[split]

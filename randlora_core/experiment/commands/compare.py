@@ -31,9 +31,9 @@ from randlora_core.experiment.commands.execution import (
 )
 from randlora_core.experiment.commands.options import (
     FAILED,
-    add_jobs,
-    checked_jobs,
+    add_execution,
     make_parser,
+    read_execution,
     run_command,
     split_arguments,
 )
@@ -75,7 +75,7 @@ def _main(experiment: Experiment | None, arguments: Sequence[str]) -> int:
     if options.save_records:
         _save(comparison, planned)
     if options.dry_run:
-        print_dry_run(planned, options.jobs)
+        print_dry_run(planned, options.execution.jobs)
         return 0
     return _run(comparison, planned, options)
 
@@ -90,7 +90,8 @@ def _run(comparison: Comparison, planned: Sequence[PlannedRun], options: argpars
             saved = time.monotonic()
 
     try:
-        outcomes = execute_runs(planned, f"comparison {comparison.name}", jobs=options.jobs, on_outcome=keep)
+        title = f"comparison {comparison.name}"
+        outcomes = execute_runs(planned, title, execution=options.execution, on_outcome=keep)
     finally:  # what is finished is saved even if the rest is interrupted
         if options.save_records:
             _save(comparison, planned)
@@ -152,10 +153,10 @@ def parse_comparison(
         parser.add_argument(option_of(axis.key), nargs="+", metavar="VALUE", type=_value, dest=f"axis_{axis.key}")
     parser.add_argument("--methods", nargs="+", metavar="LABEL", help="only these rows, such as RandLoRA-6")
     parser.add_argument("--adopt-records", action="store_true", help="copy committed records of these runs to results")
-    add_jobs(parser)
+    add_execution(parser)
     add_options(parser)
     options = parser.parse_args(words)
-    options.jobs = checked_jobs(options.jobs)
+    options.execution = read_execution(options)
     if options.name not in (None, name):
         raise ValueError(f"unexpected argument {options.name!r}; accepted: the comparison's name before all options")
     comparison = load_comparison(

@@ -19,11 +19,9 @@ from randlora_core.experiment.adaptation import RUN_FILE, load_weights
 from randlora_core.experiment.commands.options import make_parser, run_command, split_arguments
 from randlora_core.experiment.interface import Experiment
 from randlora_core.experiment.loop.distributed import evaluating
-from randlora_core.experiment.loop.hardware import pick_device
-from randlora_core.experiment.loop.seeding import seed_global
 from randlora_core.experiment.planning import results_folder, settled
 from randlora_core.experiment.rates import build_config
-from randlora_core.experiment.running import score_section
+from randlora_core.experiment.running import build_task, score_section
 from randlora_core.files import atomic_file
 
 
@@ -78,9 +76,7 @@ def evaluate_run(experiment: Experiment, name: str, overrides: Sequence[str] = (
         raise ValueError(f"the run was trained on the weights {kept['weights']!r}; here are {weights!r}")
     if config.threads is not None:
         torch.set_num_threads(config.threads)
-    device = pick_device(config.device)
-    seed_global(config.seed, "initialisation")
-    task = experiment.build_task(config)
+    task, device = build_task(experiment, config)
     load_weights(folder, task, config)
     with evaluating(task.module, device):
         return score_section(task.evaluate("test", device, config.training.precision), task.test_sets)

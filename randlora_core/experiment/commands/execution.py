@@ -12,8 +12,8 @@ from randlora_core.experiment.interface import Experiment
 from randlora_core.experiment.planning import PlannedRun, distinct
 from randlora_core.experiment.records.ledger import read_records
 from randlora_core.experiment.records.reading import Record, collect_records, is_finished
-from randlora_core.experiment.sweeps.forkserver import start_server
-from randlora_core.experiment.sweeps.progress import sweep_progress
+from randlora_core.experiment.sweeps.executors import Execution
+from randlora_core.experiment.sweeps.progress import describe_outcomes, sweep_progress
 from randlora_core.experiment.sweeps.sweep import Outcome, run_sweep
 
 PRELOAD = ("torch", "accelerate", "randlora_core.experiment.running")
@@ -24,12 +24,18 @@ def execute_runs(
     planned: Sequence[PlannedRun],
     title: str,
     *,
-    jobs: int,
+    execution: Execution,
     on_outcome: Callable[[Outcome], None] = lambda outcome: None,
 ) -> list[Outcome]:
-    """Does what is not finished, each run once, and shows how far it is.
+    """Does what is not finished, each run once, shows how far it is, and says in the end what came of it.
 
     Runs whose inputs are missing are told on standard error and left out.
+
+    Args:
+        planned: The runs.
+        title: What they are for.
+        execution: Where they are done, and how many at a time.
+        on_outcome: Called with every outcome as it comes.
 
     Returns:
         An outcome for every run that can run here.
@@ -40,10 +46,19 @@ def execute_runs(
     for reason in dict.fromkeys(entry.missing for entry in planned if entry.missing is not None):
         count = sum(entry.missing == reason for entry in planned)
         print(f"missing: {count} runs are left out: {reason}", file=sys.stderr)
-    if done < len(runs):
-        start_server(dict.fromkeys([*PRELOAD, *(name for entry in runs for name in entry.experiment.preload)]))
+    preload = dict.fromkeys([*PRELOAD, *(name for entry in runs for name in entry.experiment.preload)])
+    executor = execution.executor(preload)
     with sweep_progress(title) as display:
-        return run_sweep(runs, jobs=jobs, display=display, earlier=earlier_records(runs), on_outcome=on_outcome)
+        outcomes = run_sweep(
+            runs,
+            jobs=execution.jobs,
+            executor=executor,
+            display=display,
+            earlier=earlier_records(runs),
+            on_outcome=on_outcome,
+        )
+    print(f"{title}: {describe_outcomes(outcomes)}", flush=True)
+    return outcomes
 
 
 def print_failures(outcomes: Sequence[Outcome]) -> int:

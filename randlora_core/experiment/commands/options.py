@@ -8,14 +8,20 @@ import signal
 import sys
 import traceback
 from collections.abc import Callable, Sequence
+from pathlib import Path
 from typing import Any
 
+from randlora_core.experiment.compose import CONFIGS
 from randlora_core.experiment.interface import Experiment
 from randlora_core.experiment.loop.hardware import usable_cores
+from randlora_core.experiment.sweeps.executors import Execution
+from randlora_core.experiment.sweeps.slurm import load_settings
 from randlora_core.extras import needs_extra
 
 FAILED, BAD_INPUT, INTERRUPTED = 1, 2, 130
 """Exit codes: a run failed, bad input, stopped by a signal. 0: all is done."""
+SLURM_JOBS = 16
+"""Jobs that are queued or running at a time where `--jobs` does not say it."""
 
 
 class Parser(argparse.ArgumentParser):
@@ -79,22 +85,32 @@ def make_parser(program: str, description: str, usage: str) -> Parser:
     return parser
 
 
-def add_jobs(parser: argparse.ArgumentParser) -> None:
-    """The option for the number of runs at a time."""
-    parser.add_argument("--jobs", type=int, help=f"runs at a time (default here: {default_jobs()})")
+def add_execution(parser: argparse.ArgumentParser) -> None:
+    """The options on where runs are done, and how many at a time."""
+    default = f"{default_jobs()}, with Slurm {SLURM_JOBS}"
+    parser.add_argument("--jobs", type=int, metavar="N", help=f"runs at a time (default here: {default})")
+    text = "where runs are done: local, slurm (as configs/executor/slurm.yaml says), or another FILE.yaml like it"
+    parser.add_argument("--executor", default="local", metavar="WHERE", help=text)
 
 
-def checked_jobs(jobs: int | None) -> int:
-    """The number of runs at a time.
+def read_execution(options: argparse.Namespace) -> Execution:
+    """What the options of `add_execution` mean.
 
     Raises:
-        ValueError: It is below 1, or this is one of several processes of one launch, each of which would start a sweep.
+        ValueError: `--jobs` is below 1, `--executor` is none, or this is one of several processes of one launch, each
+            of which would start a sweep.
     """
     if os.environ.get("WORLD_SIZE", "1") != "1":
         raise ValueError("a sweep starts its own processes; accepted: without torchrun and accelerate launch")
+    jobs, where = options.jobs, options.executor
     if jobs is not None and jobs < 1:
         raise ValueError(f"jobs={jobs}; accepted: 1 or more")
-    return default_jobs() if jobs is None else jobs
+    if where == "local":
+        return Execution(default_jobs() if jobs is None else jobs)
+    if where != "slurm" and not where.endswith((".yaml", ".yml")):
+        raise ValueError(f"executor={where}; accepted: local, slurm, or a YAML file like configs/executor/slurm.yaml")
+    settings = load_settings(CONFIGS / "executor" / "slurm.yaml" if where == "slurm" else Path(where))
+    return Execution(SLURM_JOBS if jobs is None else jobs, settings)
 
 
 def default_jobs() -> int:

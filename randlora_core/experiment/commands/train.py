@@ -9,10 +9,10 @@ from typing import Any
 from randlora_core.experiment.commands.execution import execute_runs, print_failures
 from randlora_core.experiment.commands.options import (
     FAILED,
-    add_jobs,
-    checked_jobs,
+    add_execution,
     describe_settings,
     make_parser,
+    read_execution,
     run_command,
     split_arguments,
 )
@@ -26,6 +26,7 @@ from randlora_core.experiment.records.reading import Record
 from randlora_core.experiment.reports.report import make_console, make_report, print_report
 from randlora_core.experiment.reports.results import collect_results
 from randlora_core.experiment.running import execute
+from randlora_core.experiment.sweeps.executors import Execution
 
 PROGRESS_LINES = 10
 
@@ -45,15 +46,16 @@ def _main(experiment: Experiment, arguments: Sequence[str]) -> int:
     parser = make_parser(f"{experiment.name}.train", describe_settings(experiment), usage)
     parser.add_argument("-m", "--multirun", action="store_true", help="a run for every combination of values: seed=1,2")
     parser.add_argument("--cfg", choices=["job"], help="print the configuration and train nothing")
-    add_jobs(parser)
+    add_execution(parser)
     chosen = parser.parse_args(options)
     if chosen.cfg:
         runs = expand(overrides) if chosen.multirun else [overrides]
         return _print_config([build_config(experiment, one) for one in runs])
     if chosen.multirun:
-        return _train_many(experiment, expand(overrides), checked_jobs(chosen.jobs))
-    if chosen.jobs is not None:
-        raise ValueError(f"--jobs {chosen.jobs} has no effect on a single run; accepted: with -m")
+        return _train_many(experiment, expand(overrides), read_execution(chosen))
+    for name in ("jobs", "executor"):
+        if (value := getattr(chosen, name)) != parser.get_default(name):
+            raise ValueError(f"--{name} {value} has no effect on a single run; accepted: with -m")
     return _train_one(plan_run(experiment, overrides))
 
 
@@ -75,12 +77,12 @@ def _train_one(planned: PlannedRun) -> int:
     return 0
 
 
-def _train_many(experiment: Experiment, override_lists: Sequence[Sequence[str]], jobs: int) -> int:
+def _train_many(experiment: Experiment, override_lists: Sequence[Sequence[str]], execution: Execution) -> int:
     planned = plan_runs(experiment, override_lists)
     for entry in planned:
         if entry.missing is not None:
             raise ValueError(entry.missing)
-    outcomes = execute_runs(planned, "sweep", jobs=jobs)
+    outcomes = execute_runs(planned, "sweep", execution=execution)
     records = {outcome.run.run_id: outcome.record for outcome in outcomes}
     results = collect_results("sweep", _told_apart(planned), lambda entry: records[entry.run_id])
     if any(entry.config.evaluate.test for entry in planned):

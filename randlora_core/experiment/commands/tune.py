@@ -28,6 +28,7 @@ from randlora_core.experiment.records.reading import Record, collect_records, va
 from randlora_core.experiment.reports.formats import TextTable
 from randlora_core.experiment.reports.report import make_console, print_table
 from randlora_core.experiment.sweeps.comparison_file import Comparison, GridRule, select
+from randlora_core.experiment.sweeps.executors import Execution
 from randlora_core.experiment.sweeps.rate_grid import choose, next_values
 from randlora_core.experiment.sweeps.sweep import Outcome
 
@@ -67,8 +68,9 @@ def _main(experiment: Experiment | None, arguments: Sequence[str]) -> int:
     failures = 0
     for name, ours in searches.items():
         path = options.records or experiments[name].records_folder / f"tuning_{comparison.name}.jsonl"
-        outcomes = search_rates(ours, comparison.file.tuning, path, jobs=options.jobs, adopt=options.adopt_records)
-        records = [outcome.record for outcome in outcomes if outcome.record is not None]
+        rule, adopt = comparison.file.tuning, options.adopt_records
+        outcomes = search_rates(ours, rule, path, execution=options.execution, adopt=adopt)
+        records = [outcome.record for outcome in outcomes]
         print_table(choice_table(ours), make_console())
         print(f"{merge_records(path, records)} records in {path}")
         failures += print_failures(outcomes)
@@ -113,7 +115,7 @@ def find_searches(
 
 
 def search_rates(
-    searches: Sequence[RateSearch], rule: GridRule, path: Path, *, jobs: int = 1, adopt: bool = False
+    searches: Sequence[RateSearch], rule: GridRule, path: Path, *, execution: Execution, adopt: bool = False
 ) -> list[Outcome]:
     """Runs the grids round by round until none is widened any more; fills in the searches' scores.
 
@@ -121,14 +123,14 @@ def search_rates(
         searches: What to tune, all of one experiment.
         rule: Size and limit of the grids.
         path: Gets the records of every search that has come to its end, since a part of a grid chooses nothing.
-        jobs: Runs at a time.
+        execution: Where runs are done, and how many at a time.
         adopt: Take over committed records of exactly these runs.
 
     Returns:
         The outcomes of all runs.
     """
     outcomes: list[Outcome] = []
-    found: dict[int, list[Record | None]] = {id(search): [] for search in searches}
+    found: dict[int, list[Record]] = {id(search): [] for search in searches}
     for number in range(1, rule.limit + 1):
         wanted = {
             (*search.overrides, f"training.learning_rate={value}"): (search, value)
@@ -139,15 +141,16 @@ def search_rates(
             break
         planned = plan_runs(searches[0].experiment, wanted)
         planned = adopt_records(planned) if adopt else planned
-        done = {outcome.run.run_id: outcome for outcome in execute_runs(planned, f"tuning, round {number}", jobs=jobs)}
+        done = execute_runs(planned, f"tuning, round {number}", execution=execution)
+        records = {outcome.run.run_id: outcome.record for outcome in done}
         for entry in planned:
             search, value = wanted[entry.overrides]
-            record = done[entry.run_id].record
-            search.scores[value] = None if record is None else validation_of(record)
+            record = records[entry.run_id]
+            search.scores[value] = validation_of(record)
             found[id(search)].append(record)
-        outcomes += done.values()
+        outcomes += done
         ended = [search for search in searches if not _next_values(search, rule)]
-        merge_records(path, [record for search in ended for record in found[id(search)] if record is not None])
+        merge_records(path, [record for search in ended for record in found[id(search)]])
     return outcomes
 
 

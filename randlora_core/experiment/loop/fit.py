@@ -17,6 +17,7 @@ from torch.distributed.tensor import DTensor
 from torch.utils.data import DataLoader, Dataset
 
 from randlora_core.experiment.loop.distributed import is_placed, is_sharded, make_accelerator
+from randlora_core.experiment.loop.loader import training_loader
 from randlora_core.experiment.loop.optimizer import learning_rate_share, make_optimizer, set_learning_rate_share
 from randlora_core.experiment.loop.seeding import seed_global
 from randlora_core.experiment.loop.state import (
@@ -90,6 +91,9 @@ class FitResult:
         validation: (step, score) pairs.
         seconds: Training time without validation, over all the parts of a resumed run.
         waited_seconds: The part of `seconds` in which the loop waited for data.
+        prepare_seconds: Time that this process' share of a micro-batch took to prepare, in this process or in a worker
+            beside it, on average over the steps it did; None for none. Its inverse, times the workers of a process, is
+            the rate at which all micro-batches could have come.
         earlier_seconds: The part of `seconds` that processes before this one took.
         resumed_at: Steps that were already done when this process began.
         best_step: The step whose weights the model has, where `keep_best` chose it; else None.
@@ -99,6 +103,7 @@ class FitResult:
     validation: list[tuple[int, float]] = field(default_factory=list)
     seconds: float = 0.0
     waited_seconds: float = 0.0
+    prepare_seconds: float | None = None
     earlier_seconds: float = 0.0
     resumed_at: int = 0
     best_step: int | None = None
@@ -140,6 +145,10 @@ def fit(
 
     A run that is killed and called again with the same arguments gives the same losses and weights to the bit: its
     state is written between steps, and all randomness is a function of seed, step and micro-batch.
+
+    A loss or a gradient that is not finite ends the training, since no later step can mend it. A loss that only grows
+    does not: it may come down again, and any limit would be one more hyper-parameter that decides between methods. What
+    came of it is told by the score.
 
     Args:
         module: Its forward takes a micro-batch (*tensors) and gives the sum of the losses over the micro-batch's terms
@@ -194,7 +203,7 @@ class _Loop:
         self.result = FitResult()
         self.best: Tensors = {}
         self.step = 0
-        self.started = self.written = 0.0
+        self.started = self.written = self.prepared_seconds = 0.0
         self._restore()
         self.micro_batches = iter(self._loader(batches))
 
@@ -218,6 +227,8 @@ class _Loop:
         if self.best:
             restore_trained(self._unwrapped(), self.best)
         self.result.losses = self.losses.tolist()
+        if done := self.step - self.result.resumed_at:
+            self.result.prepare_seconds = self.prepared_seconds / (done * settings.accumulate)
         return self.result
 
     def _loader(self, batches: Dataset) -> DataLoader:
@@ -228,12 +239,10 @@ class _Loop:
         from accelerate.data_loader import prepare_data_loader
 
         accumulate, accelerator = self.settings.accumulate, self.accelerator
-        loader = DataLoader(
+        loader = training_loader(
             batches.shard(accelerator.process_index, accelerator.num_processes) if self.shares.are_split else batches,
-            batch_size=1,
-            sampler=range(self.step * accumulate, self.settings.steps * accumulate),
-            collate_fn=_only,
-            num_workers=self.settings.workers,
+            range(self.step * accumulate, self.settings.steps * accumulate),
+            workers=self.settings.workers,
             pin_memory=self.device.type == "cuda",
         )
         if not self.shares.are_split:
@@ -272,8 +281,9 @@ class _Loop:
 
     def _next_batch(self) -> Sequence[Tensor]:
         began = time.perf_counter()
-        batch = next(self.micro_batches)
+        batch, seconds = next(self.micro_batches)
         self.result.waited_seconds += time.perf_counter() - began
+        self.prepared_seconds += seconds
         return batch
 
     def _scale_gradients(self, scale: Tensor) -> None:
@@ -388,9 +398,3 @@ class _Loop:
 
     def _unwrapped(self) -> nn.Module:
         return self.accelerator.unwrap_model(self.module)
-
-
-def _only(micro_batches: Sequence[Sequence[Tensor]]) -> Sequence[Tensor]:
-    """The one micro-batch that the loader was told to fetch."""
-    (micro_batch,) = micro_batches
-    return micro_batch

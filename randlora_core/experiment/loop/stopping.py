@@ -20,8 +20,11 @@ class Stop:
         return self.requested
 
     def request(self, number: int, frame: FrameType | None) -> None:
-        """Handles a signal: the first asks to stop after the step, the second stops at once."""
-        if self.requested:
+        """Handles a signal: the first asks to stop after the step; a second Ctrl-C stops at once.
+
+        A second SIGTERM does not: clusters send several to a job whose time is up.
+        """
+        if self.requested and number == signal.SIGINT:
             raise KeyboardInterrupt
         self.requested = True
 

@@ -28,6 +28,10 @@ class Ledger:
         """The folder for what a run keeps beside its record: resumable state, saved weights."""
         return self.directory / run_id
 
+    def lock(self, run_id: str) -> Path:
+        """The file that is locked by the process that does the run; see `lock.run_lock`."""
+        return self.directory / f"{run_id}.lock"
+
     def read(self, run_id: str) -> dict[str, Any] | None:
         """The record of a run, or None.
 

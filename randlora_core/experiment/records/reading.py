@@ -29,6 +29,19 @@ def is_finished(record: Record | None) -> bool:
     return record is not None and record["status"] == "finished"
 
 
+def is_failed(record: Record | None) -> bool:
+    """Whether the record is there and is of a run that failed."""
+    return record is not None and record["status"] == "failed"
+
+
+def errors_of(record: Record | None) -> list[dict[str, str]]:
+    """Every error that a run has failed with so far, the first one first, each with the time its attempt began."""
+    if record is None:
+        return []
+    last = [{**record["error"], "created": record["created"]}] if is_failed(record) else []
+    return [*record.get("earlier_errors", []), *last]  # records of before lack the key
+
+
 def test_scores(record: Record) -> dict[str, float]:
     """The score of every test set that was evaluated."""
     return {name: score["value"] for name, score in record["scores"]["test"].items()}
@@ -64,4 +77,9 @@ def collect_records(records: Iterable[Record], path: Path, *, statuses: Collecti
 
 
 def _publishable(record: Record) -> Record:
-    return {**record, "error": {**record["error"], "traceback": ""}} if record.get("error") else record
+    changed = dict(record)
+    if record.get("error"):
+        changed["error"] = {**record["error"], "traceback": ""}
+    if record.get("earlier_errors"):
+        changed["earlier_errors"] = [{**error, "traceback": ""} for error in record["earlier_errors"]]
+    return changed

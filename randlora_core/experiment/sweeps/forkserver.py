@@ -13,7 +13,7 @@ import multiprocessing
 import os
 import signal
 import threading
-import traceback
+import time
 from collections.abc import Callable, Iterable, Iterator, Sequence
 from dataclasses import dataclass
 from multiprocessing import connection as mp_connection
@@ -21,11 +21,9 @@ from multiprocessing import forkserver
 from pathlib import Path
 from typing import Any
 
-from randlora_core.experiment.records.ledger import describe_error
+from randlora_core.experiment.sweeps.child import Message, attempt, last_words
 
 GRACE_SECONDS = 15.0  # what an interrupted child gets to leave its state before it is killed
-
-Message = tuple[str, Any]
 
 
 def start_server(preload: Iterable[str]) -> None:
@@ -55,11 +53,7 @@ class Child:
     log: Path | None
 
     def read(self) -> Iterator[Message]:
-        """Yields the messages that have arrived: ("progress", event) and last one of the final ones.
-
-        The final ones are ("result", value), ("error", {"type", "message", "traceback"}), ("interrupted", None) and,
-        where the process ended without a word, ("crash", description).
-        """
+        """Yields the messages that have arrived, the final one last."""
         while True:
             ended = not self.process.is_alive()
             if not self.messages.poll():
@@ -96,8 +90,7 @@ class Child:
                 text += " (the kernel does this when memory runs out)"
         else:
             text = f"ended with exit code {code} and no record"
-        last_words = _last_line(self.log)
-        return f"{text}; last line printed: {last_words}" if last_words else text
+        return text + last_words(self.log)
 
 
 def launch(
@@ -118,7 +111,7 @@ def launch(
     context = multiprocessing.get_context("forkserver")
     receiver, sender = context.Pipe(duplex=False)
     process = context.Process(target=_serve, args=(function, tuple(arguments), sender, log, num_threads))
-    with _without_interrupts(), _environment(OPENBLAS_NUM_THREADS="1"):
+    with _environment(OPENBLAS_NUM_THREADS="1"):
         process.start()
     sender.close()
     return Child(process, receiver, log)
@@ -133,12 +126,37 @@ def wait(children: Iterable[Child], timeout: float | None = None) -> None:
 
 
 def end(children: Iterable[Child]) -> None:
-    """Interrupts the children (KeyboardInterrupt inside them), gives them time to save, and kills what is left."""
+    """Interrupts the children (KeyboardInterrupt inside them), gives them time to save, and kills what is left.
+
+    What they still send is read, since a child that waits for room in its pipe cannot save.
+    """
     children = list(children)
     for child in children:
         child.process.terminate()
+    deadline, waiting = time.monotonic() + GRACE_SECONDS, children
+    while waiting and (left := deadline - time.monotonic()) > 0:
+        wait(waiting, left)
+        waiting = [child for child in waiting if all(kind == "progress" for kind, _ in child.read())]
     for child in children:
-        child.close()
+        child.process.join(max(0.0, deadline - time.monotonic()))
+        child.kill()
+
+
+@contextlib.contextmanager
+def interrupts_held() -> Iterator[None]:
+    """Keeps SIGINT and SIGTERM until the body is done: a child that is started must be known to be ended, too."""
+    came: list[int] = []
+    before = {
+        number: signal.signal(number, lambda number, frame: came.append(number))
+        for number in (signal.SIGINT, signal.SIGTERM)
+    }
+    try:
+        yield
+    finally:
+        for number, handler in before.items():
+            signal.signal(number, handler)
+        if came:
+            signal.raise_signal(came[0])
 
 
 def _serve(
@@ -150,30 +168,18 @@ def _serve(
 ) -> None:
     """The child's life: one call, its messages, and nothing printed to the terminal."""
     signal.signal(signal.SIGINT, signal.SIG_IGN)  # Ctrl-C reaches the whole terminal group; the parent decides
-    signal.signal(signal.SIGTERM, _interrupt)
     _follow_parent()
-    if log is not None:
-        _redirect_output(log)
-    try:
+
+    def work(*arguments: Any, on_progress: Callable[[Any], None]) -> Any:
         if num_threads is not None:
             import torch
 
             torch.set_num_threads(num_threads)
-        value = function(*arguments, on_progress=lambda event: sender.send(("progress", event)))
-        message: Message = ("result", value)
-    except KeyboardInterrupt:
-        message = ("interrupted", None)
-    except BaseException as error:  # a child must report whatever ended it, SystemExit included
-        if log is not None:
-            traceback.print_exc()
-        message = ("error", describe_error(error))
+        return function(*arguments, on_progress=on_progress)
+
+    message = attempt(work, arguments, lambda event: sender.send(("progress", event)), log)
     with contextlib.suppress(BrokenPipeError):
         sender.send(message)
-
-
-def _interrupt(signal_number: int, frame: Any) -> None:
-    signal.signal(signal.SIGTERM, signal.SIG_IGN)  # saving must not be interrupted a second time
-    raise KeyboardInterrupt
 
 
 def _follow_parent() -> None:
@@ -188,24 +194,9 @@ def _follow_parent() -> None:
     threading.Thread(target=watch, daemon=True).start()
 
 
-def _redirect_output(log: Path) -> None:
-    log.parent.mkdir(parents=True, exist_ok=True)
-    descriptor = os.open(log, os.O_WRONLY | os.O_CREAT | os.O_TRUNC, 0o644)
-    os.dup2(descriptor, 1)
-    os.dup2(descriptor, 2)
-    os.close(descriptor)
-
-
-def _last_line(log: Path | None) -> str:
-    if log is None or not log.exists():
-        return ""
-    lines = [line.strip() for line in log.read_text(errors="replace").splitlines() if line.strip()]
-    return lines[-1][:300] if lines else ""
-
-
 @contextlib.contextmanager
 def _without_interrupts() -> Iterator[None]:
-    """Processes started inside inherit an ignored SIGINT, so that Ctrl-C is the parent's to handle."""
+    """A process started inside inherits an ignored SIGINT, so that Ctrl-C is the parent's to handle."""
     previous = signal.signal(signal.SIGINT, signal.SIG_IGN)
     try:
         yield

@@ -3,10 +3,12 @@
 from __future__ import annotations
 
 import sys
+from collections import Counter
+from collections.abc import Sequence
 from types import TracebackType
 from typing import TYPE_CHECKING, Any, TextIO
 
-from randlora_core.experiment.sweeps.sweep import Outcome, Snapshot
+from randlora_core.experiment.sweeps.sweep import ELSEWHERE, Outcome, Snapshot
 
 if TYPE_CHECKING:
     from rich.console import Console
@@ -26,13 +28,24 @@ def describe_outcome(outcome: Outcome) -> str:
     name = outcome.run.name
     if outcome.status == "failed":
         return f"{name}: failed: {outcome.error}"
-    return f"{name}: {_score(outcome)} in {format_seconds(outcome.record['time']['total_seconds'])}"
+    where = ", by another process" if outcome.status == "elsewhere" else ""
+    return f"{name}: {_score(outcome)} in {format_seconds(outcome.record['time']['total_seconds'])}{where}"
+
+
+def describe_outcomes(outcomes: Sequence[Outcome]) -> str:
+    """What came of a sweep, such as "10 of 12 runs are done, 2 of them elsewhere; 2 failed"."""
+    number = Counter(outcome.status for outcome in outcomes)
+    elsewhere = f", {number['elsewhere']} of them elsewhere" if number["elsewhere"] else ""
+    failed = f"; {number['failed']} failed" if number["failed"] else ""
+    return f"{len(outcomes) - number['failed']} of {len(outcomes)} runs are done{elsewhere}{failed}"
 
 
 def describe_event(event: dict[str, Any]) -> str:
     """The latest progress of a run under way: step, loss and speed, as far as the event tells them."""
     if not event:
         return "starting"
+    if event == ELSEWHERE:
+        return "in another process"
     if event.get("phase") == "evaluate":
         return "evaluating"
     parts = [f"step {event['step']}/{event['steps']}"] if "step" in event else []
@@ -48,6 +61,7 @@ class PlainProgress:
 
     def __init__(self, stream: TextIO | None = None):
         self._stream = stream if stream is not None else sys.stdout
+        self._awaited: set[str] = set()
 
     def __enter__(self) -> PlainProgress:
         return self
@@ -58,7 +72,11 @@ class PlainProgress:
         pass
 
     def update(self, snapshot: Snapshot) -> None:
-        """Shows nothing: a log gets a line when a run is done."""
+        """Says once of every run that another process is doing that it is awaited; others get a line when done."""
+        for name, event in snapshot.running:
+            if event == ELSEWHERE and name not in self._awaited:
+                self._awaited.add(name)
+                print(f"{name}: under way in another process, whose result is awaited", file=self._stream, flush=True)
 
     def finish(self, outcome: Outcome, snapshot: Snapshot) -> None:
         """Prints the line of one run; runs finished earlier are not listed again."""
