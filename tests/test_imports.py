@@ -20,6 +20,7 @@ HEAVY = (
     "omegaconf",
     "wandb",
     "bitsandbytes",
+    "submitit",
 )
 
 FOUNDATION = ("randlora_core.extras", "randlora_core.files", "randlora_core.splitmix")

@@ -42,7 +42,7 @@ ALLOWED_EXTRAS = {
     "randlora_core/adapters": ("peft", "quantization"),
     "randlora_core/models": ("experiments", "models"),
     "randlora_core/datasets": ("experiments",),
-    "randlora_core/experiment": ("experiments",),
+    "randlora_core/experiment": ("experiments", "slurm"),
     "randlora_core/experiment/peft_tuners.py": ("experiments", "peft"),
     "randlora_core/image_classification": ("experiments",),
     "randlora_core/benchmark.py": ("experiments",),

@@ -147,8 +147,7 @@ def fit(
     state is written between steps, and all randomness is a function of seed, step and micro-batch.
 
     A loss or a gradient that is not finite ends the training, since no later step can mend it. A loss that only grows
-    does not: it may come down again, and any limit would be one more hyper-parameter that decides between methods. What
-    came of it is told by the score.
+    does not: it may come down again, and any limit would be one more hyper-parameter that decides between methods.
 
     Args:
         module: Its forward takes a micro-batch (*tensors) and gives the sum of the losses over the micro-batch's terms
