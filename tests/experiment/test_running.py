@@ -10,6 +10,7 @@ import torch
 from tiny_experiment import TinyTask
 
 from randlora_core.experiment import running
+from randlora_core.experiment.loop.fit import FitResult
 from randlora_core.experiment.planning import plan_run
 from randlora_core.experiment.records.ledger import read_records
 from randlora_core.experiment.records.predictions import decode_predictions
@@ -43,6 +44,7 @@ def test_a_record_holds_what_a_reader_needs(tiny, results, tmp_path):
     assert record["scores"]["mean"] == sum(values) / 2 and values[0] != values[1]
     assert sum(record["parameters"]["per_layer"].values()) == record["parameters"]["trainable"]
     assert record["memory"]["peak_bytes"] > 0 and record["time"]["examples_per_second"] > 0
+    assert record["time"]["data_examples_per_second"] > 0 and record["earlier_errors"] == []
     assert [event["step"] for event in events if event["phase"] == "train"] == [1, 2, 3, 4]
     assert [event["phase"] for event in events] == ["train"] * 4 + ["evaluate"]
     assert {"step", "steps", "loss", "speed", "unit", "phase"} <= events[0].keys()
@@ -146,6 +148,46 @@ def test_a_loss_that_is_not_finite_is_a_failed_run(tiny, results, tmp_path):
         run(tiny, ["adapter=full", "training.learning_rate=1e30", "training.steps=20", "training.clip=null", results])
     (record,) = read_records(tmp_path / "results" / "tiny")
     assert record["status"] == "failed" and record["error"]["type"] == "FloatingPointError"
+
+
+class OutOfMemory(TinyTask):
+    """Asks for more memory than there is."""
+
+    def batches(self, count, size):
+        return torch.empty(2**60, dtype=torch.uint8)
+
+
+def test_running_out_of_memory_is_a_failed_run_that_says_what_to_change(tiny, results, tmp_path):
+    with pytest.raises(MemoryError, match=r"training\.accumulate=4 \(now 2\)"):
+        run(dataclasses.replace(tiny, build_task=OutOfMemory), [*LORA, "training.accumulate=2", results])
+    (record,) = read_records(tmp_path / "results" / "tiny")
+    assert record["status"] == "failed" and record["error"]["type"] == "MemoryError"
+    assert "can't allocate memory" in record["error"]["message"] and "test_running.py" in record["error"]["traceback"]
+
+
+def test_every_attempt_that_failed_is_in_the_record_also_when_the_run_finishes(tiny, results, tmp_path):
+    for task, kind in ((Broken, ZeroDivisionError), (OutOfMemory, MemoryError)):
+        with pytest.raises(kind):
+            run(dataclasses.replace(tiny, build_task=task), [*LORA, results])
+    (failed,) = read_records(tmp_path / "results" / "tiny")
+    assert [error["type"] for error in failed["earlier_errors"]] == ["ZeroDivisionError"]
+    finished = run(tiny, [*LORA, results])
+    first, second = finished["earlier_errors"]
+    assert first == failed["earlier_errors"][0] and "test_running.py" in first["traceback"]
+    assert second == {**failed["error"], "created": failed["created"]} and finished["error"] is None
+    assert run(tiny, [*LORA, "save.adapter=true", results])["earlier_errors"] == [first, second]
+    assert run(tiny, [*LORA, "seed=5", results])["earlier_errors"] == []
+
+
+def test_the_rate_at_which_data_could_come_is_that_of_all_workers(tiny, results, monkeypatch):
+    """A made-up training that says that a micro-batch of 4 took half a second to prepare."""
+    monkeypatch.setattr(running, "fit", lambda *arguments, **more: FitResult(prepare_seconds=0.5))
+    settings = ["training.accumulate=4", "training.learning_rate=0.1", results]
+    for workers, expected in ((0, 8.0), (3, 24.0)):
+        record = run(tiny, [f"workers={workers}", f"seed={workers}", *settings])
+        assert record["time"]["data_examples_per_second"] == expected
+    monkeypatch.setattr(running, "fit", lambda *arguments, **more: FitResult())
+    assert run(tiny, ["seed=9", *settings])["time"]["data_examples_per_second"] is None
 
 
 @pytest.mark.parametrize("keep_best", [False, True])

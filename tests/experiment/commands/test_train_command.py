@@ -1,4 +1,5 @@
 import dataclasses
+import re
 
 import pytest
 import yaml
@@ -95,6 +96,16 @@ def test_failed_runs_of_a_sweep_are_told_and_make_exit_code_1(train, tiny, tmp_p
     assert {record["status"] for record in records(tmp_path)} == {"finished", "failed"}
 
 
+def test_a_sweep_goes_on_after_a_run_that_diverges_and_says_so_at_its_end(train, tmp_path, capsys):
+    settings = ["adapter=full", "training.clip=null", "training.steps=20"]
+    assert train("-m", "training.learning_rate=1e30,0.01", *settings, "--jobs", "1") == 1
+    shown = capsys.readouterr()
+    pattern = r"failed: sum .*: FloatingPointError: the (loss|norm of the gradient) is (nan|inf) at step \d+ with "
+    assert re.match(pattern, shown.err) and shown.err.count("\n") == 1
+    assert "sweep: 1 of 2 runs are done; 1 failed" in shown.out
+    assert sorted(record["status"] for record in records(tmp_path)) == ["failed", "finished"]
+
+
 def test_the_configuration_can_be_shown_without_training(train, tiny, tmp_path, capsys):
     assert train("--cfg", "job", "adapter.rank=3", "seed=4") == 0
     shown = yaml.safe_load(capsys.readouterr().out)
@@ -144,6 +155,8 @@ def test_help_lists_groups_and_settings(train, capsys):
         (["--cfg", "all"], ["argument --cfg: invalid choice: 'all'"]),
         (["-m", "--jobs", "0"], ["jobs=0; accepted: 1 or more"]),
         (["--jobs", "2"], ["--jobs 2 has no effect on a single run; accepted: with -m"]),
+        (["--executor", "slurm"], ["--executor slurm has no effect on a single run; accepted: with -m"]),
+        (["-m", "--executor", "cloud"], ["executor=cloud; accepted: local, slurm, or a YAML file like "]),
         (["adapter.targets=[nothing]"], ["nothing"]),
         (["+training.colour=red"], ["unknown setting 'training.colour'"]),
     ],

@@ -247,9 +247,10 @@ def test_seconds_leave_out_validation_and_say_how_long_the_loop_waited(monkeypat
     assert resumed.resumed_at == 3
     assert 8 * 10 <= resumed.waited_seconds < 10 * 10  # the loader had fetched a micro-batch ahead
     assert resumed.seconds == resumed.waited_seconds + 8 * 1
+    assert resumed.prepare_seconds == 10
     (tmp_path / "state").unlink()
     result = fit(Module(), Slow(8), plan, CPU, **arguments)
-    assert result.waited_seconds == 8 * 10 and result.seconds == 8 * 10 + 8 * 1
+    assert result.waited_seconds == 8 * 10 and result.seconds == 8 * 10 + 8 * 1 and result.prepare_seconds == 10
 
 
 def test_a_training_that_came_to_its_end_is_not_done_again(tmp_path):
@@ -259,7 +260,7 @@ def test_a_training_that_came_to_its_end_is_not_done_again(tmp_path):
     whole = fit(module, Batches(4), settings(steps=4), CPU, resume=resume)
     again = Regression()
     result = fit(again, Batches(0), settings(steps=4), CPU, resume=resume)
-    assert result.resumed_at == 4 and result.losses == whole.losses
+    assert result.resumed_at == 4 and result.prepare_seconds is None and result.losses == whole.losses
     assert_identical(weights(again), weights(module))
     short = fit(Regression(), Batches(4), settings(steps=4), CPU, resume=Resume(tmp_path / "other", "run", 1e9))
     assert short.losses == whole.losses and not (tmp_path / "other").exists()  # it took less than the time between two
@@ -330,6 +331,22 @@ def test_a_signal_stops_after_the_step_and_keeps_the_state(tmp_path, number):
     assert fit(module, Batches(7), settings(), CPU, resume=resume).resumed_at == 3
     fit(whole, Batches(7), settings(), CPU)
     assert_identical(weights(module), weights(whole))
+
+
+@pytest.mark.parametrize(("number", "step"), [(signal.SIGTERM, 3), (signal.SIGINT, None)])
+def test_a_second_ctrl_c_stops_at_once_and_a_second_sigterm_does_not(tmp_path, number, step):
+    """Clusters send SIGTERM more than once; then the step is done and its state kept all the same."""
+    resume = Resume(tmp_path / "state.safetensors", "run", seconds=1e9)
+
+    def send(done, loss):
+        if done == 3:
+            os.kill(os.getpid(), number)
+            os.kill(os.getpid(), number)
+
+    with pytest.raises(KeyboardInterrupt):
+        fit(Regression(), Batches(7), settings(), CPU, resume=resume, on_step=send)
+    assert resume.path.exists() == (step is not None)
+    assert fit(Regression(), Batches(7), settings(), CPU, resume=resume).resumed_at == (step or 0)
 
 
 def test_a_state_that_cannot_be_written_is_an_os_error_and_leaves_nothing(tmp_path, monkeypatch):

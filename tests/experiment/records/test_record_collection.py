@@ -4,7 +4,7 @@ import pytest
 from fake_runs import make_record
 
 from randlora_core.experiment.records.ledger import read_records
-from randlora_core.experiment.records.reading import collect_records
+from randlora_core.experiment.records.reading import collect_records, errors_of
 
 
 def by_id(records):
@@ -39,6 +39,21 @@ def test_failed_runs_are_left_out_unless_asked_for_and_lose_their_traceback(tmp_
     (failed,) = [record for record in read_records(path) if record["status"] == "failed"]
     assert failed["error"] == {"type": "E", "message": "m", "traceback": ""}
     assert records[1]["error"] == error
+
+
+def test_errors_of_earlier_attempts_are_kept_without_their_traceback(tmp_path):
+    earlier = [{"type": "E", "message": "m", "traceback": "in /home/someone/file.py", "created": "2026"}]
+    collect_records([make_record("A", "sum", 1, earlier_errors=earlier)], tmp_path / "some.jsonl")
+    (record,) = read_records(tmp_path / "some.jsonl")
+    assert record["earlier_errors"] == [{**earlier[0], "traceback": ""}]
+
+
+def test_records_without_a_list_of_earlier_errors_have_none():
+    error = {"type": "E", "message": "m", "traceback": "t"}
+    failed = make_record("A", "sum", 2, status="failed", error=error)
+    assert "earlier_errors" not in failed
+    assert errors_of(None) == errors_of(make_record("A", "sum", 1)) == []
+    assert errors_of(failed) == [{**error, "created": failed["created"]}]
 
 
 def test_a_record_that_cannot_be_written_leaves_the_file_as_it_was(tmp_path):

@@ -1,7 +1,14 @@
+import array
+import fcntl
+import itertools
 import json
 import os
+import signal
 import subprocess
 import sys
+import termios
+import threading
+import time
 from pathlib import Path
 
 import fake_runs
@@ -73,6 +80,42 @@ def test_an_interrupted_child_can_save_and_says_so(tmp_path):
     assert child.process.exitcode == 0
 
 
+def test_a_child_whose_messages_nobody_reads_can_save_all_the_same(tmp_path):
+    """It waits for room in its pipe when it is ended."""
+    child = forkserver.launch(flood, (str(tmp_path / "state"),))
+    unread = array.array("i", [0])
+    while unread[0] < 60_000:  # of the 65,536 bytes that a pipe holds
+        fcntl.ioctl(child.messages.fileno(), termios.FIONREAD, unread)
+        time.sleep(0.01)
+    forkserver.end([child])
+    assert (tmp_path / "state").read_text() == "saved" and child.process.exitcode == 0
+
+
+def test_what_stays_after_the_time_to_save_is_killed(monkeypatch):
+    monkeypatch.setattr(forkserver, "GRACE_SECONDS", 0.1)
+    children = [forkserver.launch(ignore_everything, ()) for _ in range(2)]
+    for child in children:
+        while not [kind for kind, _ in child.read()]:
+            forkserver.wait([child])
+    forkserver.end(children)
+    assert [child.process.exitcode for child in children] == [-signal.SIGKILL] * 2
+
+
+@pytest.mark.parametrize("number", [signal.SIGINT, signal.SIGTERM])
+def test_an_interruption_is_held_until_what_was_begun_is_done(number):
+    came, done = [], []
+    before = signal.signal(number, lambda number, frame: came.append(number))
+    try:
+        with forkserver.interrupts_held():
+            os.kill(os.getpid(), number)
+            done.append(list(came))
+        assert done == [[]] and came == [number]
+        os.kill(os.getpid(), number)
+        assert came == [number, number]
+    finally:
+        signal.signal(number, before)
+
+
 def test_what_a_child_prints_goes_to_its_log(tmp_path, capfd):
     child = forkserver.launch(print_and_fail, (), log=tmp_path / "logs" / "run.log")
     ((kind, details),) = messages(child)
@@ -84,6 +127,23 @@ def test_what_a_child_prints_goes_to_its_log(tmp_path, capfd):
 
 def refuse_dataset(on_progress):
     raise ValueError("unknown dataset 'nowhere'; accepted: digits")
+
+
+def flood(saved, on_progress):
+    """Tells of steps until it is interrupted, as the training loop is: between two steps."""
+    stop = []
+    signal.signal(signal.SIGTERM, lambda number, frame: stop.append(number))
+    for step in itertools.count():
+        on_progress({"step": step, "filling": "." * 200})
+        if stop:
+            Path(saved).write_text("saved")
+            raise KeyboardInterrupt
+
+
+def ignore_everything(on_progress):
+    signal.signal(signal.SIGTERM, signal.SIG_IGN)
+    on_progress({})
+    threading.Event().wait()
 
 
 def look_up(mapping, on_progress):

@@ -109,6 +109,14 @@ def test_the_failed_record_of_the_run_itself_is_kept(plan, folder):
     assert outcome.record == own == planned.ledger.read(planned.run_id)
 
 
+def test_a_run_that_is_killed_again_and_again_tells_of_every_time(plan, folder):
+    """Such a run cannot write its record itself; the messages are the same."""
+    (folder / "do1").write_text("killed")
+    for earlier in range(3):
+        (outcome,) = run_sweep(plan(1), run=fake_runs.run)
+        assert "SIGKILL" in outcome.error and len(outcome.record["earlier_errors"]) == earlier
+
+
 def test_finished_runs_are_skipped_and_failed_ones_taken_up_again(plan, folder):
     (folder / "do2").write_text("fail")
     first = run_sweep(plan(1, 2, 3), run=fake_runs.run)
@@ -122,6 +130,8 @@ def test_finished_runs_are_skipped_and_failed_ones_taken_up_again(plan, folder):
     assert [outcome.status for outcome in second] == ["skipped", "finished", "skipped"]
     assert calls(folder)[3:] == [planned[1].run_id]
     assert [outcome.record["status"] for outcome in second] == ["finished"] * 3
+    (error,) = second[1].record["earlier_errors"]
+    assert error["type"] == "RuntimeError" and error["created"] == first[1].record["created"]
 
     display = Recorder()
     third = run_sweep(plan(1, 2, 3), run=fake_runs.run, display=display)

@@ -9,10 +9,11 @@ from randlora_core.experiment.sweeps.progress import (
     LiveProgress,
     PlainProgress,
     describe_event,
+    describe_outcomes,
     format_seconds,
     sweep_progress,
 )
-from randlora_core.experiment.sweeps.sweep import Outcome, Snapshot
+from randlora_core.experiment.sweeps.sweep import ELSEWHERE, Outcome, Snapshot
 
 
 @pytest.fixture
@@ -43,6 +44,25 @@ def test_a_log_gets_one_plain_line_per_run(outcome):
         "[3/4] sum LoRA-4 seed 2: failed: E: bad (time left -)",
         "[4/4] sum LoRA-4 seed 3: test 100.0 % in 0:06",
     ]
+
+
+def test_a_log_says_once_which_runs_of_other_processes_are_awaited(outcome):
+    stream = io.StringIO()
+    display = PlainProgress(stream)
+    for _ in range(3):
+        display.update(snapshot(1, running=(("sum LoRA-4 seed 1", ELSEWHERE), ("sum LoRA-4 seed 2", {}))))
+    display.finish(outcome("elsewhere"), snapshot(4))
+    assert stream.getvalue().splitlines() == [
+        "sum LoRA-4 seed 1: under way in another process, whose result is awaited",
+        "[4/4] sum LoRA-4 seed 1: test 75.0 % in 0:06, by another process",
+    ]
+
+
+def test_what_came_of_a_sweep_is_told_in_a_line(outcome):
+    statuses = ["finished", "skipped", "elsewhere", "elsewhere", "failed"]
+    outcomes = [outcome(status) for status in statuses]
+    assert describe_outcomes(outcomes) == "4 of 5 runs are done, 2 of them elsewhere; 1 failed"
+    assert describe_outcomes(outcomes[:2]) == "2 of 2 runs are done"
 
 
 def test_a_run_without_all_test_sets_shows_its_validation_score(outcome):
@@ -84,6 +104,7 @@ def test_times_are_readable(seconds, text):
 
 def test_events_are_described_as_far_as_they_go():
     assert describe_event({}) == "starting"
+    assert describe_event(ELSEWHERE) == "in another process"
     assert describe_event({"phase": "evaluate", "step": 4}) == "evaluating"
     event = {"phase": "train", "step": 1, "steps": 4, "loss": 2.0, "speed": None, "unit": "vectors"}
     assert describe_event(event) == "step 1/4, loss 2.000"
