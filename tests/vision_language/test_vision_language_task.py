@@ -1,9 +1,11 @@
 import dataclasses
 
+import numpy as np
 import pytest
 import torch
 
 from randlora_core.experiment.rates import build_config
+from randlora_core.image_classification import task as image_task
 from randlora_core.image_classification.data import load_images
 from vision_language.experiment import EXPERIMENT
 
@@ -98,3 +100,18 @@ def test_a_class_is_one_text_or_the_average_over_all_templates(task, monkeypatch
             expected = made.model.logit_scale.exp() * features @ text.T
             assert torch.allclose(made.classifier(CPU, "fp32")(images), expected, atol=1e-4)
     assert not torch.allclose(texts[0], texts[1], atol=1e-2)
+
+
+def test_a_split_is_loaded_by_one_loader_however_often_it_is_scored(task, monkeypatch):
+    built, build = [], image_task.evaluation_loader
+
+    def watched(split, *given, **more):
+        built.append(split)
+        return build(split, *given, **more)
+
+    monkeypatch.setattr(image_task, "evaluation_loader", watched)
+    once = task("adapter=zero_shot")
+    scores = [once.evaluate(split, CPU, "fp32") for split in ("validation", "test", "validation")]
+    assert built == [once.images.validation, once.images.test]
+    first, _, again = ([score.predicted for score in found.values()] for found in scores)
+    assert np.array_equal(first, again)
