@@ -182,7 +182,7 @@ def test_every_attempt_that_failed_is_in_the_record_also_when_the_run_finishes(t
 def test_the_rate_at_which_data_could_come_is_that_of_all_workers(tiny, results, monkeypatch):
     """A made-up training that says that a micro-batch of 4 took half a second to prepare."""
     monkeypatch.setattr(running, "fit", lambda *arguments, **more: FitResult(prepare_seconds=0.5))
-    settings = ["training.accumulate=4", "training.learning_rate=0.1", results]
+    settings = ["adapter.rank=2", "training.accumulate=4", "training.learning_rate=0.1", results]
     for workers, expected in ((0, 8.0), (3, 24.0)):
         record = run(tiny, [f"workers={workers}", f"seed={workers}", *settings])
         assert record["time"]["data_examples_per_second"] == expected
