@@ -140,7 +140,10 @@ def parse_comparison(
     named = [text.removeprefix("name=") for text in pairs if text.startswith("name=")]
     named += words[:1] if words and not words[0].startswith("-") else []
     name = named[0] if named else DEFAULT
-    scale = next((text.removeprefix("scale=") for text in reversed(pairs) if text.startswith("scale=")), None)
+    scale = _last("scale", pairs, None)
+    tuned = _last("tuned", pairs, "false")
+    if tuned not in ("true", "false"):
+        raise ValueError(f"tuned={tuned}; accepted: true, false")
     file = load_comparison(name, scale=scale, configs=configs).file
     first = experiment if experiment is not None else find_experiment(file.experiment)
     if first.name != file.experiment:
@@ -162,13 +165,19 @@ def parse_comparison(
     comparison = load_comparison(
         name,
         scale=scale,
-        overrides=[text for text in pairs if not text.startswith(("name=", "scale="))],
+        overrides=[text for text in pairs if not text.startswith(("name=", "scale=", "tuned="))],
         axes={axis.key: getattr(options, f"axis_{axis.key}") for axis in first.axes},
         seeds=getattr(options, "seeds", None),
+        tuned=tuned == "true",
         configs=configs,
     )
     print(comparison.describe(), flush=True)
     return options, comparison, comparison.experiments(first)
+
+
+def _last(key: str, pairs: Sequence[str], default: str | None) -> str | None:
+    """The value of the last `key=value`."""
+    return next((text.removeprefix(f"{key}=") for text in reversed(pairs) if text.startswith(f"{key}=")), default)
 
 
 def plan_comparison(

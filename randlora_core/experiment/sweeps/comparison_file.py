@@ -14,7 +14,7 @@ from dataclasses import dataclass
 from pathlib import Path
 from typing import Annotated, Any
 
-from pydantic import Field, model_validator
+from pydantic import BeforeValidator, Field, model_validator
 
 from randlora_core.experiment.compose import CONFIGS
 from randlora_core.experiment.config import Names, Section, validated
@@ -24,6 +24,12 @@ from randlora_core.experiment.sweeps.comparison_names import comparison_names, f
 
 Values = Annotated[tuple[str | int | float | None, ...], Field(strict=False, min_length=1)]
 Seeds = Annotated[tuple[int, ...], Field(strict=False, min_length=1)]
+Grid = Mapping[str, Values]
+Grids = Annotated[
+    tuple[Grid, ...],
+    Field(strict=False, min_length=1),
+    BeforeValidator(lambda given: (given,) if isinstance(given, Mapping) else given),
+]
 
 
 class Row(Section):
@@ -33,13 +39,15 @@ class Row(Section):
         overrides: What makes a run of this method, such as `adapter=lora adapter.rank=4`.
         experiment: Whose runs they are where they are not those of the file's experiment.
         axes: Values on the experiment's axes where they are not the file's.
+        only: Axis -> those of the values at which alone the row stands.
         centre: Middle of the learning-rate grid; null for a method without one.
         tuned_on: Overrides that name the settings whose tuned learning rates this row takes; empty for its own.
     """
 
     overrides: Names
     experiment: str | None = None
-    axes: Mapping[str, Values] | None = None
+    axes: Grids | None = None
+    only: Grid = {}
     centre: Annotated[float, Field(gt=0)] | None = None
     tuned_on: Names | None = None
 
@@ -75,7 +83,8 @@ class ComparisonFile(Section):
 
     Attributes:
         experiment: Whose runs its rows are, unless they say otherwise.
-        axes: Axis -> values; the table has a column for every combination.
+        axes: Axis -> values; the table has a column for every combination. Several such mappings, with the same axes,
+            make columns for the combinations of each, such as for 1 to 16 shots and for two fractions of the images.
         seeds: Seeds of every row.
         methods: The rows, in order.
         tuning: How learning rates are chosen.
@@ -84,11 +93,13 @@ class ComparisonFile(Section):
         pairs: (method, rival) labels for the verdict.
         reference: Label of the row against which every other one is held, such as the linear probe's.
         published: Which rows stand beside which numbers of the paper.
+        tuned: Whether rows with a centre take tuned learning rates; false for those of their settings, as at the
+            paper's scale, until the command line says `tuned=true`.
         table: The submission's number of the table that it makes, by which it is also found (`table3`).
     """
 
     experiment: str
-    axes: Mapping[str, Values]
+    axes: Grids
     seeds: Seeds
     methods: Annotated[tuple[Row, ...], Field(strict=False, min_length=1)]
     tuning: GridRule
@@ -97,20 +108,33 @@ class ComparisonFile(Section):
     pairs: Annotated[tuple[Annotated[tuple[str, str], Field(strict=False)], ...], Field(strict=False)] = ()
     reference: str | None = None
     published: Annotated[tuple[PublishedRows, ...], Field(strict=False)] = ()
+    tuned: bool = True
     table: int | None = None
 
     @model_validator(mode="after")
     def _fits(self) -> ComparisonFile:
         if self.tuning.seed in self.seeds:
             raise ValueError(f"tuning.seed={self.tuning.seed} is a seed of the comparison; accepted: any other")
-        tables = [self.axes, *(row.axes for row in self.methods if row.axes is not None)]
-        for where in self.where:
-            for axis, value in where.at.items():
-                known = [choice for axes in tables for choice in axes.get(axis, ())]
-                if value not in known:
-                    accepted = ", ".join(map(str, known)) or f"an axis of {', '.join(self.axes)}"
-                    raise ValueError(f"where.at.{axis}={value}; accepted: {accepted}")
+        if len({tuple(grid) for grid in self.axes}) > 1:
+            raise ValueError(f"axes: {' and '.join(', '.join(grid) for grid in self.axes)}; accepted: the same in each")
+        stated = [(f"where.at.{axis}", axis, value) for where in self.where for axis, value in where.at.items()]
+        stated += [
+            (f"methods.only.{axis}", axis, value)
+            for row in self.methods
+            for axis, values in row.only.items()
+            for value in values
+        ]
+        for key, axis, value in stated:
+            known = self.values(axis)
+            if value not in known:
+                accepted = ", ".join(map(str, known)) or f"an axis of {', '.join(self.axes[0])}"
+                raise ValueError(f"{key}={value}; accepted: {accepted}")
         return self
+
+    def values(self, axis: str) -> list[Any]:
+        """All values that its runs have on an axis."""
+        grids = [*self.axes, *(grid for row in self.methods for grid in row.axes or ())]
+        return list(dict.fromkeys(value for grid in grids for value in grid.get(axis, ())))
 
 
 @dataclass(frozen=True)
@@ -123,6 +147,7 @@ class Comparison:
         overrides: Of the command line, after all others.
         axes: Values that the command line gives in place of the file's.
         seeds: Seeds that the command line gives, or the file's.
+        tuned: Whether the command line asks for tuned learning rates where the file does not.
     """
 
     path: Path
@@ -130,6 +155,7 @@ class Comparison:
     overrides: tuple[str, ...]
     axes: Mapping[str, tuple[Any, ...]]
     seeds: tuple[int, ...]
+    tuned: bool = False
 
     @property
     def name(self) -> str:
@@ -145,8 +171,8 @@ class Comparison:
 
     @property
     def is_narrowed(self) -> bool:
-        """Whether the command line asks for other seeds or values on axes than the file."""
-        return bool(self.axes) or self.seeds != self.file.seeds
+        """Whether the command line asks for other seeds, values on axes or learning rates than the file."""
+        return bool(self.axes) or self.seeds != self.file.seeds or (self.tuned and not self.file.tuned)
 
     def experiments(self, known: Experiment | None = None) -> dict[str, Experiment]:
         """The experiments whose runs it has, by name; `known` need not be looked up."""
@@ -161,32 +187,46 @@ class Comparison:
             seeds: Seeds in place of the comparison's.
         """
         rows = [row for row in self.file.methods if (row.experiment or self.file.experiment) == experiment]
+        points = [self._points(row) for row in rows]
         found = []
-        for axes in dict.fromkeys(tuple(self._axes(row).items()) for row in rows):
-            keys = [key for key, _ in axes]
-            for values in itertools.product(*(choices for _, choices in axes)):
-                at = dict(zip(keys, values, strict=True))
-                for row in rows:
-                    if tuple(self._axes(row).items()) == axes:
-                        shared = self._overrides(row, at)
-                        found += [(row, (*shared, f"seed={seed}")) for seed in seeds or self.seeds]
+        for at in dict.fromkeys(itertools.chain(*points)):
+            for row, own in zip(rows, points, strict=True):
+                if at in own:
+                    shared = self._overrides(row, dict(at))
+                    found += [(row, (*shared, f"seed={seed}")) for seed in seeds or self.seeds]
         return found
 
-    def _axes(self, row: Row) -> dict[str, tuple[Any, ...]]:
-        if row.axes is None:
-            return {**self.file.axes, **self.axes}
-        return {
-            axis: tuple(value for value in values if value in self.axes.get(axis, values))
-            for axis, values in row.axes.items()
-        }
+    def _points(self, row: Row) -> dict[tuple[tuple[str, Any], ...], None]:
+        """Where a row stands, in order: values on axes."""
+        found: dict[tuple[tuple[str, Any], ...], None] = {}
+        for grid in self._grids(row):
+            choices = [[value for value in grid[axis] if value in row.only.get(axis, (value,))] for axis in grid]
+            found |= dict.fromkeys(tuple(zip(grid, values, strict=True)) for values in itertools.product(*choices))
+        return found
+
+    def _grids(self, row: Row) -> list[dict[str, tuple[Any, ...]]]:
+        """The command line's values replace the file's where that has one grid; they choose among those of several."""
+        if row.axes is None and len(self.file.axes) == 1:
+            return [{**self.file.axes[0], **self.axes}]
+        return [
+            {axis: tuple(value for value in grid[axis] if value in self.axes.get(axis, (value,))) for axis in grid}
+            for grid in row.axes or self.file.axes
+        ]
 
     def _overrides(self, row: Row, at: Mapping[str, Any]) -> tuple[str, ...]:
         own = [where for where in self.file.where if where.at.items() <= at.items()]
         special = [text for where in own for text in where.overrides]
         shared = self.file.overrides if row.experiment in (None, self.file.experiment) else ()
         position = [f"{axis}={_quoted(value)}" for axis, value in at.items()]
-        rate = [] if row.tuned_on is None else [f"training.rate_from=[{','.join(map(_quoted, row.tuned_on))}]"]
-        return (*shared, *special, *self.overrides, *row.overrides, *position, *rate)
+        return (*shared, *special, *self._rate(row), *self.overrides, *row.overrides, *position)
+
+    def _rate(self, row: Row) -> list[str]:
+        """What makes a row take a tuned learning rate: that of the settings it names, else of its own."""
+        takes_tuned = self.file.tuned or (self.tuned and row.centre is not None)
+        if not takes_tuned or (row.tuned_on is None and self.file.tuned):
+            return []
+        chosen = f"training.rate_from=[{','.join(map(_quoted, row.tuned_on or ()))}]"
+        return [chosen] if self.file.tuned else ["training.learning_rate=null", chosen]
 
 
 def load_comparison(
@@ -196,6 +236,7 @@ def load_comparison(
     overrides: Sequence[str] = (),
     axes: Mapping[str, Sequence[Any]] | None = None,
     seeds: Sequence[int] | None = None,
+    tuned: bool = False,
     configs: Path = CONFIGS,
 ) -> Comparison:
     """Reads a comparison file.
@@ -206,6 +247,7 @@ def load_comparison(
         overrides: Overrides of the command line, after the file's.
         axes: Values in place of the file's.
         seeds: Seeds in place of the file's.
+        tuned: Take tuned learning rates also where the file does not.
         configs: The configuration tree.
 
     Raises:
@@ -216,10 +258,14 @@ def load_comparison(
     file = validated(ComparisonFile, _read(path, configs), where=path.name)
     _check_overrides(file, overrides)
     chosen = {axis: tuple(values) for axis, values in (axes or {}).items() if values}
-    for axis in chosen:
-        if axis not in file.axes:
+    for axis, values in chosen.items():
+        known = file.values(axis)
+        if not known:
             raise ValueError(f"{option_of(axis)}: this comparison does not vary it; accepted: {axis}=VALUE")
-    comparison = Comparison(path, file, tuple(overrides), chosen, tuple(seeds or file.seeds))
+        for value in values:
+            if len(file.axes) > 1 and value not in known:
+                raise ValueError(f"{option_of(axis)} {value}; accepted: {', '.join(map(str, known))}")
+    comparison = Comparison(path, file, tuple(overrides), chosen, tuple(seeds or file.seeds), tuned)
     if file.tuning.seed in comparison.seeds:
         raise ValueError(f"tuning.seed={file.tuning.seed} is a seed of the comparison; accepted: any other")
     return comparison
@@ -244,7 +290,7 @@ def _read(path: Path, configs: Path, readers: tuple[Path, ...] = ()) -> dict[str
 def _check_overrides(file: ComparisonFile, overrides: Sequence[str]) -> None:
     """Refuses overrides of the command line that would change what the comparison varies, or nothing at all."""
     varied = {"seed": "--seeds NUMBER ...", "adapter": "--methods LABEL ..."}
-    varied |= {axis: f"{option_of(axis)} VALUE ..." for axis in file.axes}
+    varied |= {axis: f"{option_of(axis)} VALUE ..." for axis in file.axes[0]}
     by_rows = {_key(text) for row in file.methods for text in row.overrides}
     for text in overrides:
         if option := varied.get(_key(text)):

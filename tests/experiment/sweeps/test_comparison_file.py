@@ -73,6 +73,79 @@ def test_the_command_line_chooses_among_the_values_of_such_a_row(load):
         assert sum(row.overrides == ("adapter=zero_shot",) for row in runs) == expected and len(runs) == expected + 4
 
 
+GRIDS = SMALL.replace(
+    "axes: {rule: [sum, difference]}",
+    "axes:\n  - {rule: &rules [sum, difference], shots: [1, 4], fraction: [null]}\n"
+    "  - {rule: *rules, shots: [null], fraction: [0.5, 1.0]}",
+)
+
+
+def sizes(comparison, rule="sum"):
+    runs = [texts for _, texts in comparison.runs("tiny", [1]) if f"rule={rule}" in texts]
+    return [tuple(text for text in texts if text.startswith(("shots", "fraction"))) for texts in runs]
+
+
+def test_several_grids_are_laid_side_by_side(load):
+    columns = [
+        ("shots=1", "fraction=null"),
+        ("shots=4", "fraction=null"),
+        ("shots=null", "fraction=0.5"),
+        ("shots=null", "fraction=1.0"),
+    ]
+    for rule in ("sum", "difference"):
+        assert sizes(load(GRIDS), rule) == [column for column in columns for _ in range(3)]
+
+
+def test_the_command_line_chooses_among_several_grids(load):
+    assert set(sizes(load(GRIDS, axes={"shots": [4]}))) == {("shots=4", "fraction=null")}
+    assert set(sizes(load(GRIDS, axes={"fraction": [1.0, 0.5]}))) == {
+        ("shots=null", "fraction=0.5"),
+        ("shots=null", "fraction=1.0"),
+    }
+    with pytest.raises(ValueError, match=r"^--shots 3; accepted: 1, 4, None$"):
+        load(GRIDS, axes={"shots": [3]})
+
+
+def test_grids_of_different_axes_are_refused(load):
+    text = GRIDS.replace("shots: [null], ", "")
+    with pytest.raises(
+        ValueError, match=r"^small\.yaml: axes: rule, shots, fraction and rule, fraction; accepted: the"
+    ):
+        load(text)
+
+
+def test_a_row_may_stand_at_some_of_the_values_alone(load):
+    text = GRIDS.replace("[adapter=zero_shot]}", "[adapter=zero_shot], only: {rule: [sum], shots: [null]}}")
+    runs = [texts for row, texts in load(text).runs("tiny", [1]) if row.overrides == ("adapter=zero_shot",)]
+    assert len(runs) == 2 and all({"rule=sum", "shots=null"} <= set(texts) for texts in runs)
+    assert len(load(text).runs("tiny", [1])) == 2 * 2 * 4 + 2
+    with pytest.raises(ValueError, match=r"methods\.only\.rule=sun; accepted: sum, difference"):
+        load(text.replace("only: {rule: [sum]", "only: {rule: [sun]"))
+
+
+def test_rows_may_take_the_rates_of_their_settings_until_tuned_ones_are_asked_for(load):
+    text = SMALL.replace("centre: 1.0e-3", "centre: 1.0e-3, tuned_on: [rule=sum]") + "tuned: false\n"
+
+    def rates(comparison, adapter):
+        runs = [texts for _, texts in comparison.runs("tiny") if f"adapter={adapter}" in texts]
+        return {tuple(text for text in texts if "rate" in text) for texts in runs}
+
+    settings, tuned = load(text), load(text, tuned=True)
+    assert {adapter: rates(settings, adapter) for adapter in ("zero_shot", "lora", "randlora")} == {
+        "zero_shot": {()},
+        "lora": {()},
+        "randlora": {()},
+    }
+    assert rates(tuned, "zero_shot") == {()}
+    assert rates(tuned, "lora") == {("training.learning_rate=null", "training.rate_from=['rule=sum']")}
+    assert rates(tuned, "randlora") == {("training.learning_rate=null", "training.rate_from=[]")}
+    assert tuned.is_narrowed and not settings.is_narrowed
+    given = load(text, tuned=True, overrides=("training.learning_rate=0.5",))
+    assert ("training.learning_rate=null", "training.rate_from=['rule=sum']", "training.learning_rate=0.5") in rates(
+        given, "lora"
+    )  # the command line has the last word
+
+
 def test_an_axis_value_of_null_is_one(load):
     text = SMALL.replace("axes: {rule: [sum, difference]}", "axes: {rule: [sum], shots: [4, null]}")
     shots = {text for _, texts in load(text).runs("tiny") for text in texts if text.startswith("shots=")}

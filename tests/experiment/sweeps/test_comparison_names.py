@@ -89,7 +89,7 @@ def test_records_and_results_carry_the_scale(configs):
 
 def test_a_file_may_be_like_one_of_another_scale_and_that_like_a_third(configs):
     sketch = load_comparison("sketch", scale="mini", configs=configs)
-    assert sketch.file.axes == {"rule": ("difference",)} and sketch.seeds == (5,) and sketch.file.table == 3
+    assert sketch.file.axes == ({"rule": ("difference",)},) and sketch.seeds == (5,) and sketch.file.table == 3
     (configs / "comparison" / "paper" / "ablation.yaml").write_text("like: mini/ablation\n")
     message = r"^ablation\.yaml: like='paper/ablation'; accepted: default, demo/sketch, "
     with pytest.raises(ValueError, match=message):
