@@ -29,7 +29,7 @@ from __future__ import annotations
 
 import dataclasses
 import math
-from collections.abc import Sequence
+from collections.abc import Mapping, Sequence
 from dataclasses import KW_ONLY, dataclass
 from typing import Any
 
@@ -75,8 +75,8 @@ class RandLoRAConfig(ScaledConfig):
             "gamma_zero": lambda = 1 / max(n, r) and gamma = 0, as in the authors' vision code; the first step moves
             gamma.
         magnitude: Add DoRA's trained magnitude per output.
-        num_bases: Number n of bases on every layer, below ceil(d / r) of each; the update's rank is n r then. None
-            stands for ceil(d / r), full rank.
+        num_bases: Number n of bases on every layer, below ceil(d / r) of each; the update's rank is n r then. A mapping
+            {d: n} gives one to the layers of each smaller side d. None stands for ceil(d / r), full rank.
         distinct_a: A matrix A_j for every basis, and both factors summed before their product (RandLoRA-a): the
             update's rank is r, and `num_bases` is required and has no limit.
         store_bases: False makes the bases anew, to the same bits, for each use in the forward and backward pass: no
@@ -98,7 +98,7 @@ class RandLoRAConfig(ScaledConfig):
     scale_by_sqrt_bases: bool = False
     init: str = "lambda_zero"
     magnitude: bool = False
-    num_bases: int | None = None
+    num_bases: int | Mapping[int, int] | None = None
     distinct_a: bool = False
     store_bases: bool = True
     packed_bases: bool = False
@@ -113,7 +113,10 @@ class RandLoRAConfig(ScaledConfig):
             raise ValueError(f"sparsity={self.sparsity!r} has no effect with basis={self.basis!r}; use basis='ternary'")
         if self.basis == "ternary" and not (is_number(self.sparsity) and MIN_SPARSITY <= self.sparsity < math.inf):
             raise ValueError(f"basis='ternary' needs a finite sparsity of at least 2, got {self.sparsity!r}")
-        if self.num_bases is not None:
+        if isinstance(self.num_bases, Mapping):
+            by_side = {_side(d): positive_integer(f"num_bases[{d}]", n) for d, n in self.num_bases.items()}
+            object.__setattr__(self, "num_bases", by_side)
+        elif self.num_bases is not None:
             positive_integer("num_bases", self.num_bases)
         if self.distinct_a and self.num_bases is None:
             raise ValueError("distinct_a=True needs num_bases, since its rank does not depend on their number")
@@ -130,8 +133,26 @@ class RandLoRAConfig(ScaledConfig):
             raise ValueError(f"packed_bases=True needs a basis of signs, not basis={self.basis!r}")
 
     def bases_on(self, shape: Shape) -> int:
-        """Number n of bases on a layer of `shape` (out, in)."""
-        return num_bases(self.rank, shape) if self.num_bases is None else self.num_bases
+        """Number n of bases on a layer of `shape` (out, in).
+
+        Raises:
+            ValueError: `num_bases` has none for the layer's smaller side.
+        """
+        if self.num_bases is None:
+            return num_bases(self.rank, shape)
+        if not isinstance(self.num_bases, Mapping):
+            return self.num_bases
+        if min(shape) not in self.num_bases:
+            known = ", ".join(map(str, self.num_bases))
+            raise ValueError(
+                f"num_bases has no number for layers of smaller side {min(shape)}; it has some for {known}"
+            )
+        return self.num_bases[min(shape)]
+
+
+def _side(key: object) -> int:
+    """A key of `num_bases`; JSON has made text of it."""
+    return positive_integer("a key of num_bases", int(key) if isinstance(key, str) and key.isdecimal() else key)
 
 
 def num_bases(rank: int, shape: Shape) -> int:
@@ -167,10 +188,10 @@ class RandLoRAUpdate(Update):
                 f"rank {config.rank} is above the smaller side of layer {name!r} of shape {tuple(shape)}; "
                 f"the limit is {min(shape)}"
             )
-        full = num_bases(config.rank, shape)
-        if config.num_bases is not None and config.num_bases >= full and not config.distinct_a:
+        full, n = num_bases(config.rank, shape), config.bases_on(shape)
+        if config.num_bases is not None and n >= full and not config.distinct_a:
             raise ValueError(
-                f"num_bases={config.num_bases} takes nothing away from layer {name!r} of shape {tuple(shape)}, which "
+                f"num_bases={n} takes nothing away from layer {name!r} of shape {tuple(shape)}, which "
                 f"has full rank with {full} bases of rank {config.rank}; use fewer, or num_bases=None"
             )
 
@@ -186,7 +207,7 @@ class RandLoRAUpdate(Update):
     def make_bases(cls, config: RandLoRAConfig, shapes: Sequence[Shape], device: torch.device | str) -> SharedBases:
         """As in `Update`: A (r, d_max), or (n_max, r, d_max) with `distinct_a`, and B (D_max, n_max, r)."""
         d_max, larger_max = max(min(shape) for shape in shapes), max(max(shape) for shape in shapes)
-        n_max = config.bases_on((d_max, d_max))
+        n_max = max(config.bases_on(shape) for shape in shapes)
         shape_a = (n_max, config.rank, d_max) if config.distinct_a else (config.rank, d_max)
         matrices = {"A": Matrix(shape_a), "B": Matrix((larger_max, n_max, config.rank))}
         basis = "uniform" if is_imported(config) else config.basis  # imported: the shapes alone are asked for, on meta
@@ -284,7 +305,7 @@ class DistinctAUpdate(RandLoRAUpdate):
     def _parts(self) -> tuple[Part, Part]:
         """As in `RandLoRAUpdate`: A has an axis for the bases."""
         (_, (r, d)), part_b = super()._parts()
-        return ("A", (self.config.num_bases, r, d)), part_b
+        return ("A", (len(self.randlora_gamma), r, d)), part_b
 
     def factors(self) -> tuple[Tensor, Tensor]:
         """The scaled sum of B_j Lambda_j (D, r) and the sum of A_j Gamma_j (r, d), float32 at least."""

@@ -2,14 +2,20 @@
 
 from __future__ import annotations
 
+import copy
+import fnmatch
 import functools
 import itertools
-from collections.abc import Mapping, Sequence
+import re
+from collections.abc import Collection, Mapping, Sequence
 from pathlib import Path
 from typing import Any
 
 CONFIGS = Path(__file__).resolve().parents[2] / "configs"
 """The repository's configuration tree; the package is installed in editable mode, so it lies beside it."""
+
+RECIPE = "recipe"
+"""The group whose files hold rules instead of values; `configs/recipe/paper.yaml` says how they are read."""
 
 
 def compose(
@@ -17,9 +23,9 @@ def compose(
 ) -> dict[str, Any]:
     """Composes an entry of `configs/` with Hydra.
 
-    The choices of groups are composed once for each combination, and plain values are set on a copy of the result, so
-    that thousands of runs are planned in seconds. A setting that does not exist is set all the same: the configuration
-    classes refuse it and know the accepted ones.
+    The choices of groups are composed once for each combination, and what thousands of runs of a comparison differ in,
+    such as the data set, is set on a copy of the resolved values, so that they are planned in seconds. A setting that
+    does not exist is set all the same: the configuration classes refuse it and know the accepted ones.
 
     Args:
         name: The entry without .yaml, e.g. "vision_language".
@@ -33,9 +39,6 @@ def compose(
     Raises:
         ValueError: An override that does not parse, names no file of a group, or has several values; one line.
     """
-    from omegaconf import OmegaConf
-    from omegaconf.errors import OmegaConfBaseException
-
     parsed = [_parse(text) for text in overrides]
     for text, override in zip(overrides, parsed, strict=True):
         if override.is_sweep_override():
@@ -49,16 +52,65 @@ def compose(
     if base is not None and groups:
         chosen = next(iter(groups.values()))
         raise ValueError(f"{chosen}: the run has its own; accepted: settings within it, such as dataset=NAME")
-    config = _composed(name, tuple(groups.values()), directory).copy()
+    of_groups = tuple(groups.values())
+    settings = tuple(text for text in overrides if _parse(text).key_or_group not in known)
+    if base is not None:
+        return _resolve(name, of_groups, settings, directory, base)
+    apart = _set_apart(settings, _single_values(name, of_groups, directory))
+    others = tuple(text for text in settings if _parse(text).key_or_group not in apart)
+    return copy.deepcopy(_resolved_once(name, of_groups, others, directory)) | apart
+
+
+def _resolve(
+    name: str, groups: tuple[str, ...], settings: tuple[str, ...], directory: Path, base: Mapping[str, Any] | None
+) -> dict[str, Any]:
+    """A composition with further settings, as plain values."""
+    from omegaconf import OmegaConf
+    from omegaconf.errors import OmegaConfBaseException
+
+    config = _with_recipe(name, groups, directory).copy()
     try:
         for key, value in (base or {}).items():
-            OmegaConf.update(config, key, value, merge=key not in known)
-        for override in parsed:
-            if override.key_or_group not in known:
-                _set(config, override)
+            OmegaConf.update(config, key, value, merge=key not in groups_of(name, directory))
+        for text in settings:
+            _set(config, _parse(text))
         return OmegaConf.to_container(config, resolve=True, throw_on_missing=True)
     except OmegaConfBaseException as error:
         raise ValueError(_first_line(error)) from error
+
+
+@functools.lru_cache(maxsize=1024)
+def _resolved_once(name: str, groups: tuple[str, ...], settings: tuple[str, ...], directory: Path) -> dict[str, Any]:
+    """What `_resolve` gives, for callers that copy it."""
+    return _resolve(name, groups, settings, directory, None)
+
+
+def _set_apart(settings: Sequence[str], single: Collection[str]) -> dict[str, Any]:
+    """Those of the settings whose keys are in `single` and that give nothing but a plain value; the last one counts."""
+    found: dict[str, list[Any]] = {}
+    for override in map(_parse, settings):
+        value = {} if override.is_delete() else override.value()
+        found.setdefault(override.key_or_group.partition(".")[0], []).append((override.key_or_group, value))
+    return {
+        key: given[-1][1]
+        for key, given in found.items()
+        if key in single and all(name == key and _is_plain(value) for name, value in given)
+    }
+
+
+def _is_plain(value: Any) -> bool:
+    return value is None or isinstance(value, (int, float)) or (isinstance(value, str) and "$" not in value)
+
+
+@functools.lru_cache(maxsize=256)
+def _single_values(name: str, groups: tuple[str, ...], directory: Path) -> frozenset[str]:
+    """The settings at the top of a composition that hold one value and that no interpolation names."""
+    from omegaconf import OmegaConf
+
+    config = OmegaConf.to_container(_with_recipe(name, groups, directory), resolve=False)
+    named = set(re.findall(r"\w+", " ".join(re.findall(r"\$\{[^}]*\}", str(config)))))
+    single = {key for key, value in config.items() if not isinstance(value, (dict, list)) and value != "???"}
+    return frozenset(single - named)
 
 
 def expand(overrides: Sequence[str]) -> list[tuple[str, ...]]:
@@ -136,6 +188,43 @@ def _composed(name: str, groups: tuple[str, ...], directory: Path) -> Any:
         raise ValueError(_first_line(error)) from error
     OmegaConf.set_struct(config, False)
     return config
+
+
+@functools.lru_cache(maxsize=256)
+def _with_recipe(name: str, groups: tuple[str, ...], directory: Path) -> Any:
+    """The composition with the overrides that its recipe's rules add."""
+    config = _composed(name, groups, directory).copy()
+    recipe = config.pop(RECIPE, None)
+    if recipe and recipe["rules"]:
+        given = {override.key_or_group: override.value() for override in map(_parse, groups)}
+        for text in _recipe_overrides(recipe["rules"], {"experiment": name, **groups_of(name, directory), **given}):
+            _set(config, _parse(text))
+    return config
+
+
+def _recipe_overrides(rules: Sequence[Mapping[str, Any]], chosen: Mapping[str, str]) -> list[str]:
+    """The overrides of the rules that fit an experiment and the files chosen in its groups.
+
+    Raises:
+        ValueError: No fitting rule names one of the choices, though rules name others of its group.
+    """
+
+    def names(rule: Mapping[str, Any], key: str) -> list[str]:
+        values = rule["at"].get(key, [])
+        return [values] if isinstance(values, str) else list(values)
+
+    def fits(rule: Mapping[str, Any], but: str | None = None) -> bool:
+        return all(
+            key == but or any(fnmatch.fnmatch(chosen[key], pattern) for pattern in names(rule, key))
+            for key in rule["at"]
+        )
+
+    for key in dict.fromkeys(key for rule in rules for key in rule["at"]):
+        if not any(key in rule["at"] and fits(rule) for rule in rules):
+            accepted = dict.fromkeys(name for rule in rules if fits(rule, but=key) for name in names(rule, key))
+            known = ", ".join(accepted)
+            raise ValueError(f"{RECIPE}={chosen[RECIPE]} has no settings for {key}={chosen[key]}; accepted: {known}")
+    return [text for rule in rules if fits(rule) for text in rule["overrides"]]
 
 
 def _set(config: Any, override: Any) -> None:

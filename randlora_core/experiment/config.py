@@ -8,6 +8,7 @@ from __future__ import annotations
 
 import dataclasses
 import difflib
+import functools
 from collections.abc import Mapping, Sequence
 from typing import Annotated, Any, ClassVar, Literal, TypeVar, get_args, get_type_hints
 
@@ -334,7 +335,7 @@ def _unknown(path: str, known: Sequence[str]) -> str:
 
 def _is_union_member(part: Any) -> bool:
     """Whether a part of an error's path names an alternative of a union, such as "tuple[str, ...]", not a key."""
-    return isinstance(part, str) and (part in ("str", "int", "float") or "[" in part)
+    return isinstance(part, str) and (part in ("str", "int", "float", "constrained-int") or "[" in part)
 
 
 def _fields_at(config_class: type[BaseModel], path: Sequence[Any]) -> list[str]:
@@ -369,12 +370,17 @@ def _checked_adapter(adapter: AdapterChoice, unadapted: Sequence[str]) -> Adapte
 
 def _spelt_out(config: Any) -> dict[str, Any]:
     """All fields of a method's configuration; where a field holds numbers with a fraction, 4 is written as 4.0."""
-    hints = get_type_hints(type(config))
-    fractional = {name for name, hint in hints.items() if hint is float or float in get_args(hint)}
-    values = dataclasses.asdict(config)
+    values, fractional = dataclasses.asdict(config), _fractional(type(config))
     return {
         name: float(value) if name in fractional and type(value) is int else value for name, value in values.items()
     }
+
+
+@functools.cache
+def _fractional(config_class: type) -> frozenset[str]:
+    """The fields that hold numbers with a fraction."""
+    hints = get_type_hints(config_class)
+    return frozenset(name for name, hint in hints.items() if hint is float or float in get_args(hint))
 
 
 def _identity_values(section: BaseModel) -> dict[str, Any]:

@@ -6,17 +6,23 @@ from typing import Annotated, Any, ClassVar, Literal
 
 from pydantic import Field, model_validator
 
+from randlora_core.datasets.find import catalog_entry
 from randlora_core.experiment.config import Positive, RunConfig, TrainingConfig, free, neutral
+
+FEW_SHOT_EPOCHS = 10
+"""Epochs of the paper's runs with 1, 2, 4 and 16 images per class (camera-ready C.1)."""
 
 
 class ImageTrainingConfig(TrainingConfig):
     """How a model is trained on images.
 
     Attributes:
+        epochs: As for every run; "paper" stands for the paper's number for the data set (table 7), 10 with `shots`.
         crop: Smallest area of the random crops, as a share of the image; 1 for no cropping.
         flip: Mirror half of the images; null does so where the data set allows it.
     """
 
+    epochs: Positive | Literal["paper"] | None
     crop: Annotated[float, Field(gt=0, le=1)]
     flip: bool | None
 
@@ -52,6 +58,19 @@ class ImageRunConfig(RunConfig):
     def _chooses_one_subset(self) -> ImageRunConfig:
         if self.shots is not None and self.fraction is not None:
             raise ValueError(f"shots={self.shots} and fraction={self.fraction}; accepted: one of them, the other null")
+        return self
+
+    @model_validator(mode="after")
+    def _knows_the_papers_epochs(self) -> ImageRunConfig:
+        """Replaces "paper" by the number, which is then what identifies and records the run."""
+        if self.training.epochs == "paper":
+            entry = catalog_entry(self.dataset)
+            if entry is None or entry.epochs is None:
+                accepted = "a number, or one of the paper's data sets"
+                raise ValueError(f"training.epochs=paper with dataset={self.dataset}; accepted: {accepted}")
+            epochs = entry.epochs if self.shots is None else FEW_SHOT_EPOCHS
+            training = self.training.model_copy(update={"epochs": epochs})
+            object.__setattr__(self, "training", training)
         return self
 
     def identity(self, learning_rate: float | None) -> dict[str, Any]:

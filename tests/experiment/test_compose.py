@@ -142,11 +142,89 @@ def test_hydra_composes_once_for_each_choice_of_groups(tiny, monkeypatch):
     composed = []
     original = hydra.compose
     monkeypatch.setattr(hydra, "compose", lambda *args, **kwargs: composed.append(kwargs) or original(*args, **kwargs))
-    module._composed.cache_clear()
+    for cached in (module._composed, module._with_recipe, module._resolved_once, module._single_values):
+        cached.cache_clear()
     for seed in range(20):
         for name in ("lora", "randlora", "vera"):
             compose("tiny", [f"adapter={name}", f"seed={seed}", "adapter.rank=3"], tiny.configs)
     assert len(composed) == 3
+
+
+@pytest.mark.parametrize(
+    "settings",
+    [
+        ["rule=sum", "rule=difference", "rule=sum"],
+        ["rule=sum", "rule=null"],
+        ["rule=sum", "rule=${seed}", "seed=3"],
+        ["rule=${seed}", "rule=sum"],
+        ["seed=3", "adapter.rank=5", "seed=4", "rule='1'"],
+        ["rule=sum", "~rule"],
+        ["rule=sum", "rule.part=1"],
+        ["rule={a: 1}", "rule=sum"],
+    ],
+)
+def test_what_is_set_on_a_copy_of_the_resolved_values_is_what_omegaconf_sets(tiny, settings):
+    """The settings that thousands of runs differ in take a short way to the same values."""
+    texts = ["adapter=vera", *settings]  # vera's seed is the run's
+
+    def outcome(make):
+        try:
+            return make()
+        except ValueError as error:
+            return str(error)
+
+    direct = outcome(lambda: module._resolve("tiny", ("adapter=vera",), tuple(settings), tiny.configs, None))
+    assert outcome(lambda: compose("tiny", texts, tiny.configs)) == direct
+
+
+RECIPE = """
+rules:
+  - at: {experiment: tin*}
+    overrides: [training.steps=7, training.clip=2.0]
+  - at: {experiment: tiny, adapter: [lora, randlora*]}
+    overrides: [adapter.rank=3, adapter.alpha=1]
+  - at: {experiment: tiny, adapter: randlora_sparse}
+    overrides: [adapter.rank=2, rule=difference]
+  - at: {experiment: other, adapter: dora}
+    overrides: [adapter.rank=9]
+"""
+
+
+@pytest.fixture
+def with_recipe(tmp_path):
+    from tiny_experiment import make_experiment
+
+    experiment = make_experiment(tmp_path)
+    (tmp_path / "configs" / "recipe").mkdir()
+    (tmp_path / "configs" / "recipe" / "none.yaml").write_text("rules: []\n")
+    (tmp_path / "configs" / "recipe" / "small.yaml").write_text(RECIPE)
+    entry = tmp_path / "configs" / "tiny.yaml"
+    entry.write_text(entry.read_text().replace("{tracking: none}", "{tracking: none}, {recipe: none}"))
+    return experiment
+
+
+@pytest.mark.parametrize(
+    ("overrides", "steps", "rank", "rule"),
+    [
+        ("adapter=lora", 4, 32, "sum"),
+        ("adapter=lora recipe=small", 7, 3, "sum"),
+        ("adapter=lora recipe=small adapter.rank=5 rule=product", 7, 5, "product"),
+        ("training.steps=9 adapter=randlora recipe=small", 9, 3, "sum"),
+        ("adapter=randlora_sparse recipe=small", 7, 2, "difference"),
+        ("adapter=randlora_sparse recipe=small recipe=none", 4, 6, "sum"),
+    ],
+)
+def test_a_recipe_adds_the_overrides_of_the_rules_that_fit(with_recipe, overrides, steps, rank, rule):
+    config = build_config(with_recipe, overrides.split())
+    assert (config.training.steps, config.adapter.options["rank"], config.rule) == (steps, rank, rule)
+
+
+def test_a_recipe_refuses_what_its_rules_do_not_name(with_recipe):
+    message = r"^recipe=small has no settings for adapter=dora; accepted: lora, randlora\*, randlora_sparse$"
+    with pytest.raises(ValueError, match=message):
+        build_config(with_recipe, ["recipe=small", "adapter=dora"])
+    with pytest.raises(ValueError, match=r"^unknown choice recipe=large; accepted: none, small$"):
+        build_config(with_recipe, ["recipe=large"])
 
 
 def test_several_values_stand_for_every_combination():

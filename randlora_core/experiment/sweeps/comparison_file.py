@@ -47,7 +47,7 @@ class Row(Section):
     overrides: Names
     experiment: str | None = None
     axes: Grids | None = None
-    only: Grid = {}
+    only: Grid = Field(default={})
     centre: Annotated[float, Field(gt=0)] | None = None
     tuned_on: Names | None = None
 

@@ -108,9 +108,7 @@ def test_the_command_line_chooses_among_several_grids(load):
 
 def test_grids_of_different_axes_are_refused(load):
     text = GRIDS.replace("shots: [null], ", "")
-    with pytest.raises(
-        ValueError, match=r"^small\.yaml: axes: rule, shots, fraction and rule, fraction; accepted: the"
-    ):
+    with pytest.raises(ValueError, match=r"^small\.yaml: axes: rule, shots, fraction and rule, fraction; accepted"):
         load(text)
 
 
