@@ -3,7 +3,8 @@
 ROOT="$(cd "$(dirname "${BASH_SOURCE[0]}")/.." && pwd)"
 VENV="${RANDLORA_VENV:-$ROOT/.venv}"
 
-say() { printf '[randlora] %s\n' "$*"; }
+# Messages go to standard error, so that what a command prints can be read by another one.
+say() { printf '[randlora] %s\n' "$*" >&2; }
 die() { printf '[randlora] error: %s\n' "$*" >&2; exit 1; }
 
 find_python() {
@@ -24,8 +25,8 @@ setup_environment() {
   if [ "$(cat "$VENV/randlora-ready" 2>/dev/null)" != "$wanted" ]; then
     python="$(find_python)"
     say "installing into $VENV with $python (once; a few minutes, several GB with PyTorch's CUDA packages)"
-    [ -x "$VENV/bin/python" ] || "$python" -m venv "$VENV"
-    "$VENV/bin/python" -m pip install --quiet --constraint "$ROOT/constraints.txt" --editable "$ROOT[dev]" ||
+    [ -x "$VENV/bin/python" ] || "$python" -m venv "$VENV" >&2
+    "$VENV/bin/python" -m pip install --quiet --constraint "$ROOT/constraints.txt" --editable "$ROOT[dev]" >&2 ||
       die "the installation failed; see pip's message above, then run this command again"
     printf '%s\n' "$wanted" >"$VENV/randlora-ready"
   else

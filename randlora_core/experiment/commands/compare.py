@@ -4,6 +4,7 @@
     python -m vision_language.compare figure3 paths.data=/data       another one, with an override for every run
     python -m vision_language.compare figure3 scale=mini             at another scale: paper, mini or demo
     python -m vision_language.compare --dry-run                      what would run, what is done, what it would cost
+    python -m vision_language.compare --dry-run --format=tsv         every run and its status, for programs
     python -m vision_language.compare --datasets digits --seeds 1    a part of it
     python -m vision_language.compare --from-records                 the tables of the committed records, no training
     python -m vision_language.compare --from-records --output DIR    also as Markdown, LaTeX, CSV and PNG
@@ -15,16 +16,18 @@ Exit code 0: every run is finished. 1: a run failed or its inputs are missing. 2
 from __future__ import annotations
 
 import argparse
+import contextlib
+import os
 import sys
 import time
 from collections.abc import Callable, Sequence
 from pathlib import Path
 from typing import Any
 
+from randlora_core.experiment.commands.dry_run import print_dry_run, run_lines
 from randlora_core.experiment.commands.execution import (
     adopt_records,
     committed_records,
-    earlier_records,
     execute_runs,
     print_failures,
     save_finished,
@@ -39,13 +42,11 @@ from randlora_core.experiment.commands.options import (
 )
 from randlora_core.experiment.compose import CONFIGS
 from randlora_core.experiment.interface import Experiment, find_experiment
-from randlora_core.experiment.planning import PlannedRun, distinct, plan_runs, results_folder
+from randlora_core.experiment.planning import PlannedRun, plan_runs, results_folder
 from randlora_core.experiment.records.reading import Record
 from randlora_core.experiment.reports.report import Report, make_console, make_report, print_report, write_report
 from randlora_core.experiment.reports.results import check_distinct, collect_results, find_by_settings
 from randlora_core.experiment.sweeps.comparison_file import Comparison, load_comparison, option_of, select
-from randlora_core.experiment.sweeps.estimates import RunEstimates
-from randlora_core.experiment.sweeps.progress import format_seconds
 from randlora_core.experiment.sweeps.sweep import Outcome
 
 DEFAULT = "default"
@@ -65,11 +66,12 @@ def main(experiment: Experiment | None = None, arguments: Sequence[str] | None =
 
 def _main(experiment: Experiment | None, arguments: Sequence[str]) -> int:
     options, comparison, experiments = parse_comparison(experiment, arguments, "compare", __doc__ or "", _add_options)
-    planned = plan_comparison(comparison, experiments, options.methods, inputs_needed=not options.from_records)
     if options.output is not None and not options.from_records:
         raise ValueError(f"--output {options.output} without --from-records; accepted: both, or paths.results=FOLDER")
-    if options.adopt_records:
-        planned = adopt_records(planned)
+    if options.format == "tsv":
+        return _print_lines(options, comparison, experiments)
+    print(comparison.describe(), flush=True)
+    planned = _plan(options, comparison, experiments)
     if options.from_records:
         return _show_committed(comparison, experiments, planned, options.output)
     if options.save_records:
@@ -78,6 +80,23 @@ def _main(experiment: Experiment | None, arguments: Sequence[str]) -> int:
         print_dry_run(planned, options.execution.jobs)
         return 0
     return _run(comparison, planned, options)
+
+
+def _plan(options: argparse.Namespace, comparison: Comparison, experiments: dict[str, Experiment]) -> list[PlannedRun]:
+    planned = plan_comparison(comparison, experiments, options.methods, inputs_needed=not options.from_records)
+    return adopt_records(planned) if options.adopt_records else planned
+
+
+def _print_lines(options: argparse.Namespace, comparison: Comparison, experiments: dict[str, Experiment]) -> int:
+    """Prints the table of runs and nothing else on standard output; what is not on this machine is not asked for."""
+    if not options.dry_run:
+        raise ValueError("--format=tsv lists runs; accepted: with --dry-run")
+    os.environ.setdefault("HF_HUB_OFFLINE", "1")
+    with contextlib.redirect_stdout(sys.stderr):
+        print(comparison.describe())
+        planned = _plan(options, comparison, experiments)
+    print("\n".join(run_lines(planned)))
+    return 0
 
 
 def _run(comparison: Comparison, planned: Sequence[PlannedRun], options: argparse.Namespace) -> int:
@@ -108,6 +127,7 @@ def _run(comparison: Comparison, planned: Sequence[PlannedRun], options: argpars
 def _add_options(parser: argparse.ArgumentParser) -> None:
     parser.add_argument("--seeds", nargs="+", type=int, help="these seeds instead of the comparison's")
     parser.add_argument("--dry-run", action="store_true", help="list the runs with an estimate; train nothing")
+    parser.add_argument("--format", choices=("text", "tsv"), default="text", help="of the dry run; tsv: a line per run")
     parser.add_argument("--from-records", action="store_true", help="tables from the committed records; train nothing")
     parser.add_argument("--output", type=Path, metavar="FOLDER", help="with --from-records: write tables and figures")
     parser.add_argument("--save-records", action="store_true", help="write what is finished to the committed records")
@@ -171,7 +191,6 @@ def parse_comparison(
         tuned=tuned == "true",
         configs=configs,
     )
-    print(comparison.describe(), flush=True)
     return options, comparison, comparison.experiments(first)
 
 
@@ -250,29 +269,6 @@ def _write(report: Report, folder: Path) -> None:
     print("written: " + ", ".join(str(path) for path in write_report(report, folder)))
 
 
-def print_dry_run(planned: Sequence[PlannedRun], jobs: int) -> None:
-    """Lists the runs, which are done, and what the rest is expected to take."""
-    runs = distinct(planned)
-    estimates = RunEstimates(earlier_records(runs))
-    left = [entry for entry in runs if entry.finished is None]
-    for entry in [*runs, *(entry for entry in planned if entry.missing is not None)]:
-        if entry.status in ("done", "missing"):
-            print(f"{entry.status:7} {entry.name}{f'  ({entry.missing})' if entry.missing else ''}")
-            continue
-        estimate, rate = estimates.estimate(entry), entry.learning_rate
-        cost = f"{format_seconds(estimate.seconds)}  {_megabytes(estimate.peak_bytes)}"
-        print(f"{entry.status:7} {entry.name}  {cost}" + ("" if rate.value is None else f"  rate {rate.describe()}"))
-    known = [estimate for entry in left if (estimate := estimates.estimate(entry)).seconds is not None]
-    seconds = sum(estimate.seconds for estimate in known) / jobs if known else None
-    peak = max((estimate.peak_bytes for estimate in known if estimate.peak_bytes), default=None)
-    total, missing = len(runs), sum(entry.missing is not None for entry in planned)
-    lacking = f", {missing} missing" if missing else ""
-    rest = f"{format_seconds(seconds)}, {_megabytes(peak)}"
-    print(f"{total} runs, {total - len(left)} done{lacking}; the rest: {rest}")
-    if len(known) < len(left):
-        print(f"{len(left) - len(known)} of them are like no earlier run and are not in the estimate")
-
-
 def _save(comparison: Comparison, planned: Sequence[PlannedRun]) -> None:
     for name in dict.fromkeys(entry.experiment.name for entry in planned):
         ours = [entry for entry in planned if entry.experiment.name == name]
@@ -285,10 +281,6 @@ def _value(text: str) -> Any:
     import yaml
 
     return yaml.safe_load(text)
-
-
-def _megabytes(count: int | None) -> str:
-    return "-" if count is None else f"{count / 1e6:,.0f} MB"
 
 
 if __name__ == "__main__":

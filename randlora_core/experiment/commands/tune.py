@@ -64,6 +64,7 @@ def main(experiment: Experiment | None = None, arguments: Sequence[str] | None =
 
 def _main(experiment: Experiment | None, arguments: Sequence[str]) -> int:
     options, comparison, experiments = parse_comparison(experiment, arguments, "tune", __doc__ or "", _add_options)
+    print(comparison.describe(), flush=True)
     searches = find_searches(comparison, experiments, options.methods)
     failures = 0
     for name, ours in searches.items():
