@@ -144,9 +144,7 @@ class RandLoRAConfig(ScaledConfig):
             return self.num_bases
         if min(shape) not in self.num_bases:
             known = ", ".join(map(str, self.num_bases))
-            raise ValueError(
-                f"num_bases has no number for layers of smaller side {min(shape)}; it has some for {known}"
-            )
+            raise ValueError(f"num_bases has no number for smaller side {min(shape)} of {tuple(shape)}; known: {known}")
         return self.num_bases[min(shape)]
 
 

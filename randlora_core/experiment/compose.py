@@ -173,13 +173,7 @@ def _composed(name: str, groups: tuple[str, ...], directory: Path) -> Any:
     from omegaconf import OmegaConf
 
     for text in groups:
-        override = _parse(text)
-        known = choices(override.key_or_group, directory)
-        if override.is_add():
-            raise ValueError(f"{text}: every run has one; accepted: {text.lstrip('+')}")
-        if not override.is_delete() and override.value() not in known:
-            key = override.key_or_group
-            raise ValueError(f"unknown choice {key}={override.value()}; accepted: {', '.join(known)}")
+        _check_choice(text, directory)
     GlobalHydra.instance().clear()
     try:
         with hydra.initialize_config_dir(str(directory), version_base="1.3"):
@@ -190,16 +184,38 @@ def _composed(name: str, groups: tuple[str, ...], directory: Path) -> Any:
     return config
 
 
+def _check_choice(text: str, directory: Path) -> None:
+    """Refuses an override that chooses no file of its group."""
+    override = _parse(text)
+    known = choices(override.key_or_group, directory)
+    if override.is_add():
+        raise ValueError(f"{text}: every run has one; accepted: {text.lstrip('+')}")
+    if not override.is_delete() and override.value() not in known:
+        key = override.key_or_group
+        raise ValueError(f"unknown choice {key}={override.value()}; accepted: {', '.join(known)}")
+
+
 @functools.lru_cache(maxsize=256)
 def _with_recipe(name: str, groups: tuple[str, ...], directory: Path) -> Any:
-    """The composition with the overrides that its recipe's rules add."""
-    config = _composed(name, groups, directory).copy()
-    recipe = config.pop(RECIPE, None)
-    if recipe and recipe["rules"]:
-        given = {override.key_or_group: override.value() for override in map(_parse, groups)}
-        for text in _recipe_overrides(recipe["rules"], {"experiment": name, **groups_of(name, directory), **given}):
-            _set(config, _parse(text))
+    """The composition with the overrides that its recipe's rules add; Hydra would take long to read the rules."""
+    chosen = {"experiment": name, **groups_of(name, directory)}
+    chosen |= {override.key_or_group: override.value() for override in map(_parse, groups) if not override.is_delete()}
+    others = tuple(text for text in groups if _parse(text).key_or_group != RECIPE)
+    config = _composed(name, others, directory).copy()
+    if config.pop(RECIPE, None) is None:
+        return config
+    for text in set(groups) - set(others):
+        _check_choice(text, directory)
+    for text in _recipe_overrides(_rules(directory / RECIPE / f"{chosen[RECIPE]}.yaml"), chosen):
+        _set(config, _parse(text))
     return config
+
+
+@functools.lru_cache(maxsize=16)
+def _rules(path: Path) -> list[dict[str, Any]]:
+    import yaml
+
+    return yaml.safe_load(path.read_text(encoding="utf-8"))["rules"]
 
 
 def _recipe_overrides(rules: Sequence[Mapping[str, Any]], chosen: Mapping[str, str]) -> list[str]:

@@ -4,7 +4,15 @@ import pytest
 import torch
 from torch import nn
 
-from randlora_core import LoRAConfig, NoLAConfig, RandLoRAConfig, count_parameters, inject_adapter
+from randlora_core import (
+    LoRAConfig,
+    NoLAConfig,
+    RandLoRAConfig,
+    count_parameters,
+    inject_adapter,
+    load_adapter,
+    save_adapter,
+)
 from randlora_core.adapters.lora import lora_plus_groups
 from randlora_core.adapters.state import adapter_bases
 
@@ -36,6 +44,42 @@ def test_sizes_and_ranks_of_the_papers_rank_ablation(config, parameters, rank):
     # float64: the first `rank` singular values are far above the noise and the rest are noise.
     assert values[rank - 1] > 1e-6 * values[0]
     assert values[rank] < 1e-12 * values[0]
+
+
+@pytest.mark.parametrize("distinct_a", [False, True])
+def test_the_number_of_bases_may_depend_on_the_width(distinct_a):
+    """Every layer is as with the number of its smaller side alone, on bases that have the same entries."""
+    layers = {"wide": (17, 11), "narrow": (5, 9)}
+
+    def build(num_bases):
+        model = nn.ModuleDict({name: nn.Linear(*shape[::-1]) for name, shape in layers.items()}).double()
+        config = RandLoRAConfig(rank=2, num_bases=num_bases, distinct_a=distinct_a, init="gamma_zero")
+        return inject_adapter(model, config, tuple(layers))
+
+    by_width = build({"11": 4, 5: 2})  # a file has made text of a key
+    assert by_width["wide"].update.randlora_gamma.shape == (4, 11)
+    assert by_width["narrow"].update.randlora_gamma.shape == (2, 5)
+    assert count_parameters(by_width).trainable == 4 * (2 + 11) + 2 * (2 + 5)
+    slices = [layer.update.basis_slices()[1] for layer in by_width.values()]
+    assert [tuple(part.shape) for part in slices] == [(17, 4, 2), (9, 2, 2)]
+    assert torch.equal(slices[1], slices[0][:9, :2])
+    with pytest.raises(ValueError, match=r"num_bases has no number for smaller side 5 of \(5, 9\); known: 11"):
+        build({11: 4})
+    with pytest.raises(ValueError, match=r"num_bases\[11\] must be an integer of at least 1, got 0"):
+        build({11: 0})
+
+
+def test_a_number_of_bases_for_each_width_is_kept_with_the_adapter(tmp_path):
+    model = nn.Sequential(nn.Linear(11, 17), nn.Linear(17, 5))
+    inject_adapter(model, RandLoRAConfig(rank=2, num_bases={11: 4, 5: 2}), ("0", "1"))
+    with torch.no_grad():
+        for parameter in (p for p in model.parameters() if p.requires_grad):
+            parameter.add_(torch.randn(parameter.shape, generator=torch.Generator().manual_seed(0)))
+    save_adapter(model, tmp_path)
+    again = nn.Sequential(nn.Linear(11, 17), nn.Linear(17, 5))
+    load_adapter(again, tmp_path)
+    for index in (0, 1):
+        assert torch.equal(again[index].update.delta_weight(), model[index].update.delta_weight())
 
 
 @pytest.mark.parametrize("shape", [(17, 11), (11, 17)])

@@ -142,7 +142,7 @@ def test_hydra_composes_once_for_each_choice_of_groups(tiny, monkeypatch):
     composed = []
     original = hydra.compose
     monkeypatch.setattr(hydra, "compose", lambda *args, **kwargs: composed.append(kwargs) or original(*args, **kwargs))
-    for cached in (module._composed, module._with_recipe, module._resolved_once, module._single_values):
+    for cached in (module._composed, module._with_recipe, module._resolved_once, module._single_values, module._rules):
         cached.cache_clear()
     for seed in range(20):
         for name in ("lora", "randlora", "vera"):

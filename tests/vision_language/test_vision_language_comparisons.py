@@ -34,12 +34,13 @@ def test_every_run_of_every_comparison_is_a_configuration(name):
 @pytest.mark.parametrize("name", NAMES)
 def test_rows_have_labels_of_their_own_and_pairs_and_reference_name_rows(name):
     comparison = load_comparison(name)
-    labels = {
-        build_config(experiment, overrides).adapter.label: row.overrides
-        for known, experiment in comparison.experiments().items()
-        for row, overrides in comparison.runs(known)
-    }
-    assert len(labels) == len(comparison.file.methods)
+    rows = {}
+    for known, experiment in comparison.experiments().items():
+        for row, overrides in comparison.runs(known):
+            rows.setdefault((known, build_config(experiment, overrides).adapter.label), set()).add(row.overrides)
+    assert all(len(own) == 1 for own in rows.values())
+    assert {text for own in rows.values() for text in own} == {row.overrides for row in comparison.file.methods}
+    labels = {label for _, label in rows}
     for pair in comparison.file.pairs:
         assert set(pair) <= set(labels)
     assert comparison.file.reference in (None, *labels)

@@ -220,11 +220,12 @@ def plan_comparison(
     ]
     check_distinct(planned)
     known = list(dict.fromkeys(entry.label for entry in planned))
-    file = comparison.file
-    select(known, [label for pair in file.pairs for label in pair], f"method in pairs of {comparison.path.name}:")
-    beside = [label for entry in file.published for label in entry.rows]
-    select(known, beside, f"method in published of {comparison.path.name}:")
-    select(known, [file.reference] if file.reference else None, f"reference in {comparison.path.name}:")
+    if not comparison.axes:  # on some values of the axes some rows may have no run
+        file, name = comparison.file, comparison.path.name
+        select(known, [label for pair in file.pairs for label in pair], f"method in pairs of {name}:")
+        beside = [label for entry in file.published for label in entry.rows]
+        select(known, beside, f"method in published of {name}:")
+        select(known, [file.reference] if file.reference else None, f"reference in {name}:")
     chosen = select(known, labels, "method")
     return [entry for entry in planned if entry.label in chosen]
 

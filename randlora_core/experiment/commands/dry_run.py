@@ -17,9 +17,9 @@ COLUMNS = ("dataset", "backbone", "method", "rank", "shots", "fraction", "seed",
 def run_lines(planned: Iterable[PlannedRun]) -> list[str]:
     """A header and a line for every run, tab-separated, in the order of `planned`; no two are equal but for the status.
 
-    `method` is the file of `configs/adapter`, without rank. `shots` is empty where the training images are a fraction
-    of all. Cells of a comparison that are one run, such as zero-shot at all data sizes, are one line; what uses no
-    training data stands at fraction 1.0.
+    `dataset` is the value on the experiment's first axis, `method` the file of `configs/adapter`, without rank.
+    `shots` is empty where the training images are a fraction of all. Cells of a comparison that are one run, such as
+    zero-shot at all data sizes, are one line; what uses no training images stands at fraction 1.0.
     """
     runs: dict[tuple[str, str], PlannedRun] = {}
     for entry in planned:
@@ -32,7 +32,7 @@ def _cells(entry: PlannedRun) -> tuple[Any, ...]:
     config, rate = entry.recorded, entry.learning_rate.value
     shots, fraction = (config.get(key) if entry.config.is_trained else None for key in ("shots", "fraction"))
     return (
-        config["dataset"],
+        entry.point[0],
         config["backbone"]["name"],
         _preset(entry),
         config["adapter"].get("rank"),
