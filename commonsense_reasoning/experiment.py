@@ -21,6 +21,7 @@ from commonsense_reasoning.prompts import (
 )
 from commonsense_reasoning.scoring import score_choices
 from commonsense_reasoning.tasks import TASKS
+from commonsense_reasoning.work import count_language_work
 from randlora_core.experiment.backbones import adapted_shapes, build_run_backbone, identify_run_weights
 from randlora_core.experiment.config import Positive, RunConfig, TrainingConfig, free
 from randlora_core.experiment.interface import Axis, Experiment, Score, Split, Task
@@ -187,6 +188,7 @@ EXPERIMENT = Experiment(
     identify_weights=identify_run_weights,
     build_task=build_task,
     adapted_shapes=adapted_shapes,
+    count_work=count_language_work,
     unit="texts",
     criterion="minus validation loss per token",
     preload=("transformers", "commonsense_reasoning.experiment"),

@@ -12,12 +12,13 @@ from torch.utils.data import Dataset
 
 from randlora_core.experiment.backbones import adapted_shapes, build_run_backbone, identify_run_weights
 from randlora_core.experiment.config import PositiveNumber
-from randlora_core.experiment.interface import Experiment
+from randlora_core.experiment.interface import Experiment, Work
 from randlora_core.experiment.loop.hardware import pick_device
 from randlora_core.image_classification.config import ImageRunConfig, ImageTrainingConfig
 from randlora_core.image_classification.data import IMAGE_AXES, chosen_templates, identify_images, load_images
 from randlora_core.image_classification.task import ImageTask
 from randlora_core.image_classification.texts import class_embeddings, class_tokens
+from randlora_core.image_classification.work import count_image_work
 from randlora_core.models import Backbone
 from randlora_core.models.dinov2 import SOURCES as WITHOUT_TEXTS
 from vision.classifier import ClassificationObjective, TextHead, TrainedHead
@@ -112,6 +113,11 @@ def build_task(config: VisionConfig) -> VisionTask:
     return VisionTask(config, build_run_backbone(config))
 
 
+def count_work(config: VisionConfig) -> Work | None:
+    """What a run has to compute; its class texts are encoded once."""
+    return count_image_work(config, trains_texts=False)
+
+
 EXPERIMENT = Experiment(
     name="vision",
     config_class=VisionConfig,
@@ -120,6 +126,7 @@ EXPERIMENT = Experiment(
     identify_weights=identify_run_weights,
     build_task=build_task,
     adapted_shapes=partial(adapted_shapes, tower="visual"),
+    count_work=count_work,
     unit="images",
     preload=("open_clip", "timm", "sklearn.datasets", "sklearn.linear_model", "vision.experiment"),
 )

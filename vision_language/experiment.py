@@ -9,12 +9,13 @@ from torch import Tensor, nn
 from torch.utils.data import Dataset
 
 from randlora_core.experiment.backbones import adapted_shapes, build_run_backbone, identify_run_weights
-from randlora_core.experiment.interface import Experiment
+from randlora_core.experiment.interface import Experiment, Work
 from randlora_core.image_classification.config import ImageRunConfig, ImageTrainingConfig
 from randlora_core.image_classification.data import IMAGE_AXES, chosen_templates, identify_images, load_images
 from randlora_core.image_classification.prediction import Classifier
 from randlora_core.image_classification.task import ImageTask
 from randlora_core.image_classification.texts import class_embeddings, class_tokens, similarities
+from randlora_core.image_classification.work import count_image_work
 from randlora_core.models import Backbone
 from vision_language.objective import ContrastiveObjective, TextBatches
 
@@ -77,6 +78,11 @@ def build_task(config: VisionLanguageConfig) -> VisionLanguageTask:
     return VisionLanguageTask(config, build_run_backbone(config))
 
 
+def count_work(config: VisionLanguageConfig) -> Work | None:
+    """What a run has to compute."""
+    return count_image_work(config, trains_texts=True)
+
+
 EXPERIMENT = Experiment(
     name="vision_language",
     config_class=VisionLanguageConfig,
@@ -85,6 +91,7 @@ EXPERIMENT = Experiment(
     identify_weights=identify_run_weights,
     build_task=build_task,
     adapted_shapes=adapted_shapes,
+    count_work=count_work,
     unit="images",
     preload=("open_clip", "sklearn.datasets", "sklearn.linear_model", "vision_language.experiment"),
 )

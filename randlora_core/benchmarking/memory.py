@@ -6,9 +6,9 @@ from collections.abc import Sequence
 from pathlib import Path
 
 import torch
-from torch import Tensor, nn
 
 from randlora_core.benchmarking.cases import Case
+from randlora_core.models.work import pass_cost
 
 MEMORY_INFO = Path("/proc/meminfo")
 LIMIT, USAGE = Path("/sys/fs/cgroup/memory.max"), Path("/sys/fs/cgroup/memory.current")
@@ -45,25 +45,9 @@ def needed_bytes(case: Case, methods: Sequence[str]) -> int:
     meta = torch.device("meta")
     module = case.build(meta).requires_grad_(True)
     weights = sum(parameter.numel() * parameter.element_size() for parameter in module.parameters())
-    saved = _saved_bytes(module, case.inputs(meta))
+    inputs = case.inputs(meta)
+    saved = pass_cost(lambda: module(inputs)).saved_bytes
     return weights * (5 if "full" in methods else 1) + (3 * saved // 4 if case.half else saved)
-
-
-def _saved_bytes(module: nn.Module, inputs: Tensor) -> int:
-    """Counts the bytes that autograd saves in a forward pass on the meta device, parameters left out."""
-    from torch._subclasses.fake_tensor import FakeTensorMode
-
-    saved: dict[int, Tensor] = {}
-
-    def pack(tensor: Tensor) -> Tensor:
-        if not isinstance(tensor if tensor._base is None else tensor._base, nn.Parameter):
-            saved[tensor.untyped_storage()._cdata] = tensor
-        return tensor
-
-    # Fake tensors tell transformers that there are no values to look at, which it does in making its attention mask.
-    with FakeTensorMode(allow_non_fake_inputs=True), torch.autograd.graph.saved_tensors_hooks(pack, lambda kept: kept):
-        module(inputs)
-    return sum(tensor.untyped_storage().nbytes() for tensor in saved.values())
 
 
 def available_bytes(device: torch.device) -> int | None:

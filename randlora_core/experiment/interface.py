@@ -46,6 +46,25 @@ class Score:
     details: Mapping[str, float] = field(default_factory=dict)
 
 
+@dataclass(frozen=True)
+class Work:
+    """What a run has to compute and to hold, counted from its settings without data and weights.
+
+    Attributes:
+        train_flops: Floating-point operations of forward passes over everything that is trained on.
+        evaluate_flops: The same for everything that is scored, and for features that are computed once.
+        model_bytes: The model's parameters.
+        saved_bytes: What autograd keeps of a micro-batch in float32.
+        num_examples: Training examples that the run takes, each as often as it takes it.
+    """
+
+    train_flops: float
+    evaluate_flops: float
+    model_bytes: float
+    saved_bytes: float
+    num_examples: int
+
+
 class Task(abc.ABC):
     """A model on data: what the skeleton adapts, trains and evaluates.
 
@@ -142,6 +161,8 @@ class Experiment:
             weights and data; None where budgets cannot be solved (`adapter.budget`).
         unit: What its examples are called in progress lines.
         criterion: What `Task.validate` gives, as tables name it; an accuracy is shown in percent.
+        count_work: From a configuration to the run's work, None where its settings do not tell; for estimates of time
+            and memory.
         preload: Modules that a sweep's server imports once for all runs, beside the skeleton's own.
         configs: The tree of Hydra configurations.
         records: The folder of committed records.
@@ -156,6 +177,7 @@ class Experiment:
     adapted_shapes: Callable[[Any], Mapping[str, Shape]] | None = None
     unit: str = "examples"
     criterion: str = "accuracy"
+    count_work: Callable[[Any], Work | None] | None = None
     preload: tuple[str, ...] = ()
     configs: Path = CONFIGS
     records: Path | None = None

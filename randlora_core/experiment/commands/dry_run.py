@@ -2,13 +2,17 @@
 
 from __future__ import annotations
 
+from collections import Counter
 from collections.abc import Iterable, Sequence
 from typing import Any
 
 from randlora_core.experiment.commands.execution import earlier_records
 from randlora_core.experiment.compose import groups_of
-from randlora_core.experiment.planning import PlannedRun, distinct
-from randlora_core.experiment.sweeps.estimates import RunEstimates
+from randlora_core.experiment.loop.hardware import pick_device, usable_cores
+from randlora_core.experiment.planning import PlannedRun
+from randlora_core.experiment.records.provenance import hardware
+from randlora_core.experiment.sweeps.estimates import Estimate, RunEstimates, estimate_by_work
+from randlora_core.experiment.sweeps.flops import measured_rate
 from randlora_core.experiment.sweeps.progress import format_seconds
 
 COLUMNS = ("dataset", "backbone", "method", "rank", "shots", "fraction", "seed", "lr", "status")
@@ -21,11 +25,17 @@ def run_lines(planned: Iterable[PlannedRun]) -> list[str]:
     `shots` is empty where the training images are a fraction of all. Cells of a comparison that are one run, such as
     zero-shot at all data sizes, are one line; what uses no training images stands at fraction 1.0.
     """
+    runs = _each_once(planned)
+    lines = ["\t".join("" if value is None else str(value) for value in _cells(entry)) for entry in runs]
+    return ["\t".join(COLUMNS), *lines]
+
+
+def _each_once(planned: Iterable[PlannedRun]) -> list[PlannedRun]:
+    """As `planning.distinct`, with the runs whose inputs are missing."""
     runs: dict[tuple[str, str], PlannedRun] = {}
     for entry in planned:
         runs.setdefault((entry.experiment.name, entry.identity.settings), entry)
-    lines = ["\t".join("" if value is None else str(value) for value in _cells(entry)) for entry in runs.values()]
-    return ["\t".join(COLUMNS), *lines]
+    return list(runs.values())
 
 
 def _cells(entry: PlannedRun) -> tuple[Any, ...]:
@@ -51,27 +61,59 @@ def _preset(entry: PlannedRun) -> str:
 
 
 def print_dry_run(planned: Sequence[PlannedRun], jobs: int) -> None:
-    """Lists the runs, which are done, and what the rest is expected to take."""
-    runs = distinct(planned)
-    estimates = RunEstimates(earlier_records(runs))
-    left = [entry for entry in runs if entry.finished is None]
-    for entry in [*runs, *(entry for entry in planned if entry.missing is not None)]:
-        if entry.status in ("done", "missing"):
-            print(f"{entry.status:7} {entry.name}{f'  ({entry.missing})' if entry.missing else ''}")
-            continue
-        estimate, rate = estimates.estimate(entry), entry.learning_rate
-        cost = f"{format_seconds(estimate.seconds)}  {_megabytes(estimate.peak_bytes)}"
-        print(f"{entry.status:7} {entry.name}  {cost}" + ("" if rate.value is None else f"  rate {rate.describe()}"))
-    known = [estimate for entry in left if (estimate := estimates.estimate(entry)).seconds is not None]
-    seconds = sum(estimate.seconds for estimate in known) / jobs if known else None
-    peak = max((estimate.peak_bytes for estimate in known if estimate.peak_bytes), default=None)
-    total, missing = len(runs), sum(entry.missing is not None for entry in planned)
+    """Lists the runs, which are done, and what the rest is expected to take, those that cannot run here included."""
+    runs = _each_once(planned)
+    left = [entry for entry in runs if entry.status != "done"]
+    estimates = dict(zip(map(id, left), _estimates(left, jobs), strict=True))
+    for entry in runs:
+        print(f"{entry.status:7} {entry.name}{_detail(entry, estimates.get(id(entry)))}")
+    for reason, count in Counter(entry.missing for entry in left if entry.missing is not None).items():
+        print(f"{count} missing: {reason}")
+    missing = sum(entry.missing is not None for entry in left)
     lacking = f", {missing} missing" if missing else ""
-    rest = f"{format_seconds(seconds)}, {_megabytes(peak)}"
-    print(f"{total} runs, {total - len(left)} done{lacking}; the rest: {rest}")
-    if len(known) < len(left):
-        print(f"{len(left) - len(known)} of them are like no earlier run and are not in the estimate")
+    found = [estimate for estimate in estimates.values() if estimate.seconds is not None]
+    seconds = sum(estimate.seconds for estimate in found) / jobs if found else None
+    peak = max((estimate.peak_bytes for estimate in found if estimate.peak_bytes), default=None)
+    print(f"{len(runs)} runs, {len(runs) - len(left)} done{lacking}; the rest: {_cost(Estimate(seconds, peak), ', ')}")
+    sources = Counter(estimate.source for estimate in estimates.values())
+    if sources["records"]:
+        print(f"{sources['records']} estimated from records of the same model on the same processor or GPU")
+    if sources["FLOPs"]:
+        print(f"{sources['FLOPs']} estimated from FLOPs and a measured rate: {_rates(left, jobs)}; a lower bound")
+    if sources[None]:
+        print(f"{sources[None]} of them are like no earlier run and are not in the estimate")
 
 
-def _megabytes(count: int | None) -> str:
-    return "-" if count is None else f"{count / 1e6:,.0f} MB"
+def _estimates(runs: Sequence[PlannedRun], jobs: int) -> list[Estimate]:
+    """From records where there are some of runs like it, else from the work."""
+    known = RunEstimates(earlier_records(runs), hardware())
+    found = [known.estimate(entry) for entry in runs]
+    return [
+        estimate if estimate.source else estimate_by_work(entry, pick_device(entry.config.device), _threads(jobs))
+        for entry, estimate in zip(runs, found, strict=True)
+    ]
+
+
+def _rates(runs: Sequence[PlannedRun], jobs: int) -> str:
+    """The measured rates, by device and number format."""
+    kinds = dict.fromkeys((pick_device(entry.config.device), entry.config.training.precision) for entry in runs)
+    rates = {(device.type, precision): measured_rate(device, precision, _threads(jobs)) for device, precision in kinds}
+    return ", ".join(f"{rate / 1e12:.3g} TFLOP/s in {name} on {device}" for (device, name), rate in rates.items())
+
+
+def _threads(jobs: int) -> int:
+    """Threads of a run beside so many others."""
+    return max(1, usable_cores() // jobs)
+
+
+def _detail(entry: PlannedRun, estimate: Estimate | None) -> str:
+    """What a line says of a run that is not done, beside its name."""
+    if estimate is None:
+        return ""
+    rate = entry.learning_rate
+    return f"  {_cost(estimate)}" + ("" if rate.value is None else f"  rate {rate.describe()}")
+
+
+def _cost(estimate: Estimate, separator: str = "  ") -> str:
+    peak = "-" if estimate.peak_bytes is None else f"{estimate.peak_bytes / 1e6:,.0f} MB"
+    return f"{format_seconds(estimate.seconds)}{separator}{peak}"
