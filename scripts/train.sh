@@ -3,7 +3,9 @@
 #
 #   bash scripts/train.sh                       the default comparison: digits, three seeds
 #   bash scripts/train.sh tune                  choose every method's learning rate on validation data
-#   bash scripts/train.sh NAME paths.data=F     another file of configs/comparison, on the data sets in folder F
+#   bash scripts/train.sh figure3 paths.data=F  the paper's figure on the data sets in folder F; also figure1, figure2,
+#                                               rank_ablation and sparsity (docs/reproducing.md)
+#   bash scripts/train.sh figure3 scale=mini    in miniature, with models and data that need no hub
 #   bash scripts/train.sh time_memory           step time and memory beside the paper's Table 10
 #   bash scripts/train.sh --dry-run             what would run, what is done, what it would cost
 #   bash scripts/train.sh --help                all options; further arguments are Hydra overrides for every run

@@ -120,6 +120,13 @@ def test_figure_1_pairs_ranks_with_the_closest_number_of_parameters(lines):
     assert Counter(run["backbone"] for run in runs) == {"clip_vit_b32": 336, "dinov2_vit_b14": 336, "llama3_8b": 6}
 
 
+@pytest.mark.parametrize("name", ["figure1", "figure2", "figure3", "rank_ablation", "sparsity"])
+def test_the_page_on_reproducing_counts_the_runs(lines, name):
+    page = (ROOT / "docs" / "reproducing.md").read_text(encoding="utf-8")
+    (row,) = (line for line in page.splitlines() if line.startswith(f"| `bash scripts/train.sh {name} "))
+    assert row.split("|")[4].strip() == f"{len(lines(name)):,}"
+
+
 def test_randlora_a_and_b_have_about_randlora_6s_parameters_in_both_towers():
     architecture = build_architecture("clip_vit_b32")
     shapes = find_targets(architecture.model, architecture.targets)
