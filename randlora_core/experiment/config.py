@@ -370,17 +370,15 @@ def _checked_adapter(adapter: AdapterChoice, unadapted: Sequence[str]) -> Adapte
 
 def _spelt_out(config: Any) -> dict[str, Any]:
     """All fields of a method's configuration; where a field holds numbers with a fraction, 4 is written as 4.0."""
-    values, fractional = dataclasses.asdict(config), _fractional(type(config))
-    return {
-        name: float(value) if name in fractional and type(value) is int else value for name, value in values.items()
-    }
+    values, real = dataclasses.asdict(config), _fractional(type(config))
+    return {name: float(value) if name in real and type(value) is int else value for name, value in values.items()}
 
 
 @functools.cache
 def _fractional(config_class: type) -> frozenset[str]:
     """The fields that hold numbers with a fraction."""
-    hints = get_type_hints(config_class)
-    return frozenset(name for name, hint in hints.items() if hint is float or float in get_args(hint))
+    hints = get_type_hints(config_class).items()
+    return frozenset(name for name, hint in hints if hint is float or float in get_args(hint))
 
 
 def _identity_values(section: BaseModel) -> dict[str, Any]:
