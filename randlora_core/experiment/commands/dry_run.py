@@ -23,11 +23,15 @@ def run_lines(planned: Iterable[PlannedRun]) -> list[str]:
 
     `dataset` is the value on the experiment's first axis, `method` the file of `configs/adapter`, without rank.
     `shots` is empty where the training images are a fraction of all. Cells of a comparison that are one run, such as
-    zero-shot at all data sizes, are one line; what uses no training images stands at fraction 1.0.
+    zero-shot at all data sizes, are one line; what uses no training images stands at fraction 1.0. Runs that differ in
+    none of the columns, such as two objectives, have their label in tables behind the method.
     """
-    runs = _each_once(planned)
-    lines = ["\t".join("" if value is None else str(value) for value in _cells(entry)) for entry in runs]
-    return ["\t".join(COLUMNS), *lines]
+    runs = [(entry, _cells(entry, _preset(entry))) for entry in _each_once(planned)]
+    times = Counter(cells[:-1] for _, cells in runs)
+    named = [
+        cells if times[cells[:-1]] == 1 else _cells(entry, f"{_preset(entry)} ({entry.label})") for entry, cells in runs
+    ]
+    return ["\t".join("" if value is None else str(value) for value in cells) for cells in (COLUMNS, *named)]
 
 
 def _each_once(planned: Iterable[PlannedRun]) -> list[PlannedRun]:
@@ -38,13 +42,13 @@ def _each_once(planned: Iterable[PlannedRun]) -> list[PlannedRun]:
     return list(runs.values())
 
 
-def _cells(entry: PlannedRun) -> tuple[Any, ...]:
+def _cells(entry: PlannedRun, method: str) -> tuple[Any, ...]:
     config, rate = entry.recorded, entry.learning_rate.value
     shots, fraction = (config.get(key) if entry.config.is_trained else None for key in ("shots", "fraction"))
     return (
         entry.point[0],
         config["backbone"]["name"],
-        _preset(entry),
+        method,
         config["adapter"].get("rank"),
         shots,
         float(fraction or 1.0) if shots is None else None,

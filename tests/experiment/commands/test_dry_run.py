@@ -66,6 +66,14 @@ def test_what_does_not_depend_on_the_seed_is_one_line(listed):
     ]
 
 
+def test_runs_that_differ_in_no_column_are_told_apart_by_their_labels(listed, tiny):
+    row = "  - {overrides: [adapter=lora, adapter.rank=2, adapter.alpha=9, adapter.label=loud], centre: 1.0e-3}\npairs:"
+    file = tiny.configs / "comparison" / "small.yaml"
+    file.write_text(file.read_text().replace("pairs:", row))
+    _, lines, _ = listed("--rules", "sum")
+    assert [line["method"] for line in lines] == ["zero_shot", "lora (LoRA-2)", "randlora", "lora (loud)"]
+
+
 def test_messages_about_adopted_records_are_no_lines(listed):
     _, lines, messages = listed("--adopt-records")
     assert len(lines) == 6 and "0 committed records adopted" in messages
