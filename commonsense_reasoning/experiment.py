@@ -23,9 +23,10 @@ from commonsense_reasoning.scoring import score_choices
 from commonsense_reasoning.tasks import TASKS
 from commonsense_reasoning.work import count_language_work
 from randlora_core.experiment.backbones import adapted_shapes, build_run_backbone, identify_run_weights
-from randlora_core.experiment.config import Positive, RunConfig, TrainingConfig, free
+from randlora_core.experiment.config import RunConfig, TrainingConfig
 from randlora_core.experiment.interface import Axis, Experiment, Score, Split, Task
 from randlora_core.experiment.loop.fit import compute
+from randlora_core.experiment.sections import Positive, free
 from randlora_core.models import Backbone
 
 

@@ -11,9 +11,9 @@ from torch import Tensor, nn
 from torch.utils.data import Dataset
 
 from randlora_core.experiment.backbones import adapted_shapes, build_run_backbone, identify_run_weights
-from randlora_core.experiment.config import PositiveNumber
 from randlora_core.experiment.interface import Experiment, Work
 from randlora_core.experiment.loop.hardware import pick_device
+from randlora_core.experiment.sections import PositiveNumber
 from randlora_core.image_classification.config import ImageRunConfig, ImageTrainingConfig
 from randlora_core.image_classification.data import IMAGE_AXES, chosen_templates, identify_images, load_images
 from randlora_core.image_classification.task import ImageTask

@@ -10,10 +10,11 @@ from typing import Any, Literal
 
 from randlora_core.experiment.budget import solve_budget
 from randlora_core.experiment.compose import compose
-from randlora_core.experiment.config import RunConfig, validated
+from randlora_core.experiment.config import RunConfig
 from randlora_core.experiment.identity import identify_settings
 from randlora_core.experiment.interface import Experiment, MissingInputError
 from randlora_core.experiment.records.ledger import read_records
+from randlora_core.experiment.sections import validated
 from randlora_core.experiment.sweeps.rate_grid import choose, scores_of
 
 

@@ -7,7 +7,8 @@ from typing import Annotated, Any, ClassVar, Literal
 from pydantic import Field, model_validator
 
 from randlora_core.datasets.find import catalog_entry
-from randlora_core.experiment.config import Positive, RunConfig, TrainingConfig, free, neutral
+from randlora_core.experiment.config import RunConfig, TrainingConfig
+from randlora_core.experiment.sections import Positive, free, neutral
 
 FEW_SHOT_EPOCHS = 10
 """Epochs of the paper's runs with 1, 2, 4 and 16 images per class (camera-ready C.1)."""

@@ -3,7 +3,8 @@ from typing import Literal
 import pytest
 
 from randlora_core.experiment.compose import CONFIGS, compose
-from randlora_core.experiment.config import Names, OpenSection, Section, TrainingConfig, validated
+from randlora_core.experiment.config import TrainingConfig
+from randlora_core.experiment.sections import Names, OpenSection, Section, validated
 
 
 class Inner(OpenSection):

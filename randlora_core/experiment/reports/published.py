@@ -15,7 +15,7 @@ from typing import Annotated
 
 from pydantic import Field, model_validator
 
-from randlora_core.experiment.config import Section
+from randlora_core.experiment.sections import Section
 
 PUBLISHED = Path(__file__).resolve().parents[3] / "published"
 """The folder of the files; the package is installed in editable mode, so it lies beside it."""

@@ -17,9 +17,9 @@ from typing import Annotated, Any
 from pydantic import BeforeValidator, Field, model_validator
 
 from randlora_core.experiment.compose import CONFIGS
-from randlora_core.experiment.config import Names, Section, validated
 from randlora_core.experiment.interface import Experiment, find_experiment
 from randlora_core.experiment.reports.published import PublishedRows
+from randlora_core.experiment.sections import Names, Section, validated
 from randlora_core.experiment.sweeps.comparison_names import comparison_names, find_comparison, scale_of
 
 Values = Annotated[tuple[str | int | float | None, ...], Field(strict=False, min_length=1)]

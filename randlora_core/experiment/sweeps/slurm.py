@@ -16,7 +16,7 @@ from typing import Any, Literal
 
 from pydantic import Field
 
-from randlora_core.experiment.config import Positive, PositiveNumber, Section, validated
+from randlora_core.experiment.sections import Positive, PositiveNumber, Section, validated
 from randlora_core.experiment.sweeps.child import Message, attempt, last_words
 from randlora_core.extras import needs_extra
 from randlora_core.files import atomic_file

@@ -1,7 +1,6 @@
 import pytest
 
 from randlora_core.datasets.catalog import CATALOG
-from randlora_core.experiment.config import validated
 from randlora_core.experiment.reports import published
 from randlora_core.experiment.reports.published import (
     ACCURACY,
@@ -11,6 +10,7 @@ from randlora_core.experiment.reports.published import (
     PublishedRows,
     read_published,
 )
+from randlora_core.experiment.sections import validated
 
 TABLES = [
     f"table{number}.csv" for number in ("11_clip_vit_b32", "12_clip_vit_l14", "13_clip_vit_h14", "14_dinov2_vit_b14")
