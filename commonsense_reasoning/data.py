@@ -21,9 +21,9 @@ import numpy as np
 
 from commonsense_reasoning.prompts import Example, cloze_example, paper_example
 from commonsense_reasoning.tasks import TASKS, Question, Record, check_record, for_each_record, parse_question
-from randlora_core.datasets.streams import Stream
 from randlora_core.experiment.interface import MissingInputError
 from randlora_core.files import file_fingerprint
+from randlora_core.streams import Stream
 
 Form = Literal["paper", "cloze"]
 T = TypeVar("T")

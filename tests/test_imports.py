@@ -23,8 +23,8 @@ HEAVY = (
     "submitit",
 )
 
-FOUNDATION = ("randlora_core.extras", "randlora_core.files", "randlora_core.splitmix")
-"""Modules that import nothing of this repository, which every package may import."""
+FOUNDATION = ("randlora_core.extras", "randlora_core.files", "randlora_core.splitmix", "randlora_core.streams")
+"""Modules that import nothing of this repository but each other, which every package may import."""
 
 # Package -> packages of this repository that it may import, itself and FOUNDATION left out.
 ALLOWED = {

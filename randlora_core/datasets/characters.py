@@ -14,10 +14,11 @@ from pathlib import Path
 import numpy as np
 from PIL import Image, ImageDraw, ImageFilter, ImageFont, features
 
+from randlora_core.streams import Stream
+
 from .arrays import kept_array
 from .images import ImageSource
 from .stored import Identity
-from .streams import Stream
 
 CHARACTERS = "0123456789ABCDEFGHIJKLMNOPQRSTUVWXYZabcdefghijklmnopqrstuvwxyz"
 """The 62 classes in label order."""

@@ -7,9 +7,10 @@ from typing import ClassVar
 import numpy as np
 from PIL import Image
 
+from randlora_core.streams import Stream
+
 from .images import ImageSource
 from .stored import Identity
-from .streams import Stream
 from .subsets import ranked_classes
 
 DIGITS_TEST_FRACTION = 0.4

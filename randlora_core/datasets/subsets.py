@@ -2,7 +2,7 @@
 
 import numpy as np
 
-from .streams import Stream
+from randlora_core.streams import Stream
 
 VALIDATION_FRACTION = 0.2
 MAX_VALIDATION = 5000

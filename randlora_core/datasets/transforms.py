@@ -9,9 +9,10 @@ import torch
 from PIL import Image
 from torch.utils.data import Dataset
 
+from randlora_core.streams import Stream
+
 from .images import ImageSplit
 from .pixels import kept_pixels
-from .streams import Stream
 
 if TYPE_CHECKING:
     from torchvision.transforms import InterpolationMode

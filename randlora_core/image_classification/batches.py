@@ -9,10 +9,10 @@ from torch import Tensor
 from torch.utils.data import DataLoader, Dataset
 
 from randlora_core.datasets.images import ImageSplit
-from randlora_core.datasets.streams import Stream
 from randlora_core.datasets.transforms import EvaluationSplit, TrainingSplit, training_transform
 from randlora_core.experiment.loop.data_order import DataOrder
 from randlora_core.models import Backbone
+from randlora_core.streams import Stream
 
 
 class ImageBatches(Dataset):

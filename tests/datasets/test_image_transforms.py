@@ -14,7 +14,7 @@ from randlora_core.datasets import (
     load_data,
     training_transform,
 )
-from randlora_core.datasets.streams import Stream
+from randlora_core.streams import Stream
 
 MEAN, STD = (0.5, 0.4, 0.3), (0.2, 0.25, 0.3)
 

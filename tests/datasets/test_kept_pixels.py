@@ -11,8 +11,8 @@ import torch
 from sample_images import picture
 
 from randlora_core.datasets import EvaluationSplit, ImageSplit, TrainingSplit, eval_transform, pixels
-from randlora_core.datasets.streams import Stream
 from randlora_core.datasets.transforms import training_transform
+from randlora_core.streams import Stream
 
 MEAN, STD = (0.5, 0.4, 0.3), (0.2, 0.25, 0.3)
 

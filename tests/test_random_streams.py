@@ -1,6 +1,6 @@
 import numpy as np
 
-from randlora_core.datasets.streams import Stream
+from randlora_core.streams import Stream
 
 # Published outputs of SplitMix64 for the state 1234567 (rosettacode.org/wiki/Pseudo-random_numbers/Splitmix64).
 PUBLISHED = [6457827717110365317, 3203168211198807973, 9817491932198370423, 4593380528125082431, 16408922859458223821]
