@@ -50,7 +50,7 @@ class PairedResult:
 def compare_pairs(
     results: Results, pairs: Iterable[tuple[str, str]], scopes: Sequence[Sequence[Point]]
 ) -> tuple[PairedResult, ...]:
-    """Every pair in every scope, with corrected p-values.
+    """Every pair in every scope at which the comparison asks for both, with corrected p-values.
 
     Args:
         results: The numbers.
@@ -60,7 +60,15 @@ def compare_pairs(
     Raises:
         ValueError: The two were not tested on the same samples in the same order.
     """
-    return _corrected([compare_pair(results, *pair, scope) for scope in scopes for pair in pairs])
+    pairs = list(pairs)
+    return _corrected(
+        [
+            compare_pair(results, *pair, scope)
+            for scope in scopes
+            for pair in pairs
+            if set(pair) <= set(results.methods_at(scope))
+        ]
+    )
 
 
 def best_methods(results: Results) -> Mapping[tuple[Point, ...], str]:

@@ -125,7 +125,7 @@ def _reading_notes(results: Results, reference: str | None, paper: Sequence[pape
             f"Holm's correction {_counts([len(scope) for scope in results.scopes])}."
         )
     if reference is not None and not large:
-        count = len(results.points) * (len(results.methods) - 1)
+        count = sum(len(set(results.methods_at([point])) - {reference}) for point in results.points)
         yield (
             f"Against reference: whether the method beats {reference}, by the test of the pairs with Holm's correction "
             f"{_counts([1] * count)}."

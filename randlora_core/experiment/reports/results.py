@@ -131,6 +131,18 @@ class Results:
         """The cell, or None where it is missing."""
         return self.cells.get((method, point))
 
+    def methods_at(self, points: Iterable[Point]) -> tuple[str, ...]:
+        """The methods of which the comparison asks for a run at one of the points, in the order of the rows."""
+        asked = {method for point in points for method in self._asked.get(point, ())}
+        return tuple(method for method in self.methods if method in asked)
+
+    @cached_property
+    def _asked(self) -> dict[Point, set[str]]:
+        found: dict[Point, set[str]] = {}
+        for method, point in self.expected:
+            found.setdefault(point, set()).add(method)
+        return found
+
     @cached_property
     def settings(self) -> tuple[tuple[Point, ...], ...]:
         """The points that differ on the first axis alone, the data sets of one setting, over which tables average."""

@@ -70,20 +70,21 @@ def _scores_table(
 ) -> TextTable:
     """The scores of every method in the scope of every column, which comes with its heading."""
     scopes = [scope for _, scope in columns]
-    rows = [(method, *(format_score(results.score(method, scope)) for scope in scopes)) for method in results.methods]
-    marked = {(results.methods.index(best[scope]), 1 + i) for i, scope in enumerate(scopes) if scope in best}
+    methods = results.methods_at(point for scope in scopes for point in scope)
+    rows = [(method, *(format_score(results.score(method, scope)) for scope in scopes)) for method in methods]
+    marked = {(methods.index(best[scope]), 1 + i) for i, scope in enumerate(scopes) if scope in best}
     return TextTable(title, ("Method", *(heading for heading, _ in columns)), tuple(rows), frozenset(marked))
 
 
 def _test_sets_table(results: Results, point: Point, best: Best) -> TextTable:
-    test_sets = results.test_sets(point)
+    test_sets, methods = results.test_sets(point), results.methods_at([point])
     rows = []
-    for method in results.methods:
+    for method in methods:
         cell = results.cell(method, point)
         scores = [cell.score(name) if cell else None for name in test_sets]
         rows.append((method, *map(format_score, scores), format_score(cell.mean if cell else None)))
     mean = len(test_sets) + 1
-    marked = {(results.methods.index(best[point,]), mean)} if (point,) in best else ()
+    marked = {(methods.index(best[point,]), mean)} if (point,) in best else ()
     title = f"{results.title(point)}: {SCORES}"
     return TextTable(title, ("Method", *test_sets, "Mean"), tuple(rows), frozenset(marked))
 
@@ -97,7 +98,7 @@ def point_table(results: Results, point: Point, verdicts: Mapping[str, str] | No
         verdicts: Method -> how it stands against the comparison's reference, for a last column; None for no column.
     """
     columns = ("Method", "Accuracy %", "Std", "Runs", "Trainable", "LR", "Train s", "Peak MB")
-    rows = [_point_row(results, method, point) for method in results.methods]
+    rows = [_point_row(results, method, point) for method in results.methods_at([point])]
     if verdicts is not None:
         columns = (*columns, "Against reference")
         rows = [(*row, verdicts.get(row[0], MISSING)) for row in rows]
@@ -106,7 +107,7 @@ def point_table(results: Results, point: Point, verdicts: Mapping[str, str] | No
 
 def _point_row(results: Results, method: str, point: Point) -> tuple[str, ...]:
     cell = results.cell(method, point)
-    expected = results.expected.get((method, point))
+    expected = results.expected[method, point]
     if cell is None:
         return (method, MISSING, MISSING, f"0 of {expected}", *[MISSING] * 4)
     count = len(cell.runs)
@@ -115,7 +116,7 @@ def _point_row(results: Results, method: str, point: Point) -> tuple[str, ...]:
         method,
         format_score(cell.mean),
         MISSING if std is None else f"{100 * std:.1f}",
-        str(count) if expected in (None, count) else f"{count} of {expected}",
+        str(count) if expected == count else f"{count} of {expected}",
         f"{cell.trainable:,}",
         _format_rate(cell),
         format_seconds(cell.train_seconds),

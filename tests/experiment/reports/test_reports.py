@@ -84,7 +84,24 @@ def many_points(tiny, results, count):
     experiment = dataclasses.replace(tiny, axes=(Axis("rule"), Axis("shots", lambda shots: f"{shots} shots")))
     points = tuple((f"r{number}", shots) for shots in (4, None) for number in range(count // 2))
     cells = {(method, point): results.cell(method, SUM) for method in results.methods for point in points}
-    return dataclasses.replace(results, experiment=experiment, points=points, cells=cells, expected={}, rates={})
+    expected = {key: len(cell.runs) for key, cell in cells.items()}
+    return dataclasses.replace(results, experiment=experiment, points=points, cells=cells, expected=expected, rates={})
+
+
+def test_a_row_stands_only_where_the_comparison_asks_for_it(results):
+    """As one of a rank that belongs to another model."""
+    difference = results.points[1]
+    unasked = ("RandLoRA-10", difference)
+    narrowed = dataclasses.replace(
+        results,
+        cells={key: cell for key, cell in results.cells.items() if key != unasked},
+        expected={key: count for key, count in results.expected.items() if key != unasked},
+    )
+    for shown, is_there in ((results, True), (narrowed, False)):
+        report = make_report(shown, [("RandLoRA-10", "LoRA-4")], "Zero-shot")
+        details = {table.title: [row[0] for row in table.rows] for table in report.tables}
+        assert ("RandLoRA-10" in details["difference"]) is is_there and "RandLoRA-10" in details["sum"]
+        assert [pair.points[0] for pair in report.pairs if len(pair.points) == 1] == list(shown.points[: 1 + is_there])
 
 
 def test_a_large_report_shows_averages_and_leaves_the_points_to_the_files(tiny, results, tmp_path):
