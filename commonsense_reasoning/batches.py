@@ -40,6 +40,9 @@ def collate(examples: Sequence[EncodedExample], filler: int, loss_on: LossOn) ->
         tokens[row, : len(example.tokens)] = torch.tensor(example.tokens)
         first = example.answer_start if loss_on == "answer" else 0
         is_target[row, max(first, 1) : len(example.tokens)] = True
+        if loss_on == "answer":
+            for begin, end in example.given:
+                is_target[row, begin:end] = False
     return tokens, is_target
 
 
@@ -79,6 +82,10 @@ class ExampleBatches(Dataset):
         if not 0 <= index < self.num_batches:
             raise IndexError(index)
         return collate([self.examples[place] for place in self._chosen(index)], self.filler, self.loss_on)
+
+    def num_tokens(self, index: int) -> int:
+        """Tokens in a micro-batch, padding left out."""
+        return sum(len(self.examples[place].tokens) for place in self._chosen(index))
 
     def _chosen(self, index: int) -> list[int]:
         """The places of a micro-batch's examples."""

