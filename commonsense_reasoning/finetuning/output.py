@@ -77,7 +77,7 @@ def model_card(record: Mapping[str, Any]) -> str:
         *_table("Metric", "Value", {name: _number(value) for name, value in record["metrics"].items()}),
         "## Settings",
         "",
-        *_table("Option", "Value", {**options, "adapter": record["adapter"]}),
+        *_table("Option", "Value", options),
         "## Versions",
         "",
         *_table("Package", "Version", record["provenance"]["packages"]),
@@ -93,7 +93,7 @@ def _metadata(record: Mapping[str, Any]) -> list[str]:
     for key, name in (("base_model", record["hub"]["base_model"]), ("datasets", record["hub"]["data"])):
         if name is not None:
             lines.append(f"{key}: {json.dumps(name if key == 'base_model' else [name])}")
-    return [*lines, f"tags: {json.dumps([record['adapter'], 'randlora'])}", "---", ""]
+    return [*lines, f"tags: {json.dumps(list(dict.fromkeys(['randlora', record['adapter']])))}", "---", ""]
 
 
 def _usage(record: Mapping[str, Any]) -> list[str]:

@@ -89,7 +89,7 @@ def make_plan(options: Options) -> Plan:
     if options.push_to_hub and is_first_process():
         with _collected(problems):
             check_login()
-    rows = tokenizer = data = None
+    rows = tokenizer = structure = data = None
     name, path = find_base(options.base_model)
     with _collected(problems):
         rows = read_rows(options.data_path)
@@ -100,7 +100,8 @@ def make_plan(options: Options) -> Plan:
         with _collected(problems):
             settings = {"cutoff": options.cutoff_len, "loss_on": options.loss_on, "validation": options.val_set_size}
             data = prepare_data(rows, tokenizer, **settings)
-            check_vocabulary(data, structure)
+            if structure is not None:
+                check_vocabulary(data, structure)
     if problems:
         raise ValueError("\n".join(problems))
     precision = pick_precision(options.precision, pick_device(options.device))

@@ -161,6 +161,8 @@ def _describe(
     options, data = plan.options, plan.data
     counts = count_parameters(backbone.model)
     repository = LANGUAGE_MODELS[plan.name].repository if plan.path is None else _hub_name(plan.path)
+    given, config = dataclasses.asdict(options), options.adapter_config()
+    settled = {"adapter": options.adapter_name, "randlora_alpha": getattr(config, "alpha_or_default", None)}
     hidden = ("output_dir", "resume", "device", "push_to_hub", "hub_model_id", "tracking")
     return {
         "adapter": options.adapter_name,
@@ -169,7 +171,7 @@ def _describe(
         "base_model": options.base_model,
         "base_location": backbone.model.config._name_or_path,
         "hub": {"base_model": repository, "data": _hub_name(options.data_path)},
-        "options": {key: value for key, value in dataclasses.asdict(options).items() if key not in hidden},
+        "options": {**{key: value for key, value in given.items() if key not in hidden}, **settled},
         "data": {
             "kind": data.kind,
             "train": len(data.train),

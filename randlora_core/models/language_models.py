@@ -8,6 +8,7 @@ from typing import Any
 
 from torch import nn
 
+from randlora_core.adapters.quantization import is_linear_4bit, prepare_4bit
 from randlora_core.models.backbone import Backbone, seeded
 from randlora_core.models.weights import HubWeights, LocalWeights, Weights, one_line_error
 from randlora_core.models.wheels import WHEELS
@@ -216,6 +217,8 @@ def _load(name: str, path: str | Path | None, dtype: str, quantize: str | None, 
     quantized = _quantization(quantize, dtype, device) if quantize else {}
     with one_line_error(name, "transformers", location), seeded(0):
         model = AutoModelForCausalLM.from_pretrained(location, revision=revision, dtype=dtype, **quantized)
+        for layer in filter(is_linear_4bit, model.modules()):
+            prepare_4bit(layer)
         return model, AutoTokenizer.from_pretrained(location, revision=revision)
 
 
