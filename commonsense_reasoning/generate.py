@@ -45,6 +45,8 @@ def _main(arguments: Sequence[str]) -> int:
     for name in ("max_new_tokens", "num_beams"):
         if (value := getattr(options, name)) < 1:
             raise ValueError(f"--{name} {value}; accepted: 1 or more")
+    if not options.temperature >= 0:
+        raise ValueError(f"--temperature {options.temperature}; accepted: 0 or more")
     device = pick_device(options.device)
     precision = pick_precision("auto", device)
     quantize = "4bit" if options.load_4bit else "8bit" if options.load_8bit else None

@@ -53,6 +53,7 @@ def save_whole(backbone: Backbone, folder: Path) -> None:
     Raises:
         OSError: The files cannot be written.
     """
+    folder.parent.mkdir(parents=True, exist_ok=True)
     part = folder.with_name(f".{folder.name}.{uuid.uuid4().hex}.part")
     try:
         backbone.model.save_pretrained(part)

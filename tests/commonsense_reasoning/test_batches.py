@@ -76,3 +76,20 @@ def test_validation_takes_every_example_once():
     found = list(validation_batches([LONG, SHORT, LONG, SHORT, CUT], batch_size=2, filler=END, loss_on="full"))
     assert [tokens.shape for tokens, _ in found] == [(2, 3), (2, 5), (1, 5)]
     assert sum(int(is_target.sum()) for _, is_target in found) == 2 * 4 + 2 * 2 + 1
+
+
+def test_what_is_given_behind_the_first_answer_carries_no_loss_on_the_answer():
+    example = EncodedExample(tuple(range(1, 11)), 3, False, given=((5, 7), (9, 14)))
+    other = EncodedExample(tuple(range(1, 13)), 2, False)
+    tokens, is_target = collate([example, other], 0, "answer")
+    assert tokens[0][is_target[0]].tolist() == [4, 5, 8, 9] and tokens[1][is_target[1]].tolist() == list(range(3, 13))
+    assert collate([example], 0, "full")[1].sum() == 9
+
+
+def test_tokens_are_counted_without_padding():
+    examples = [EncodedExample(tuple(range(size)), 1, False) for size in (3, 5, 9, 4)]
+    settings = {"seed": 1, "filler": 0, "loss_on": "full", "group_by_length": False}
+    batches = ExampleBatches(examples, batch_size=2, num_batches=4, **settings)
+    assert sum(batches.num_tokens(index) for index in range(2)) == 21
+    for index in range(4):
+        assert batches.num_tokens(index) == int(batches[index][1].sum()) + 2

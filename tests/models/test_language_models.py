@@ -4,9 +4,16 @@ import pytest
 import small_files
 import torch
 
+from randlora_core.adapters import quantization
 from randlora_core.adapters.targets import find_targets as find_layers
 from randlora_core.models import build_backbone
-from randlora_core.models.language_models import FUSED_TARGETS, LANGUAGE_MODELS, SEPARATE_TARGETS, find_targets
+from randlora_core.models.language_models import (
+    FUSED_TARGETS,
+    LANGUAGE_MODELS,
+    SEPARATE_TARGETS,
+    find_targets,
+    load_tokenizer,
+)
 from randlora_core.models.weights import HubWeights
 
 SMALL = {**small_files.SIZES, "pad_token_id": 0}
@@ -117,3 +124,40 @@ def test_bad_options_are_one_line(folder, tmp_path):
     with pytest.raises(OSError, match=r"^causal_lm: transformers could not load the weights .*model") as caught:
         build_backbone("causal_lm", path=folder)
     assert "\n" not in str(caught.value)
+
+
+@pytest.mark.parametrize("kind", ["4bit", "8bit"])
+def test_quantised_models(folder, kind):
+    pytest.importorskip("bitsandbytes")
+    plain, quantised = build_backbone("causal_lm", path=folder), build_backbone("causal_lm", path=folder, quantize=kind)
+    layers = dict(quantised.model.named_modules())
+    is_quantised = quantization.is_linear_4bit if kind == "4bit" else quantization.is_linear_8bit
+    names = {name for name, layer in plain.model.named_modules() if isinstance(layer, torch.nn.Linear)}
+    assert {name for name, layer in layers.items() if is_quantised(layer)} == names - {"lm_head"}
+    original, dense = logits(plain), quantization.dense_4bit if kind == "4bit" else quantization.dense_8bit
+    for name in names - {"lm_head"}:
+        plain.model.get_submodule(name).weight.data.copy_(dense(layers[name]))
+    expected = logits(plain)
+    error = (logits(quantised) - expected).norm() / expected.norm()
+    assert error < (1e-5 if kind == "4bit" else 0.02)  # 8-bit layers quantise their inputs, too
+    assert (expected - original).norm() / original.norm() > 1e-3
+    if kind == "4bit":
+        first = layers["model.layers.0.mlp.up_proj"]
+        state = first.weight.quant_state
+        assert state.quant_type == "nf4" and state.nested and state.dtype == torch.float32
+        first.eval()(torch.zeros(1, 32))
+        assert first.weight.quant_state.nested  # not turned into bitsandbytes' format for CPUs, which is coarser
+
+
+def test_what_cannot_be_quantised_is_refused(folder):
+    for options in ({"quantize": "2bit"}, {"quantize": "4bit", "pretrained": False}):
+        with pytest.raises(ValueError, match="accepted: 4bit, 8bit with pre-trained weights"):
+            build_backbone("causal_lm", path=folder, **options)
+
+
+def test_the_tokenizer_comes_without_the_model(folder):
+    (folder / "model.safetensors").unlink()
+    assert load_tokenizer("causal_lm", folder)("two").input_ids == [2]
+    (folder / "tokenizer.json").write_text("{")
+    with pytest.raises(OSError, match="causal_lm: transformers could not load"):
+        load_tokenizer("causal_lm", folder)
