@@ -11,7 +11,7 @@ from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
 
-from randlora_core.experiment.loop.fit import Resume
+from randlora_core.experiment.loop.state import Resume
 from randlora_core.files import atomic_file
 
 STATE_FILE = "state.safetensors"

@@ -8,7 +8,6 @@ import time
 from collections import defaultdict
 from collections.abc import Callable, Iterator, Mapping, Sequence
 from dataclasses import dataclass, field
-from pathlib import Path
 from typing import Literal
 
 import torch
@@ -22,6 +21,7 @@ from randlora_core.experiment.loop.optimizer import learning_rate_share, make_op
 from randlora_core.experiment.loop.seeding import seed_global
 from randlora_core.experiment.loop.state import (
     Progress,
+    Resume,
     Tensors,
     copy_trained,
     load_state,
@@ -71,38 +71,6 @@ class FitSettings:
     keep_best: bool
     workers: int
     part_learning_rates: Mapping[str, float] = field(default_factory=dict)
-
-
-@dataclass(frozen=True)
-class Resume:
-    """Where the resumable state lies, whose it is, and how many seconds may pass before it is written again.
-
-    A subclass may keep several states, and decide by the step when one is written.
-    """
-
-    path: Path
-    key: str
-    seconds: float
-
-    def latest(self) -> Path:
-        """The state to go on from; there need be none."""
-        return self.path
-
-    def place(self, step: int) -> Path:
-        """Where the state after a step goes."""
-        return self.path
-
-    def is_due(self, step: int, seconds: float) -> bool:
-        """Whether the state after a step is written; asked in every process.
-
-        Args:
-            step: Steps done.
-            seconds: Since the last state was written; after the last step, all of the training's.
-        """
-        return seconds >= self.seconds
-
-    def on_kept(self, step: int) -> None:
-        """Called by the first process after the state of a step has been written."""
 
 
 @dataclass

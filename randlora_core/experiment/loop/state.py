@@ -42,6 +42,38 @@ class Progress:
     best_step: int | None
 
 
+@dataclass(frozen=True)
+class Resume:
+    """Where the resumable state lies, whose it is, and how many seconds may pass before it is written again.
+
+    A subclass may keep several states, and decide by the step when one is written.
+    """
+
+    path: Path
+    key: str
+    seconds: float
+
+    def latest(self) -> Path:
+        """The state to go on from; there need be none."""
+        return self.path
+
+    def place(self, step: int) -> Path:
+        """Where the state after a step goes."""
+        return self.path
+
+    def is_due(self, step: int, seconds: float) -> bool:
+        """Whether the state after a step is written; asked in every process.
+
+        Args:
+            step: Steps done.
+            seconds: Since the last state was written; after the last step, all of the training's.
+        """
+        return seconds >= self.seconds
+
+    def on_kept(self, step: int) -> None:
+        """Called by the first process after the state of a step has been written."""
+
+
 def save_state(
     path: Path,
     model: nn.Module,
