@@ -44,7 +44,7 @@ class Options:
 
     base_model: str = _option("meta-llama/Meta-Llama-3-8B", "a name such as smollm2_135m, a folder or a hub id")
     data_path: str = _option("timdettmers/openassistant-guanaco", "a JSON, JSONL, CSV or Parquet file, or a hub id")
-    output_dir: str = _option("path/to/output", "where the adapter and the checkpoints go")
+    output_dir: str = _option("output", "where the adapter and the checkpoints go")
     batch_size: int = _option(1, f"rows at a time; smaller ones than {FEWEST_ROWS} are accumulated to about that many")
     num_epochs: float = _option(3.0, "passes over the training rows", type=float)
     learning_rate: float = _option(3e-4, "peak; a tenth of the steps rises to it, the others fall to 0")
@@ -59,7 +59,9 @@ class Options:
     )
     randlora_dropout: float = _option(0.05, "dropout of the adapter's input")
     randlora_target_modules: str = _option("k_proj,v_proj", "the layers to adapt, ends of their names, by commas")
-    adapter: str | None = _option(None, "the method, by default randlora", type=str, choices=tuple(ADAPTERS))
+    adapter: str | None = _option(
+        None, "the method, by default randlora; `--help` lists them", type=str, choices=tuple(ADAPTERS)
+    )
     use_lora: bool = _option(False, "the same as --adapter lora")
     sparse: bool = _option(False, "RandLoRA with sparse bases, the same as --adapter randlora_sparse")
     very_sparse: bool = _option(False, "RandLoRA with very sparse bases, the same as --adapter randlora_very_sparse")

@@ -51,13 +51,16 @@ def tune(plan: Plan) -> dict[str, Any]:
         backbone = adapted_model(plan, device)
         batches = training_batches(plan)
         tracker = _make_tracker(plan)
-        fitted = _train(plan, backbone, batches, device, tracker)
+        try:
+            fitted = _train(plan, backbone, batches, device, tracker)
+        except BaseException:  # an interruption, too
+            tracker.finish({"status": "failed"})
+            raise
     record = _describe(plan, backbone, batches, fitted, measurement)
     if is_first_process():
         record["format"], record["format_reason"] = write_adapter(backbone.model, plan.folder)
         write_description(plan.folder, record)
-    scores = {"validation": record["metrics"].get("validation_loss")}
-    tracker.finish({**record, "status": "finished", "scores": scores, "time": {"train_seconds": fitted.seconds}})
+    tracker.finish({**record, "status": "finished"})
     return record
 
 
@@ -141,17 +144,16 @@ def _make_tracker(plan: Plan) -> Tracker:
     if plan.options.tracking == "none" or not is_first_process():
         return NoTracker()
     plan.folder.mkdir(parents=True, exist_ok=True)
-    return WandbTracker(
-        {
-            "project": "randlora",
-            "mode": "online",
-            "id": plan.key[:16],
-            "name": f"{plan.options.adapter_name}-{plan.folder.name}",
-            "job_type": "finetune",
-            "config": plan.settings,
-            "dir": str(plan.folder),
-        }
-    )
+    settings = {
+        "project": "randlora",
+        "mode": "online",
+        "id": plan.key[:16],
+        "name": f"{plan.options.adapter_name}-{plan.folder.name}",
+        "job_type": "finetune",
+        "config": plan.settings,
+        "dir": str(plan.folder),
+    }
+    return WandbTracker(settings, lambda record: record.get("metrics", {}))
 
 
 def _describe(
@@ -159,7 +161,8 @@ def _describe(
 ) -> dict[str, Any]:
     """The record of a run, without the adapter's format."""
     options, data = plan.options, plan.data
-    counts = count_parameters(backbone.model)
+    trainable = count_parameters(backbone.model).trainable
+    total = plan.num_base_parameters + trainable
     repository = LANGUAGE_MODELS[plan.name].repository if plan.path is None else _hub_name(plan.path)
     given, config = dataclasses.asdict(options), options.adapter_config()
     settled = {"adapter": options.adapter_name, "randlora_alpha": getattr(config, "alpha_or_default", None)}
@@ -178,11 +181,7 @@ def _describe(
             "validation": len(data.validation),
             "remarks": list(data.remarks),
         },
-        "parameters": {
-            "trainable": counts.trainable,
-            "total": counts.total,
-            "trainable_percent": 100 * counts.trainable / counts.total,
-        },
+        "parameters": {"trainable": trainable, "total": total, "trainable_percent": 100 * trainable / total},
         "metrics": _metrics(plan, batches, fitted, measurement),
         "curves": {
             "loss": fitted.losses,

@@ -118,6 +118,8 @@ def test_the_full_example_of_peft_runs(model, data, tmp_path, others, bits, hub)
     check_opens_in_peft(model, folder, bits, tolerance=2e-4 if bits != "8bit" else 5e-3)
     assert hub.uploads == [("me/mine", str(folder))]
     record = record_of(folder)
+    plain = load_adapter(load_base(model), folder)
+    assert record["parameters"]["total"] == sum(parameter.numel() for parameter in plain.parameters())
     assert record["options"]["randlora_alpha"] == 640 and record["metrics"]["steps"] == 9
     assert any("12 rows are held out for validation instead of 500" in remark for remark in record["data"]["remarks"])
 
@@ -313,7 +315,14 @@ def test_curves_go_to_wandb(model, data, tmp_path, monkeypatch):
     assert [values["loss"] for _, values in curves if "loss" in values] == record["curves"]["loss"]
     validated = [[step, values["validation_loss"]] for step, values in curves if "validation_loss" in values]
     assert validated == record["curves"]["validation_loss"]
-    assert run.summary["validation"] == record["metrics"]["validation_loss"]
+    assert run.summary == record["metrics"]
+
+    def diverge(bar, step, loss):
+        raise FloatingPointError("the loss is nan")
+
+    monkeypatch.setattr(progress.ProgressBar, "update", diverge)
+    assert finetune.main(command(model, data, tmp_path / "nan", "--tracking", "wandb")) == 1
+    assert logged[-1] == 1 and not (tmp_path / "nan" / "finetune.json").exists()
 
 
 def test_the_plan_knows_names_of_models():
