@@ -22,9 +22,9 @@ from randlora_core.experiment.commands.compare import HINT, parse_comparison
 from randlora_core.experiment.commands.execution import adopt_records, execute_runs, print_failures
 from randlora_core.experiment.commands.options import FAILED, run_command
 from randlora_core.experiment.interface import Experiment
-from randlora_core.experiment.planning import plan_runs
+from randlora_core.experiment.planning import PlannedRun, plan_runs
 from randlora_core.experiment.records.ledger import read_records
-from randlora_core.experiment.records.reading import Record, collect_records, validation_of
+from randlora_core.experiment.records.reading import Record, collect_records, is_finished, validation_of
 from randlora_core.experiment.reports.formats import TextTable
 from randlora_core.experiment.reports.report import make_console, print_table
 from randlora_core.experiment.sweeps.comparison_file import Comparison, GridRule, select
@@ -123,7 +123,9 @@ def search_rates(
     Args:
         searches: What to tune, all of one experiment.
         rule: Size and limit of the grids.
-        path: Gets the records of every search that has come to its end, since a part of a grid chooses nothing.
+        path: Gets the records of every search that has come to its end, since a part of a grid chooses nothing. If the
+            tuning is interrupted, what is finished of the others goes to `unfinished_` and the file's name, from where
+            another machine adopts it.
         execution: Where runs are done, and how many at a time.
         adopt: Take over committed records of exactly these runs.
 
@@ -132,27 +134,48 @@ def search_rates(
     """
     outcomes: list[Outcome] = []
     found: dict[int, list[Record]] = {id(search): [] for search in searches}
-    for number in range(1, rule.limit + 1):
-        wanted = {
-            (*search.overrides, f"training.learning_rate={value}"): (search, value)
-            for search in searches
-            for value in _next_values(search, rule)
-        }
-        if not wanted:
-            break
-        planned = plan_runs(searches[0].experiment, wanted)
-        planned = adopt_records(planned) if adopt else planned
-        done = execute_runs(planned, f"tuning, round {number}", execution=execution)
-        records = {outcome.run.run_id: outcome.record for outcome in done}
-        for entry in planned:
-            search, value = wanted[entry.overrides]
-            record = records[entry.run_id]
-            search.scores[value] = validation_of(record)
-            found[id(search)].append(record)
-        outcomes += done
-        ended = [search for search in searches if not _next_values(search, rule)]
-        merge_records(path, [record for search in ended for record in found[id(search)]])
+    runs: dict[int, list[PlannedRun]] = {id(search): [] for search in searches}
+    try:
+        for number in range(1, rule.limit + 1):
+            wanted = {
+                (*search.overrides, f"training.learning_rate={value}"): (search, value)
+                for search in searches
+                for value in _next_values(search, rule)
+            }
+            if not wanted:
+                break
+            planned = plan_runs(searches[0].experiment, wanted)
+            planned = adopt_records(planned) if adopt else planned
+            for entry in planned:
+                runs[id(wanted[entry.overrides][0])].append(entry)
+            done = execute_runs(planned, f"tuning, round {number}", execution=execution)
+            records = {outcome.run.run_id: outcome.record for outcome in done}
+            for entry in planned:
+                search, value = wanted[entry.overrides]
+                record = records[entry.run_id]
+                search.scores[value] = validation_of(record)
+                found[id(search)].append(record)
+            outcomes += done
+            ended = [search for search in searches if not _next_values(search, rule)]
+            merge_records(path, [record for search in ended for record in found[id(search)]])
+    finally:
+        left = [search for search in searches if _next_values(search, rule)]
+        ended = [entry for search in searches if search not in left for entry in runs[id(search)]]
+        unfinished = [entry for search in left for entry in runs[id(search)]]
+        _keep_unfinished(unfinished, ended, path.with_name(f"unfinished_{path.name}"))
     return outcomes
+
+
+def _keep_unfinished(unfinished: Sequence[PlannedRun], ended: Sequence[PlannedRun], path: Path) -> None:
+    """Keeps finished runs of searches that were interrupted where no learning rate is read off them."""
+    merged = {entry.run_id for entry in ended}
+    earlier = read_records(path) if path.exists() else []
+    kept = [record for record in earlier if record["run_id"] not in merged]
+    kept += [record for entry in unfinished if is_finished(record := entry.ledger.read(entry.run_id))]
+    if kept:
+        collect_records(kept, path)
+    else:
+        path.unlink(missing_ok=True)
 
 
 def _next_values(search: RateSearch, rule: GridRule) -> Sequence[float]:

@@ -4,6 +4,7 @@ import pytest
 from tiny_variants import COMPARISON, ScoredByRate, with_comparison, write_second_experiment
 
 from randlora_core.experiment.commands.compare import plan_comparison
+from randlora_core.experiment.commands.execution import execute_runs
 from randlora_core.experiment.commands.tune import find_searches, main
 from randlora_core.experiment.planning import plan_run
 from randlora_core.experiment.rates import build_config, tuned_rate
@@ -135,6 +136,25 @@ def test_committed_tuning_records_are_adopted_where_asked_for(tiny, tune, tmp_pa
     assert tune("--methods", "LoRA-2", "--adopt-records") == 0
     shown = capsys.readouterr().out
     assert "5 committed records adopted" in shown and "5 runs, 5 finished earlier" in shown
+
+
+def test_what_an_interrupted_tuning_has_finished_is_kept_apart_and_adopted(tiny, tune, tmp_path, capsys, monkeypatch):
+    def interrupted(planned, title, **options):
+        execute_runs([entry for entry in planned if entry.label == "LoRA-3"][:2], title, **options)
+        raise KeyboardInterrupt
+
+    with monkeypatch.context() as patch:
+        patch.setattr("randlora_core.experiment.commands.tune.execute_runs", interrupted)
+        assert tune() == 130
+    kept, tuning = tiny.records / "unfinished_tuning_small.jsonl", tiny.records / "tuning_small.jsonl"
+    assert len(read_records(kept)) == 2 and not tuning.exists() and chosen(tiny, 3) is None
+    shutil.rmtree(tmp_path / "results")
+    assert tune("--methods", "LoRA-2", "--adopt-records") == 0
+    assert len(read_records(kept)) == 2 and len(read_records(tuning)) == 5
+    capsys.readouterr()
+    assert tune("--adopt-records") == 0
+    assert "2 committed records adopted" in capsys.readouterr().out
+    assert not kept.exists() and chosen(tiny, 3)[0] == 0.02 and len(read_records(tuning)) == 14
 
 
 def test_a_rate_at_which_the_run_fails_is_in_the_records_and_the_rest_goes_on(tiny, tune, capsys):
