@@ -201,8 +201,13 @@ def test_an_interruption_while_a_run_is_being_started_ends_that_run_too(plan, mo
         return child
 
     monkeypatch.setattr(forkserver, "launch", interrupted)
-    with pytest.raises(KeyboardInterrupt):
-        run_sweep(plan(1), run=fake_runs.run)
+    # What a shell starts in the background ignores SIGINT.
+    before = signal.signal(signal.SIGINT, signal.default_int_handler)
+    try:
+        with pytest.raises(KeyboardInterrupt):
+            run_sweep(plan(1), run=fake_runs.run)
+    finally:
+        signal.signal(signal.SIGINT, before)
     assert not started[0].process.is_alive()
 
 
