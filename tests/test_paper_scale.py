@@ -233,3 +233,12 @@ def test_setup_writes_its_messages_to_standard_error(tmp_path):
     done = subprocess.run(command, capture_output=True, text=True, check=True, env=environment)
     assert done.stdout == "-m randlora_core.experiment.commands.compare figure3 --dry-run --format=tsv\n"
     assert done.stderr.startswith("[randlora] using the environment in")
+
+
+def test_values_that_stand_in_no_grid_are_named():
+    with pytest.raises(ValueError) as caught:
+        load_comparison("figure3", axes={"shots": [3]})
+    assert str(caught.value) == "--shots 3; accepted: 1, 2, 4, 16, null"
+    comparison = load_comparison("figure3", axes={"dataset": ["dtd"], "shots": [4], "fraction": [0.5]})
+    with pytest.raises(ValueError, match="no run of figure3_paper is at --datasets dtd --shots 4 --fractions 0"):
+        plan_comparison(comparison, comparison.experiments(), None)

@@ -89,7 +89,7 @@ def find_data(name: str, root: str | Path | None, *, download: bool = False) -> 
     for folder in (name.removeprefix(FOLDER_PREFIX), *(entry.folder_names if entry else ())):
         if folder in folders:
             return _read_folder(Path(root).expanduser() / folder, entry)
-    place = f"in {root}" if root is not None else "without a folder of data sets (root)"
+    place = f"in {root}" if root is not None else "without a folder of data sets, paths.data=FOLDER"
     accepted = f"accepted {place}: {', '.join(known)}"
     if entry is None:
         near = difflib.get_close_matches(name, known, n=3)

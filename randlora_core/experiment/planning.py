@@ -2,7 +2,9 @@
 
 from __future__ import annotations
 
+import errno
 import json
+import os
 from collections.abc import Callable, Iterable, Mapping, Sequence
 from dataclasses import dataclass, replace
 from functools import cached_property
@@ -113,6 +115,22 @@ def results_folder(config: RunConfig) -> Path:
     """Where runs write: `paths.results`, or else `results` in the repository, wherever a command is called from."""
     results = config.paths.results
     return CONFIGS.parent / "results" if results is None else Path(results).expanduser()
+
+
+def prepare_results(planned: PlannedRun) -> None:
+    """Makes the folder of a run's records.
+
+    Raises:
+        ValueError: It cannot be written.
+    """
+    folder = planned.ledger.directory
+    try:
+        folder.mkdir(parents=True, exist_ok=True)
+        if not os.access(folder, os.W_OK):
+            raise PermissionError(errno.EACCES, os.strerror(errno.EACCES))
+    except OSError as error:
+        place = results_folder(planned.config)
+        raise ValueError(f"paths.results={place}: {error.strerror}; accepted: a folder that can be written") from error
 
 
 def plan_run(experiment: Experiment, overrides: Sequence[str]) -> PlannedRun:

@@ -22,7 +22,7 @@ from randlora_core.experiment.loop.hardware import is_first_process, pick_device
 from randlora_core.experiment.loop.measuring import Measurement, measured
 from randlora_core.experiment.loop.memory import memory_advice
 from randlora_core.experiment.loop.seeding import seed_global
-from randlora_core.experiment.planning import PlannedRun, plan_run
+from randlora_core.experiment.planning import PlannedRun, plan_run, prepare_results
 from randlora_core.experiment.records.ledger import SCHEMA, describe_error
 from randlora_core.experiment.records.lock import run_lock
 from randlora_core.experiment.records.predictions import encode_predictions
@@ -69,10 +69,11 @@ def execute(planned: PlannedRun, on_progress: OnProgress | None = None) -> dict[
 
     Raises:
         Exception: Whatever made the run fail, after a failed record has been written.
+        ValueError: The folder of results cannot be written.
         UnderWayError: Another process is doing the run.
         KeyboardInterrupt: The run was interrupted; no record is written, and the next call resumes it.
     """
-    planned.ledger.directory.mkdir(parents=True, exist_ok=True)
+    prepare_results(planned)
     with run_lock(planned.lock) if is_first_process() else contextlib.nullcontext():
         found = replace(planned, record=planned.ledger.read(planned.run_id))
         if planned.finished is None and found.finished is not None:

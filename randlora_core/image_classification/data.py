@@ -47,7 +47,7 @@ def load_images(config: ImageRunConfig) -> ImageData:
     own = Path(config.paths.data or "") / config.dataset
     if config.dataset in BUILT_IN and config.paths.data and own.is_dir():
         print(f"{config.dataset} is the built-in data set; the folder {own} is dataset={FOLDER_PREFIX}{config.dataset}")
-    return load_data(
+    images = load_data(
         config.dataset,
         root=config.paths.data,
         shots=config.shots,
@@ -56,6 +56,9 @@ def load_images(config: ImageRunConfig) -> ImageData:
         leave_out_unreadable=config.leave_out_unreadable,
         download=config.download,
     )
+    for name in images.left_out:
+        print(f"left out: {name}", flush=True)
+    return images
 
 
 def chosen_templates(images: ImageData, config: ImageRunConfig) -> tuple[str, ...]:

@@ -68,6 +68,8 @@ def _main(experiment: Experiment | None, arguments: Sequence[str]) -> int:
     options, comparison, experiments = parse_comparison(experiment, arguments, "compare", __doc__ or "", _add_options)
     if options.output is not None and not options.from_records:
         raise ValueError(f"--output {options.output} without --from-records; accepted: both, or paths.results=FOLDER")
+    if options.dry_run and options.from_records:
+        raise ValueError("--dry-run with --from-records; accepted: one of them")
     if options.format == "tsv":
         return _print_lines(options, comparison, experiments)
     print(comparison.describe(), flush=True)
@@ -218,6 +220,9 @@ def plan_comparison(
             experiment, [overrides for _, overrides in comparison.runs(name)], inputs_needed=inputs_needed
         )
     ]
+    if not planned:
+        given = " ".join(f"{option_of(axis)} {' '.join(map(str, values))}" for axis, values in comparison.axes.items())
+        raise ValueError(f"no run of {comparison.name} is at {given}; accepted: values that stand together in its file")
     check_distinct(planned)
     known = list(dict.fromkeys(entry.label for entry in planned))
     if not comparison.axes:  # on some values of the axes some rows may have no run

@@ -76,14 +76,17 @@ def print_dry_run(planned: Sequence[PlannedRun], jobs: int) -> None:
     missing = sum(entry.missing is not None for entry in left)
     lacking = f", {missing} missing" if missing else ""
     found = [estimate for estimate in estimates.values() if estimate.seconds is not None]
-    seconds = sum(estimate.seconds for estimate in found) / jobs if found else None
+    each = [estimate.seconds for estimate in found]
+    seconds = max(sum(each) / jobs, *each) if each else None
     peak = max((estimate.peak_bytes for estimate in found if estimate.peak_bytes), default=None)
-    print(f"{len(runs)} runs, {len(runs) - len(left)} done{lacking}; the rest: {_cost(Estimate(seconds, peak), ', ')}")
+    rest = f"{_cost(Estimate(seconds, peak), ', ')}, {jobs} at a time"
+    print(f"{len(runs)} runs, {len(runs) - len(left)} done{lacking}; the rest: {rest}")
     sources = Counter(estimate.source for estimate in estimates.values())
     if sources["records"]:
         print(f"{sources['records']} estimated from records of the same model on the same processor or GPU")
     if sources["FLOPs"]:
-        print(f"{sources['FLOPs']} estimated from FLOPs and a measured rate: {_rates(left, jobs)}; a lower bound")
+        print(f"{sources['FLOPs']} estimated from FLOPs and a measured rate: {_rates(left, jobs)}")
+        print("(a lower bound of the time, and the memory of tensors alone, where records have that of the process)")
     if sources[None]:
         print(f"{sources[None]} of them are like no earlier run and are not in the estimate")
 

@@ -9,7 +9,7 @@ from dataclasses import replace
 from pathlib import Path
 
 from randlora_core.experiment.interface import Experiment
-from randlora_core.experiment.planning import PlannedRun, distinct
+from randlora_core.experiment.planning import PlannedRun, distinct, prepare_results
 from randlora_core.experiment.records.ledger import read_records
 from randlora_core.experiment.records.reading import Record, collect_records, is_finished
 from randlora_core.experiment.sweeps.executors import Execution
@@ -39,6 +39,9 @@ def execute_runs(
 
     Returns:
         An outcome for every run that can run here.
+
+    Raises:
+        ValueError: The folder of results cannot be written.
     """
     runs = distinct(planned)
     done = sum(entry.finished is not None for entry in runs)
@@ -46,6 +49,8 @@ def execute_runs(
     for reason in dict.fromkeys(entry.missing for entry in planned if entry.missing is not None):
         count = sum(entry.missing == reason for entry in planned)
         print(f"missing: {count} runs are left out: {reason}", file=sys.stderr)
+    for entry in {entry.ledger.directory: entry for entry in runs if entry.finished is None}.values():
+        prepare_results(entry)
     preload = dict.fromkeys([*PRELOAD, *(name for entry in runs for name in entry.experiment.preload)])
     executor = execution.executor(preload)
     with sweep_progress(title) as display:

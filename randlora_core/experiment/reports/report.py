@@ -148,14 +148,12 @@ def _counts(points: Sequence[int]) -> str:
 
 
 def describe_pair(results: Results, pair: PairedResult) -> str:
-    """One line: the difference in points, [bootstrap interval], t interval over seeds, and what follows from them.
+    """One line on a pair that has a difference: in points, [bootstrap interval], t interval over seeds, what follows.
 
     Example: `digits: A - B = +0.4 [-0.3, +1.1], over seeds ± 2.0, p = 0.5: no significant difference (3 seeds, 1.01 x
     parameters)`.
     """
     name = f"{results.scope_title(pair.points)}: {pair.method} - {pair.rival}"
-    if pair.difference is None:
-        return f"{name} = - (no finished runs of both with a common seed)"
     found = pair.difference
     seeds = f"{len(pair.seeds)} seed{'s' if len(pair.seeds) > 1 else ''}"
     spread = "" if found.over_seeds.half_width is None else f", over seeds ± {100 * found.over_seeds.half_width:.1f}"
@@ -179,7 +177,10 @@ def _pair_lines(report: Report) -> list[str]:
     """The verdicts as a list in Markdown, below a title; nothing where no pair is asked about."""
     if not report.shown_pairs:
         return []
-    lines = [f"- {describe_pair(report.results, pair)}" for pair in report.shown_pairs]
+    known = [pair for pair in report.shown_pairs if pair.difference is not None]
+    lines = [f"- {describe_pair(report.results, pair)}" for pair in known]
+    if lacking := len(report.shown_pairs) - len(known):
+        lines.append(f"- {lacking} pairs have no finished runs of both with a common seed.")
     counts = _counts([len(pair.points) for pair in report.pairs])
     return [f"\n{PAIRS_TITLE.format(counts)}:\n", *lines]
 

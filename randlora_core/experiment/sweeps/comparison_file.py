@@ -264,7 +264,7 @@ def load_comparison(
             raise ValueError(f"{option_of(axis)}: this comparison does not vary it; accepted: {axis}=VALUE")
         for value in values:
             if len(file.axes) > 1 and value not in known:
-                raise ValueError(f"{option_of(axis)} {value}; accepted: {', '.join(map(str, known))}")
+                raise ValueError(f"{option_of(axis)} {_quoted(value)}; accepted: {', '.join(map(_quoted, known))}")
     comparison = Comparison(path, file, tuple(overrides), chosen, tuple(seeds or file.seeds), tuned)
     if file.tuning.seed in comparison.seeds:
         raise ValueError(f"tuning.seed={file.tuning.seed} is a seed of the comparison; accepted: any other")

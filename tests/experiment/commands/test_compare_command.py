@@ -42,7 +42,10 @@ def test_the_command_trains_reports_and_is_its_own_resume(command, tmp_path, cap
     folder = tmp_path
     assert command("--dry-run") == 0
     shown = capsys.readouterr().out
-    assert "10 runs, 0 done; the rest: -, -" in shown and "planned sum LoRA-2 seed 2  -  -" in shown
+    assert (
+        re.search(r"10 runs, 0 done; the rest: -, -, \d+ at a time", shown)
+        and "planned sum LoRA-2 seed 2  -  -" in shown
+    )
     assert "10 of them are like no earlier run" in shown and records(folder) == []
 
     assert command() == 0
@@ -69,6 +72,23 @@ def test_the_command_trains_reports_and_is_its_own_resume(command, tmp_path, cap
     assert command("--dry-run", "--jobs", "1", "--seeds", "1", "2", "3") == 0
     shown = capsys.readouterr().out
     assert "14 runs, 10 done; the rest: 0:0" in shown and "done    sum Zero-shot seed 1" in shown and "MB" in shown
+
+
+def test_results_that_cannot_be_written_are_bad_input(tiny, tmp_path, capsys):
+    place = tmp_path / "file"
+    place.write_text("")
+    assert compare.main(tiny, ["small", f"paths.results={place}"]) == 2
+    error = capsys.readouterr().err
+    assert error == f"error: paths.results={place}: Not a directory; accepted: a folder that can be written\n"
+    assert place.read_text() == ""
+
+
+def test_the_rest_takes_at_least_as_long_as_its_longest_run(tiny, command, capsys):
+    overrides = ["training.steps=2", "adapter.rank=2", "rule=sum"]
+    long = finished_record(plan_run(tiny, [*overrides, "seed=1"]))
+    collect_records([{**long, "time": {**long["time"], "total_seconds": 300.0}}], tiny.records / "small.jsonl")
+    assert command("--dry-run", "--methods", "LoRA-2", "--rules", "sum", "--seeds", "2", "--jobs", "2") == 0
+    assert "the rest: 5:00, " in capsys.readouterr().out
 
 
 def test_a_part_of_a_comparison(command, tmp_path, capsys):
@@ -238,6 +258,7 @@ def test_a_rate_that_was_never_tuned_is_a_missing_input(tmp_path, capsys):
         (("--seeds", "101"), "tuning.seed=101 is a seed of the comparison; accepted: any other"),
         (("--methods", "LoRA-5"), "unknown method 'LoRA-5'; accepted: Zero-shot, LoRA-2, RandLoRA-2"),
         (("--jobs", "0"), "jobs=0; accepted: 1 or more"),
+        (("--dry-run", "--from-records"), "--dry-run with --from-records; accepted: one of them"),
         (
             ("adapter.rank=4",),
             "adapter.rank=4: the comparison's rows say their own; accepted: settings that no row names",
