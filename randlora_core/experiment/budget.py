@@ -9,6 +9,7 @@ from __future__ import annotations
 
 import functools
 import json
+import math
 import re
 from collections.abc import Sequence
 
@@ -20,6 +21,10 @@ from randlora_core.models.counts import closest_num_bases, closest_rank, count_t
 
 BASES = ("num_bases_a", "num_bases_b")
 """What is solved for NoLA, whose parameters do not depend on its rank; both get the same value."""
+
+
+LARGEST_ERROR = 0.5
+"""How far from the budget the closest rank may be, as a fraction of the budget."""
 
 
 def solve_budget(
@@ -37,8 +42,8 @@ def solve_budget(
         Overrides with what is solved, to be put behind the run's own; and what it amounts to.
 
     Raises:
-        ValueError: A budget that cannot be read, a method without a rank, a rank beside the budget, or an experiment
-            that does not say what its layers are.
+        ValueError: A budget that cannot be read or that no rank comes close to, a method without a rank, a rank beside
+            the budget, or an experiment that does not say what its layers are.
     """
     adapter = config.adapter
     if adapter.method not in METHODS:
@@ -61,6 +66,8 @@ def solve_budget(
     options = {name: value for name, value in adapter.options.items() if name not in ("seed", "rank", *fields)}
     parameters = _num_parameters(asked, shapes)
     value, trainable = _solve(adapter.method, json.dumps(options), shapes, parameters)
+    if abs(trainable - parameters) > LARGEST_ERROR * parameters:
+        _refuse(asked, parameters, f"{'rank' if fields == ('rank',) else BASES[0]} {value}", trainable)
     solved = [f"adapter.{name}={value}" for name in fields]
     if adapter.method == "nola" and "adapter.label" not in given:  # its preset's label has only the rank
         solved.append(f"adapter.label='{adapter.label} with {value} bases'")
@@ -83,10 +90,26 @@ def _solve(method: str, options: str, shapes: tuple[Shape, ...], parameters: int
 def _num_parameters(asked: str | int, shapes: Sequence[Shape]) -> int:
     match = re.fullmatch(r"lora([1-9]\d*)", asked) if isinstance(asked, str) else None
     if match:
+        if int(match[1]) > (largest := min(min(shape) for shape in shapes)):
+            reason = f"the smallest side of a layer is {largest}, and so is LoRA's largest rank"
+            raise ValueError(f"adapter.budget={asked!r}: {reason}; accepted: lora1 to lora{largest}")
         return count_trainable(_named(shapes), "lora", int(match[1]))
     if isinstance(asked, bool) or not isinstance(asked, int) or asked < 1:
-        raise ValueError(f"adapter.budget={asked!r}; accepted: loraRANK, such as lora32, or a number of parameters")
+        accepted = "loraRANK, such as lora32, or a whole number of parameters"
+        raise ValueError(f"adapter.budget={asked!r}; accepted: {accepted}")
     return asked
+
+
+def _refuse(asked: str | int, parameters: int, closest: str, trainable: int) -> None:
+    """Refuses a budget beyond the smallest or largest count; between two of them one is always closer than that."""
+    if trainable > parameters:
+        accepted = f"at least {math.ceil(trainable / (1 + LARGEST_ERROR)):,}"
+    else:
+        accepted = f"at most {math.floor(trainable / (1 - LARGEST_ERROR)):,}"
+    raise ValueError(
+        f"adapter.budget={asked!r} is {parameters:,} parameters; the closest is {closest} with {trainable:,}; "
+        f"accepted: {accepted} parameters"
+    )
 
 
 def _named(shapes: Sequence[Shape]) -> dict[str, Shape]:

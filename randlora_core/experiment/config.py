@@ -8,6 +8,7 @@ from __future__ import annotations
 
 import dataclasses
 import functools
+import re
 from collections.abc import Mapping, Sequence
 from typing import Annotated, Any, ClassVar, Literal, get_args, get_type_hints
 
@@ -265,12 +266,23 @@ def _checked_adapter(adapter: AdapterChoice, unadapted: Sequence[str]) -> Adapte
     if adapter.method == PEFT:
         options = check_tuner(adapter.options)
     elif adapter.method in METHODS:
-        options = _spelt_out(make_config(adapter.method, **adapter.options))
+        options = _spelt_out(_method_config(adapter))
     else:
         known = ", ".join([*unadapted, *METHODS, PEFT])
         raise ValueError(f"unknown method adapter.method={adapter.method!r}; accepted: {known}")
     own = {name: getattr(adapter, name) for name in AdapterChoice.model_fields}
     return AdapterChoice.model_construct(_fields_set=set(own), **own, **options)
+
+
+def _method_config(adapter: AdapterChoice) -> Any:
+    """The configuration of a method; an error names the setting of the run and not the field alone."""
+    try:
+        return make_config(adapter.method, **adapter.options)
+    except ValueError as error:
+        name = re.match(r"\w*", str(error))[0]
+        if name not in adapter.options:
+            raise
+        raise ValueError(f"adapter.{name}={adapter.options[name]!r}: {error}") from None
 
 
 def _spelt_out(config: Any) -> dict[str, Any]:

@@ -11,6 +11,7 @@ import copy
 import dataclasses
 import functools
 import json
+import logging
 import tempfile
 from collections.abc import Iterable, Iterator, Mapping, Sequence
 from pathlib import Path
@@ -44,6 +45,9 @@ OPTIONS = ("peft_type", "kwargs")
 
 OTHER_LAYERS = {"LNTuningModel": "norms", "TrainableTokensModel": "embeddings"}
 """Tuners for layers that no method here adapts; PEFT would put them on linear layers all the same."""
+
+UNEQUAL_LAYERS = ("FrodModel",)
+"""Tuners that need layers of one name to have one size, as those of a CLIP model's two towers have not."""
 
 _TUNER = "_peft_model"  # a plain attribute of the model, since its PeftModel holds the model itself
 
@@ -147,7 +151,8 @@ def load_tuner(model: nn.Module, directory: Path) -> None:
     Raises:
         ValueError: A file is missing, damaged, or for another model; the model is unchanged then.
     """
-    from peft import PeftConfig, set_peft_model_state_dict
+    with _quiet_import():
+        from peft import PeftConfig, set_peft_model_state_dict
 
     with naming(directory / CONFIG_FILE):
         read_bytes(directory / CONFIG_FILE)  # PEFT would ask the hub for a file that is not here
@@ -165,22 +170,27 @@ def load_tuner(model: nn.Module, directory: Path) -> None:
 @needs_extra("peft")
 def _make_config(peft_type: Any, kwargs: Mapping[str, Any], **more: Any) -> Any:
     """PEFT's configuration; its type, and names and types of all arguments, are checked."""
-    from peft import PeftConfig
-    from peft.mapping import PEFT_TYPE_TO_CONFIG_MAPPING, PEFT_TYPE_TO_TUNER_MAPPING
+    with _quiet_import():
+        from peft import PeftConfig
+        from peft.mapping import PEFT_TYPE_TO_CONFIG_MAPPING, PEFT_TYPE_TO_TUNER_MAPPING
 
     refusals = {kind.value: _refusal(tuner) for kind, tuner in PEFT_TYPE_TO_TUNER_MAPPING.items()}
     if reason := refusals.get(peft_type, "is no type of the installed PEFT"):
         accepted = ", ".join(sorted(name for name, refusal in refusals.items() if refusal is None))
-        raise ValueError(f"adapter.peft_type={peft_type!r} {reason}; accepted: {accepted}")
+        given = "adapter.peft_type is missing" if peft_type is None else f"adapter.peft_type={peft_type!r} {reason}"
+        raise ValueError(f"{given}; accepted: {accepted}")
     config_class = PEFT_TYPE_TO_CONFIG_MAPPING[peft_type]
     decided = {"target_modules", *(field.name for field in dataclasses.fields(PeftConfig))}
     hints = {name: hint for name, hint in get_type_hints(config_class).items() if name not in decided}
     for name, value in kwargs.items():
         if name not in hints:
+            meant = near(name, hints)
+            if name == "target_modules":
+                meant = " (did you mean adapter.targets?)"
+            elif name == "rank" and "r" in hints:
+                meant = " (did you mean r?)"
             accepted = f"{', '.join(hints)}; layers are named by adapter.targets"
-            raise ValueError(
-                f"adapter.kwargs.{name} is no setting of {peft_type}{near(name, hints)}; accepted: {accepted}"
-            )
+            raise ValueError(f"adapter.kwargs.{name} is no setting of {peft_type}{meant}; accepted: {accepted}")
         _check_type(f"adapter.kwargs.{name}", value, hints[name])
     with _described(peft_type, kwargs):
         return config_class(**copy.deepcopy(dict(kwargs)), **more)
@@ -192,6 +202,8 @@ def _refusal(tuner: type) -> str | None:
 
     if tuner.__name__ in OTHER_LAYERS:
         return f"is for {OTHER_LAYERS[tuner.__name__]}, and adapters go on linear layers here"
+    if tuner.__name__ in UNEQUAL_LAYERS:
+        return "decomposes layers of one name together and needs them to have one width, which two towers do not have"
     if not issubclass(tuner, BaseTuner):
         return "puts no adapter on layers: it learns prompts or the like, for which a language model has to be wrapped"
     if tuner.forward is not BaseTuner.forward or hasattr(tuner, "update_and_allocate"):
@@ -257,6 +269,18 @@ def _try(options: str, shape: Shape) -> None:
         contextlib.suppress(RuntimeError),  # an initialisation that looks at values, which the meta device has not
     ):
         get_peft_model(layer, config)
+
+
+@contextlib.contextmanager
+def _quiet_import() -> Iterator[None]:
+    """Without the warnings of bitsandbytes, which PEFT imports where it is installed, about kernels of its own."""
+    logger = logging.getLogger("bitsandbytes")
+    level = logger.level
+    logger.setLevel(max(level, logging.ERROR))
+    try:
+        yield
+    finally:
+        logger.setLevel(level)
 
 
 @contextlib.contextmanager

@@ -58,14 +58,16 @@ def test_the_budget_of_the_papers_clip(layered):
 @pytest.mark.parametrize(
     ("overrides", "rank", "trainable"),
     [
-        (["adapter=lora", "adapter.budget=lora5"], 2, 124),  # of at most the smaller side, which is 2
+        (["adapter=lora", "adapter.budget=lora2"], 2, 124),
+        (["adapter=lora", "adapter.budget=248"], 2, 124),  # of at most the smaller side, which is 2
+        (["adapter=lora", "adapter.budget=42"], 1, 62),
         (["adapter=lora", "adapter.budget=70"], 1, 62),
         (["adapter=dora", "adapter.budget=100"], 1, 88),
         (["adapter=randlora", "adapter.budget=lora1"], 2, 88),  # 6 x (2 + 12) + 1 x (2 + 2)
-        (["adapter=randlora", "adapter.budget=1000"], 1, 162),  # 12 x (1 + 12) + 2 x (1 + 2)
-        (["adapter=randdora", "adapter.budget=lora1"], 2, 114),
+        (["adapter=randlora", "adapter.budget=324"], 1, 162),  # 12 x (1 + 12) + 2 x (1 + 2)
+        (["adapter=randdora", "adapter.budget=76"], 2, 114),
         (["adapter=vera", "adapter.budget=lora1"], 18, 62),  # 2 ranks and 24 + 2 outputs
-        (["adapter=vera", "adapter.budget=3"], 1, 28),
+        (["adapter=vera", "adapter.budget=19"], 1, 28),
     ],
 )
 def test_every_method_with_a_rank_has_it_solved(layered, overrides, rank, trainable):
@@ -79,7 +81,7 @@ def test_nola_has_its_number_of_bases_solved(layered):
     options = adapter.options
     assert (options["num_bases_a"], options["num_bases_b"], options["rank"]) == (15, 15, 1)
     assert adapter.budget.trainable == 60 and adapter.label == "NoLA-1 with 15 bases"
-    assert build_config(layered, ["adapter=nola", "adapter.budget=1"]).adapter.options["num_bases_a"] == 1
+    assert build_config(layered, ["adapter=nola", "adapter.budget=3"]).adapter.options["num_bases_a"] == 1
     named = ["adapter=nola", "adapter.budget=lora1", "adapter.label=mine"]
     assert build_config(layered, named).adapter.label == "mine"
 
@@ -95,7 +97,7 @@ def test_of_two_equally_close_ranks_the_one_with_fewer_parameters_counts():
 def test_a_solved_rank_and_a_given_one_are_the_same_run(layered, results):
     own = ["adapter=randlora", "training.learning_rate=0.01", results]
     solved, given = (plan_run(layered, [*own, text]) for text in ("adapter.budget=lora1", "adapter.rank=2"))
-    other = plan_run(layered, [*own, "adapter.budget=1000"])
+    other = plan_run(layered, [*own, "adapter.budget=200"])
     assert solved.run_id == given.run_id != other.run_id
     assert solved.identity == given.identity and solved.label == given.label == "RandLoRA-2"
 
@@ -123,12 +125,25 @@ def test_a_record_and_a_printed_line_say_how_far_off_the_rank_is(layered, result
         (["adapter.budget=lora4", "+adapter.rank=4"], ["adapter.rank", "'lora4'", "accepted: one of them"]),
         (["adapter=nola", "adapter.budget=99", "adapter.num_bases_b=2"], ["adapter.num_bases_b", "one of them"]),
         (["adapter.budget=lora4", "adapter.rank_pattern={fc: 2}"], ["adapter.rank_pattern", "one of them"]),
-        (["adapter.budget=vera4"], ["adapter.budget='vera4'", "such as lora32, or a number of parameters"]),
+        (["adapter.budget=vera4"], ["adapter.budget='vera4'", "such as lora32, or a whole number of parameters"]),
+        (["adapter.budget=1e12"], ["adapter.budget=1000000000000.0", "or a whole number of parameters"]),
+        (["adapter.budget=lora3"], ["adapter.budget='lora3'", "smallest side of a layer is 2", "lora1 to lora2"]),
+        (
+            ["adapter=randlora", "adapter.budget=10"],
+            ["adapter.budget=10", "the closest is rank 2 with 88", "accepted: at least 59 parameters"],
+        ),
+        (
+            ["adapter=randlora", "adapter.budget=325"],
+            ["adapter.budget=325", "the closest is rank 1 with 162", "accepted: at most 324 parameters"],
+        ),
+        (["adapter=lora", "adapter.budget=41"], ["adapter.budget=41", "rank 1 with 62", "at least 42 parameters"]),
+        (["adapter=vera", "adapter.budget=18"], ["adapter.budget=18", "rank 1 with 28", "at least 19 parameters"]),
+        (["adapter=nola", "adapter.budget=1"], ["num_bases_a 1 with 4", "accepted: at least 3 parameters"]),
         (["adapter.budget=lora0"], ["adapter.budget='lora0'", "such as lora32"]),
-        (["adapter.budget=1.5"], ["adapter.budget=1.5", "a number of parameters"]),
-        (["adapter.budget=-3"], ["adapter.budget=-3", "a number of parameters"]),
-        (["adapter.budget=true"], ["adapter.budget=True", "a number of parameters"]),
-        (["adapter.budget=[3]"], ["adapter.budget=[3]", "a number of parameters"]),
+        (["adapter.budget=1.5"], ["adapter.budget=1.5", "a whole number of parameters"]),
+        (["adapter.budget=-3"], ["adapter.budget=-3", "a whole number of parameters"]),
+        (["adapter.budget=true"], ["adapter.budget=True", "a whole number of parameters"]),
+        (["adapter.budget=[3]"], ["adapter.budget=[3]", "a whole number of parameters"]),
     ],
 )
 def test_what_cannot_be_solved_is_one_line_with_what_is_accepted(layered, overrides, named):

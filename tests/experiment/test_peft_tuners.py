@@ -1,6 +1,8 @@
 """Tuners of PEFT as methods of a run, on tiny CLIPs in both experiments on images."""
 
 import json
+import os
+import subprocess
 import sys
 from dataclasses import replace
 
@@ -293,10 +295,6 @@ def test_every_accepted_type_trains_and_is_put_back(tmp_path):
     for peft_type in types:
         options = check_tuner({"peft_type": peft_type, "kwargs": SMALL.get(peft_type, {})})
         model = build_backbone("clip_vit_b32", pretrained=False, **CLIP).model
-        if peft_type == "FROD":  # wants layers of one name to have one size, which two towers have not
-            with pytest.raises(ValueError, match="FROD: Sizes of tensors must match"):
-                inject_tuner(model, options, CLIP_TARGETS)
-            continue
         inject_tuner(model, options, CLIP_TARGETS)
         frozen = {name: value.clone() for name, value in model.named_parameters() if not value.requires_grad}
         trained = [value for value in model.parameters() if value.requires_grad]
@@ -370,13 +368,15 @@ def test_a_failed_load_changes_nothing(kind, given, tmp_path):
     ("overrides", "named"),
     [
         (["adapter.peft_type=HIRRA"], ["adapter.peft_type='HIRRA'", "is no type", "C3A", "HIRA"]),
-        (["adapter.peft_type=null"], ["adapter.peft_type=None", "accepted: ", "HIRA"]),
+        (["adapter.peft_type=null"], ["adapter.peft_type is missing; accepted: ", "HIRA"]),
+        (["adapter.peft_type=FROD"], ["adapter.peft_type='FROD'", "one width", "accepted: BEFT, "]),
+        (["adapter.kwargs={rank: 16}"], ["adapter.kwargs.rank", "HIRA (did you mean r?)", "accepted: r, "]),
         (["adapter.peft_type=PROMPT_TUNING"], ["adapter.peft_type='PROMPT_TUNING'", "prompts", "accepted: ", "HIRA"]),
         (["adapter.peft_type=PREFIX_TUNING"], ["adapter.peft_type='PREFIX_TUNING'", "prompts", "accepted: "]),
         (["adapter.peft_type=ADALORA"], ["adapter.peft_type='ADALORA'", "in every step", "accepted: "]),
         (["adapter.peft_type=LN_TUNING"], ["adapter.peft_type='LN_TUNING'", "norms", "accepted: "]),
         (["adapter.kwargs={rang: 4}"], ["adapter.kwargs.rang", "HIRA", "accepted: r, ", "adapter.targets"]),
-        (["adapter.kwargs={target_modules: [a]}"], ["adapter.kwargs.target_modules", "adapter.targets"]),
+        (["adapter.kwargs={target_modules: [a]}"], ["kwargs.target_modules", "(did you mean adapter.targets?)"]),
         (["adapter.kwargs={inference_mode: true}"], ["adapter.kwargs.inference_mode", "accepted: r, "]),
         (["adapter.kwargs={r: many}"], ["adapter.kwargs.r='many'", "accepted: a valid integer"]),
         (["adapter.kwargs={hira_dropout: a}"], ["adapter.kwargs.hira_dropout='a'", "accepted: a valid number"]),
@@ -387,7 +387,7 @@ def test_a_failed_load_changes_nothing(kind, given, tmp_path):
 )
 def test_bad_settings_are_one_line_with_the_accepted_ones(overrides, named, tiny):
     with pytest.raises(ValueError) as caught:
-        build_config(tiny, ["adapter=peft", *overrides])
+        build_config(tiny, ["adapter=peft", "adapter.peft_type=HIRA", *overrides])
     message = str(caught.value)
     assert "\n" not in message
     for part in named:
@@ -420,7 +420,7 @@ def test_what_a_tuner_cannot_adapt_is_found_before_data_are_looked_at(overrides,
 
 def test_the_identity_holds_type_and_settings_whatever_their_order_and_label(tiny):
     def settings(*overrides):
-        config = build_config(tiny, ["adapter=peft", *overrides])
+        config = build_config(tiny, ["adapter=peft", "adapter.peft_type=HIRA", *overrides])
         return config.identity(1e-3)["adapter"], config.adapter.label
 
     first, label = settings("adapter.kwargs={r: 4, hira_dropout: 0.1}")
@@ -433,6 +433,35 @@ def test_the_identity_holds_type_and_settings_whatever_their_order_and_label(tin
     assert tuner_label({"peft_type": "LORA", "kwargs": {"init_lora_weights": "gaussian", "use_dora": True}}) == (
         "LORA init_lora_weights=gaussian use_dora=true"
     )
+
+
+def test_the_preset_has_no_type_of_its_own(tiny):
+    with pytest.raises(ValueError, match=r"adapter\.peft_type is missing; accepted: BEFT, "):
+        build_config(tiny, ["adapter=peft"])
+
+
+def test_warnings_of_bitsandbytes_while_peft_is_imported_are_not_shown(tmp_path):
+    """A package that logs as bitsandbytes does, imported by a peft of our own."""
+    (tmp_path / "peft").mkdir()
+    (tmp_path / "peft" / "__init__.py").write_text(
+        "import logging\n"
+        "logger = logging.getLogger('bitsandbytes.backends.cpu.ops')\n"
+        "logger.warning('Failed to load CPU kernel')\n"
+        "logger.error('a real error')\n"
+        "logging.getLogger('other').warning('of others')\n"
+        "raise ModuleNotFoundError('no peft', name='peft')\n"
+    )
+    code = (
+        "from randlora_core.experiment.peft_tuners import check_tuner\n"
+        "try:\n    check_tuner({'peft_type': 'HIRA'})\n"
+        "except ModuleNotFoundError:\n"
+        "    import logging\n    logging.getLogger('bitsandbytes').warning('afterwards')\n"
+    )
+    paths = os.pathsep.join([str(tmp_path), *sys.path])
+    done = subprocess.run(
+        [sys.executable, "-c", code], env={**os.environ, "PYTHONPATH": paths}, capture_output=True, text=True
+    )
+    assert done.stderr.splitlines() == ["a real error", "of others", "afterwards"]
 
 
 def test_without_peft_the_extra_that_installs_it_is_named(tiny, monkeypatch):

@@ -22,10 +22,11 @@ def digests(*overrides):
 
 @pytest.mark.parametrize("method", choices("adapter"))
 def test_every_method_becomes_a_configuration_and_zero_shot_needs_clip(method):
-    config = build_config(EXPERIMENT, [f"adapter={method}", "backbone=mini_clip"])
+    own = [f"adapter={method}", *(["adapter.peft_type=HIRA"] if method == "peft" else [])]
+    config = build_config(EXPERIMENT, [*own, "backbone=mini_clip"])
     assert config.adapter.method in (*METHODS, "peft", "zero_shot", "full", "linear_probe")
     if method != "zero_shot":
-        assert build_config(EXPERIMENT, [f"adapter={method}"]).adapter == config.adapter
+        assert build_config(EXPERIMENT, own).adapter == config.adapter
 
 
 def test_the_default_needs_no_hub_and_the_head_has_the_official_rate():

@@ -6,6 +6,8 @@ from randlora_core.experiment.rates import build_config
 from vision_language.experiment import EXPERIMENT
 
 GROUPS = ("adapter", "backbone", "tracking")
+NEEDED = {"peft": ["adapter.peft_type=HIRA"]}
+"""What a preset leaves to the run."""
 
 
 def test_the_groups_are_those_of_the_entry():
@@ -15,7 +17,7 @@ def test_the_groups_are_those_of_the_entry():
 
 @pytest.mark.parametrize(("group", "name"), [(group, name) for group in GROUPS for name in choices(group)])
 def test_every_choice_of_every_group_becomes_a_configuration(group, name):
-    config = build_config(EXPERIMENT, [f"{group}={name}"])
+    config = build_config(EXPERIMENT, [f"{group}={name}", *NEEDED.get(name, [])])
     chosen = getattr(config, group)
     if group == "adapter":
         own = (CONFIGS / "adapter" / f"{name}.yaml").read_text(encoding="utf-8")
@@ -23,7 +25,9 @@ def test_every_choice_of_every_group_becomes_a_configuration(group, name):
         assert f"label: {stated}" in own
         assert chosen.method in (*METHODS, "peft", "zero_shot", "full", "linear_probe")
         others = {
-            build_config(EXPERIMENT, [f"adapter={other}"]).adapter for other in choices("adapter") if other != name
+            build_config(EXPERIMENT, [f"adapter={other}", *NEEDED.get(other, [])]).adapter
+            for other in choices("adapter")
+            if other != name
         }
         assert chosen not in others
     else:
@@ -31,7 +35,9 @@ def test_every_choice_of_every_group_becomes_a_configuration(group, name):
 
 
 def test_presets_cover_every_method():
-    configs = [build_config(EXPERIMENT, [f"adapter={name}"]).adapter for name in choices("adapter")]
+    configs = [
+        build_config(EXPERIMENT, [f"adapter={name}", *NEEDED.get(name, [])]).adapter for name in choices("adapter")
+    ]
     assert {config.method for config in configs} == {*METHODS, "peft", "zero_shot", "full", "linear_probe"}
     assert len({config.label for config in configs}) == len(configs)
 
