@@ -102,7 +102,7 @@ def test_the_command_line_chooses_among_several_grids(load):
         ("shots=null", "fraction=0.5"),
         ("shots=null", "fraction=1.0"),
     }
-    with pytest.raises(ValueError, match=r"^--shots 3; accepted: 1, 4, None$"):
+    with pytest.raises(ValueError, match=r"^--shots 3; accepted: 1, 4, null$"):
         load(GRIDS, axes={"shots": [3]})
 
 
