@@ -29,7 +29,7 @@ class ContrastiveObjective(nn.Module):
         self.model = model
 
     def forward(
-        self, images: Tensor, tokens: Tensor, targets: Tensor, num_texts: Tensor | None = None
+        self, images: Tensor, tokens: Tensor, targets: Tensor, classes: Tensor | None = None
     ) -> tuple[Tensor, int]:
         """The sum of the images' cross-entropies, and their number.
 
@@ -37,12 +37,13 @@ class ContrastiveObjective(nn.Module):
             images: (B, 3, S, S).
             tokens: Texts (C, context), or as short as `shorten` makes them.
             targets: Index of each image's text, (B,).
-            num_texts: Where several processes share a micro-batch, the number of its texts, of which `tokens` are this
-                process's: their features are gathered from all processes.
+            classes: Where several processes share a micro-batch, the classes of all its texts, of which `tokens` are
+                this process's: their features are gathered from all processes. Only its length is used, which is
+                known without waiting for the device.
         """
         image_features, text_features = self.model.encode_image(images), encode_text(self.model, tokens)
-        if num_texts is not None:
-            text_features = gather_rows(text_features)[: int(num_texts)]
+        if classes is not None:
+            text_features = gather_rows(text_features)[: len(classes)]
         logits = similarities(image_features, text_features, self.model.logit_scale)
         return F.cross_entropy(logits, targets, reduction="sum"), len(targets)
 
@@ -52,7 +53,7 @@ class TextBatches(Dataset):
 
     The distinct classes are found here, on the CPU, so that training never waits for the accelerator to count them.
     A shard has a part of a micro-batch's images and of its texts, the last of them repeated until every process has as
-    many; the number of texts follows as a fourth tensor.
+    many; the classes of all texts follow as a fourth tensor.
 
     Args:
         images: Micro-batches of images and labels.
@@ -69,16 +70,17 @@ class TextBatches(Dataset):
 
     def __getitem__(self, index: int) -> tuple[Tensor, ...]:
         images, labels = self.images[index]
-        tokens, targets = self.tokens, labels
-        if not self.every_class:
-            distinct = self.images.whole_labels(index).unique()
-            tokens, targets = self.tokens[distinct], torch.searchsorted(distinct, labels)
         part, parts = self.part
+        if self.every_class:
+            classes, targets = torch.arange(len(self.tokens)), labels
+        else:
+            classes = (labels if parts == 1 else self.images.whole_labels(index)).unique()
+            targets = torch.searchsorted(classes, labels)
         if parts == 1:
-            return images, tokens, targets
-        share = -(-len(tokens) // parts)
-        rows = torch.arange(part * share, (part + 1) * share).clamp(max=len(tokens) - 1)
-        return images, tokens[rows], targets, torch.tensor(len(tokens))
+            return images, self.tokens[classes], targets
+        share = -(-len(classes) // parts)
+        rows = torch.arange(part * share, (part + 1) * share).clamp(max=len(classes) - 1)
+        return images, self.tokens[classes[rows]], targets, classes
 
     def shard(self, part: int, parts: int) -> TextBatches:
         """Parts of the same micro-batches, for a process of several that share them."""

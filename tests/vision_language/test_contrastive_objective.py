@@ -52,9 +52,6 @@ class Labels:
     def __getitem__(self, index):
         return torch.zeros(len(self.labels[index]), 3, 4, 4), torch.tensor(self.labels[index])
 
-    def whole_labels(self, index):
-        return torch.tensor(self.labels[index])
-
 
 def test_in_batch_takes_the_distinct_classes_of_the_micro_batch():
     tokens = torch.arange(10)[:, None].expand(10, 5)
