@@ -8,6 +8,7 @@ from dataclasses import replace
 
 import pytest
 import torch
+from fit_settings import settings
 from safetensors.torch import load_file, save_file
 from torch import nn
 
@@ -16,7 +17,7 @@ from randlora_core.adapters.state import adapter_layers
 from randlora_core.experiment.adaptation import apply_method, load_weights, parameter_section, save_weights
 from randlora_core.experiment.commands.evaluate import evaluate_run
 from randlora_core.experiment.interface import find_experiment
-from randlora_core.experiment.loop.fit import FitSettings, fit
+from randlora_core.experiment.loop.fit import fit
 from randlora_core.experiment.peft_tuners import (
     check_tuner,
     inject_tuner,
@@ -96,22 +97,8 @@ def adapted_task(experiment, overrides):
 
 def train(task, steps=4):
     """Trains as a run does; gives the loss of each step."""
-    settings = FitSettings(
-        steps=steps,
-        accumulate=1,
-        learning_rate=1e-2,
-        weight_decay=0.0,
-        clip=None,
-        precision="fp32",
-        schedule="cosine",
-        warmup_steps=0,
-        floor=0.01,
-        seed=0,
-        validate_every=None,
-        keep_best=False,
-        workers=0,
-    )
-    return fit(task.module, task.batches(steps, 6), settings, CPU).losses
+    plan = settings(steps=steps, learning_rate=1e-2, weight_decay=0.0, clip=None, seed=0)
+    return fit(task.module, task.batches(steps, 6), plan, CPU).losses
 
 
 @torch.no_grad()

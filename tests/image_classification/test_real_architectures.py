@@ -8,9 +8,10 @@ import hashlib
 
 import pytest
 import torch
+from fit_settings import settings
 
 from randlora_core.experiment.adaptation import apply_method, parameter_section
-from randlora_core.experiment.loop.fit import FitSettings, fit
+from randlora_core.experiment.loop.fit import fit
 from randlora_core.experiment.rates import build_config
 from vision.experiment import EXPERIMENT as VISION
 from vision_language.experiment import EXPERIMENT as VISION_LANGUAGE
@@ -69,23 +70,8 @@ def digests(module):
 
 
 def train_a_step(task):
-    settings = FitSettings(
-        steps=1,
-        accumulate=1,
-        learning_rate=1e-3,
-        weight_decay=0.1,
-        clip=1.0,
-        precision="fp32",
-        schedule="cosine",
-        warmup_steps=0,
-        floor=0.01,
-        seed=0,
-        validate_every=None,
-        keep_best=False,
-        workers=0,
-        part_learning_rates=task.part_learning_rates,
-    )
-    return fit(task.module, task.batches(1, 3), settings, CPU)
+    plan = settings(steps=1, learning_rate=1e-3, part_learning_rates=task.part_learning_rates)
+    return fit(task.module, task.batches(1, 3), plan, CPU)
 
 
 @pytest.mark.parametrize(("experiment", "backbone", "method", "rank", "trainable"), map(marked, CASES))

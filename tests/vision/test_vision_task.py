@@ -7,12 +7,13 @@ from types import SimpleNamespace
 
 import pytest
 import torch
+from fit_settings import settings
 from tiny_vision import OPTIONS, build
 from torch.nn import functional as F
 
 from randlora_core.datasets.load import load_data
 from randlora_core.experiment.adaptation import apply_method
-from randlora_core.experiment.loop.fit import FitSettings, fit
+from randlora_core.experiment.loop.fit import fit
 from randlora_core.experiment.rates import build_config
 from randlora_core.experiment.running import run
 from randlora_core.image_classification.data import load_images
@@ -38,24 +39,15 @@ def make_task(given):
 
 def change(task, steps, rate):
     """Trains and gives how far every parameter of the module has moved."""
-    settings = FitSettings(
+    plan = settings(
         steps=steps,
-        accumulate=1,
         learning_rate=rate,
         weight_decay=0.0,
         clip=None,
-        precision="fp32",
-        schedule="cosine",
-        warmup_steps=0,
-        floor=0.01,
-        seed=0,
-        validate_every=None,
-        keep_best=False,
-        workers=0,
         part_learning_rates=task.part_learning_rates,
     )
     before = {name: value.detach().clone() for name, value in task.module.named_parameters()}
-    fit(task.module, task.batches(steps, 6), settings, CPU)
+    fit(task.module, task.batches(steps, 6), plan, CPU)
     return {name: value.detach() - before[name] for name, value in task.module.named_parameters()}
 
 

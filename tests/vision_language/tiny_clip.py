@@ -3,10 +3,11 @@
 import math
 
 import torch
+from fit_settings import settings
 from torch import nn
 from torch.utils.data import Dataset
 
-from randlora_core.experiment.loop.fit import FitSettings, fit
+from randlora_core.experiment.loop.fit import fit
 from vision_language.objective import ContrastiveObjective, TextBatches
 
 
@@ -51,20 +52,6 @@ def train(every_class, accumulate):
     model = TinyClip()
     tokens = torch.randint(9, (5, 5), generator=torch.Generator().manual_seed(1))
     batches = TextBatches(RandomImages(4 * accumulate), tokens, every_class=every_class)
-    settings = FitSettings(
-        steps=4,
-        accumulate=accumulate,
-        learning_rate=0.05,
-        weight_decay=0.1,
-        clip=1.0,
-        precision="fp32",
-        schedule="cosine",
-        warmup_steps=0,
-        floor=0.01,
-        seed=3,
-        validate_every=None,
-        keep_best=False,
-        workers=0,
-    )
-    result = fit(ContrastiveObjective(model), batches, settings, torch.device("cpu"))
+    plan = settings(steps=4, accumulate=accumulate)
+    result = fit(ContrastiveObjective(model), batches, plan, torch.device("cpu"))
     return {"losses": result.losses, "weights": model.state_dict()}

@@ -12,6 +12,7 @@ from pathlib import Path
 from unittest import mock
 
 import torch
+from fit_settings import settings
 from fitting import (
     CPU,
     PARTS,
@@ -20,7 +21,6 @@ from fitting import (
     Splittable,
     gradients_of_steps,
     sample_wise,
-    settings,
     trained_whole,
     weights,
 )

@@ -8,7 +8,6 @@ from torch.nn import functional as F
 from torch.optim.optimizer import register_optimizer_step_pre_hook
 from torch.utils.data import Dataset
 
-from randlora_core.experiment.loop.fit import FitSettings
 from randlora_core.experiment.loop.state import whole
 
 CPU = torch.device("cpu")
@@ -104,25 +103,6 @@ class Joined(Dataset):
 
 class Killed(BaseException):
     pass
-
-
-def settings(**changes):
-    usual = {
-        "steps": 7,
-        "accumulate": 1,
-        "learning_rate": 0.05,
-        "weight_decay": 0.1,
-        "clip": 1.0,
-        "precision": "fp32",
-        "schedule": "cosine",
-        "warmup_steps": 0,
-        "floor": 0.01,
-        "seed": 3,
-        "validate_every": None,
-        "keep_best": False,
-        "workers": 0,
-    }
-    return FitSettings(**{**usual, **changes})
 
 
 @contextlib.contextmanager

@@ -10,6 +10,7 @@ from pathlib import Path
 
 import pytest
 import torch
+from fit_settings import settings
 from fitting import (
     CPU,
     PARTS,
@@ -23,7 +24,6 @@ from fitting import (
     gradients_of_steps,
     kill_at,
     sample_wise,
-    settings,
     trained_whole,
     weights,
 )
@@ -397,9 +397,9 @@ def test_a_device_that_accelerate_does_not_use_is_refused():
 
 SCRIPT = """
 import json, os, signal, sys
-sys.path.insert(0, {here!r})
 from pathlib import Path
-from fitting import Batches, CPU, Regression, settings
+from fit_settings import settings
+from fitting import Batches, CPU, Regression
 from safetensors.torch import save_file
 from randlora_core.experiment.loop.fit import Resume, fit
 folder, fatal_step = Path(sys.argv[1]), int(sys.argv[2])
@@ -415,10 +415,10 @@ save_file(module.state_dict(), folder / "weights.safetensors")
 
 @pytest.mark.slow
 def test_sigkill_in_another_process(tmp_path):
-    script = SCRIPT.format(here=str(Path(__file__).parent))
-    environment = {**os.environ, "OMP_NUM_THREADS": str(torch.get_num_threads())}
+    paths = os.pathsep.join(sys.path)
+    environment = {**os.environ, "OMP_NUM_THREADS": str(torch.get_num_threads()), "PYTHONPATH": paths}
     codes = [
-        subprocess.run([sys.executable, "-c", script, str(tmp_path), step], env=environment).returncode
+        subprocess.run([sys.executable, "-c", SCRIPT, str(tmp_path), step], env=environment).returncode
         for step in ("4", "0")
     ]
     assert codes == [-signal.SIGKILL, 0]

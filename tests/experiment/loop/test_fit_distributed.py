@@ -8,6 +8,7 @@ from pathlib import Path
 import pytest
 import torch
 from fit_in_processes import SIZES
+from fit_settings import settings
 from fitting import (
     CPU,
     PARTS,
@@ -17,7 +18,6 @@ from fitting import (
     assert_identical,
     gradients_of_steps,
     sample_wise,
-    settings,
     trained_whole,
     weights,
 )
@@ -33,7 +33,7 @@ def processes(tmp_path_factory):
     script = Path(__file__).with_name("fit_in_processes.py")
     done = subprocess.run(
         [*launch, str(script), str(folder)],
-        env={**os.environ, "OMP_NUM_THREADS": "1"},
+        env={**os.environ, "OMP_NUM_THREADS": "1", "PYTHONPATH": os.pathsep.join(sys.path)},
         capture_output=True,
         text=True,
         timeout=300,

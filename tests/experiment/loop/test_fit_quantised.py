@@ -2,7 +2,8 @@
 
 import pytest
 import torch
-from fitting import CPU, Killed, kill_at, settings
+from fit_settings import settings
+from fitting import CPU, Killed, kill_at
 from torch import nn
 from torch.utils.data import Dataset
 
