@@ -58,9 +58,9 @@ class LanguageModelLoss(nn.Module):
             is_target: Which tokens carry loss, (B, L), bool; the first of a text is not predicted.
         """
         hidden = run_body(self.model, tokens, use_cache=False).last_hidden_state
-        is_predicted = is_target[:, 1:]
-        found = token_log_likelihoods(self.model, hidden[:, :-1][is_predicted], tokens[:, 1:][is_predicted])
-        return -found.sum(), is_predicted.sum()
+        at = is_target[:, 1:].nonzero(as_tuple=True)  # once: a device is waited for to know how many they are
+        found = token_log_likelihoods(self.model, hidden[:, :-1][at], tokens[:, 1:][at])
+        return -found.sum(), len(found)
 
 
 @torch.no_grad()
@@ -79,7 +79,7 @@ def mean_loss(
     for batch in batches:
         with compute(device, precision):
             loss, num_tokens = module(*(values.to(device) for values in batch))
-        total, count = total + float(loss), count + int(num_tokens)
+        total, count = total + float(loss), count + num_tokens
     return total / count
 
 

@@ -84,11 +84,9 @@ def main(arguments: Sequence[str] | None = None) -> int:
     """The command line; returns the exit code."""
     arguments = sys.argv[1:] if arguments is None else list(arguments)
     codes = [write_or_check([README], lambda text: filled(text, "table", readme_table), COMMAND, arguments)]
-    for name in recorded_comparisons():
+    for name in recorded_comparisons() if codes != [2] else ():
         path = RESULTS / f"{load_comparison(name).name}.md"
         if not arguments:
-            path.parent.mkdir(parents=True, exist_ok=True)
-            path.touch()
             for report in reports_of(name):
                 for figure, drawn in report.figures.items():
                     save_figure(drawn, _image(report, figure))

@@ -12,6 +12,7 @@ from torch.utils.data import Dataset
 
 from randlora_core.experiment.backbones import adapted_shapes, build_run_backbone, identify_run_weights
 from randlora_core.experiment.interface import Experiment, Work
+from randlora_core.experiment.loop.distributed import evaluating
 from randlora_core.experiment.loop.hardware import pick_device
 from randlora_core.experiment.sections import PositiveNumber
 from randlora_core.image_classification.config import ImageRunConfig, ImageTrainingConfig
@@ -99,7 +100,8 @@ class VisionTask(ImageTask):
         if self.backbone.kind == "clip":
             device = pick_device(self.config.device)
             tokens = class_tokens(self.backbone, names, chosen_templates(self.images, self.config))
-            texts = class_embeddings(self.model.to(device), tokens, device, self.config.training.precision)
+            with evaluating(self.model, device):
+                texts = class_embeddings(self.model, tokens, device, self.config.training.precision)
             self.model.cpu()  # where adapters are drawn, so that they are the same on every machine
             return TextHead(texts.cpu(), self.model.logit_scale.detach())
         self.outputs = names

@@ -47,6 +47,10 @@ class Checkpoints(Resume):
 
     def is_due(self, step: int, seconds: float) -> bool:
         """As in `Resume`."""
+        return self.is_due_at(step)
+
+    def is_due_at(self, step: int) -> bool:
+        """As in `Resume`."""
         return step % self.every == 0 or step == self.steps
 
     def on_kept(self, step: int) -> None:

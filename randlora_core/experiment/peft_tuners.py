@@ -17,7 +17,6 @@ from collections.abc import Iterable, Iterator, Mapping, Sequence
 from pathlib import Path
 from typing import Any, get_type_hints
 
-import torch
 from pydantic import TypeAdapter, ValidationError
 from safetensors.torch import save
 from torch import Tensor, nn
@@ -35,6 +34,7 @@ from randlora_core.adapters.files import (
 )
 from randlora_core.adapters.layer_kinds import Shape
 from randlora_core.adapters.targets import find_targets
+from randlora_core.experiment.loop.memory import is_out_of_memory
 from randlora_core.extras import needs_extra
 
 PEFT = "peft"
@@ -288,9 +288,9 @@ def _described(peft_type: str, kwargs: Mapping[str, Any], where: str = "") -> It
     """Whatever PEFT fails with on settings or a layer becomes a ValueError of one line that names them."""
     try:
         yield
-    except torch.OutOfMemoryError:
-        raise
     except (ValueError, TypeError, KeyError, AttributeError, RuntimeError) as error:
+        if is_out_of_memory(error):
+            raise
         reason = " ".join(str(error).split())
         raise ValueError(f"adapter.kwargs={dict(kwargs)} of {peft_type}{where}: {reason}") from error
 

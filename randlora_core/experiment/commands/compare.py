@@ -68,8 +68,9 @@ def _main(experiment: Experiment | None, arguments: Sequence[str]) -> int:
     options, comparison, experiments = parse_comparison(experiment, arguments, "compare", __doc__ or "", _add_options)
     if options.output is not None and not options.from_records:
         raise ValueError(f"--output {options.output} without --from-records; accepted: both, or paths.results=FOLDER")
-    if options.dry_run and options.from_records:
-        raise ValueError("--dry-run with --from-records; accepted: one of them")
+    for name in ("from_records", "save_records"):
+        if options.dry_run and getattr(options, name):
+            raise ValueError(f"--dry-run with --{name.replace('_', '-')}; accepted: one of them")
     if options.format == "tsv":
         return _print_lines(options, comparison, experiments)
     print(comparison.describe(), flush=True)

@@ -100,7 +100,7 @@ def adopt_records(planned: Sequence[PlannedRun]) -> list[PlannedRun]:
     """
     adopted: dict[str, Record] = {}
     for experiment in {entry.experiment.name: entry.experiment for entry in planned}.values():
-        known = {record["run_id"]: record for record in committed_records(experiment)}
+        known = {record["run_id"]: record for record in committed_records(experiment) if is_finished(record)}
         for entry in distinct(one for one in planned if one.experiment.name == experiment.name):
             record = known.get(entry.run_id)
             if entry.finished is None and replace(entry, record=record).finished is not None:

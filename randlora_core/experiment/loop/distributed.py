@@ -21,15 +21,11 @@ class Shares:
     """How the micro-batches of a step are divided between the processes.
 
     Attributes:
-        number: Micro-batches of a step that a process takes part in.
-        first: The first of them.
-        stride: From one of them to the next.
+        micro_batches: The micro-batches of a step that this process takes part in.
         are_split: Whether a process takes a part of every micro-batch instead of some micro-batches whole.
     """
 
-    number: int
-    first: int
-    stride: int
+    micro_batches: range
     are_split: bool
 
 
@@ -45,18 +41,18 @@ def make_accelerator(device: torch.device, accumulate: int, batches: Dataset) ->
 
     state = PartialState(cpu=device.type == "cpu")
     processes = state.num_processes
-    shares = Shares(accumulate // processes, state.process_index, processes, are_split=False)
+    shares = Shares(range(state.process_index, accumulate, processes), are_split=False)
     if accumulate % processes:
         if not hasattr(batches, "shard"):
             raise ValueError(
                 f"accumulate={accumulate} micro-batches per step cannot be dealt out to {processes} processes; "
                 f"accepted: multiples of {processes}"
             )
-        shares = Shares(accumulate, 0, 1, are_split=True)
+        shares = Shares(range(accumulate), are_split=True)
     accelerator = Accelerator(
         mixed_precision="no",
         cpu=device.type == "cpu",
-        gradient_accumulation_plugin=GradientAccumulationPlugin(shares.number, sync_with_dataloader=False),
+        gradient_accumulation_plugin=GradientAccumulationPlugin(len(shares.micro_batches), sync_with_dataloader=False),
         dataloader_config=DataLoaderConfiguration(non_blocking=True),
     )
     if accelerator.device.type != device.type:

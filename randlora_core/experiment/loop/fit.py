@@ -211,7 +211,8 @@ class _Loop:
                     self._report(on_step)
                 if validate is not None and settings.validate_every and self._is_due(settings.validate_every):
                     self._validate(validate)
-                if reporting or self.accelerator.num_processes == 1:
+                is_due = self.resume is not None and self.resume.is_due_at(self.step)
+                if reporting or is_due or self.accelerator.num_processes == 1:
                     self._keep(stop)
             self._count_seconds()
         if self.best:
@@ -252,9 +253,10 @@ class _Loop:
         )
         set_learning_rate_share(self.optimizer, share)
         totals = torch.zeros(2, device=self.device)
-        for micro in range(self.shares.first, settings.accumulate, self.shares.stride):
+        part = (self.accelerator.process_index,) if self.shares.are_split else ()
+        for micro in self.shares.micro_batches:
             batch = self._next_batch()
-            seed_global(settings.seed, "dropout", index, micro)
+            seed_global(settings.seed, "dropout", index, micro, *part)
             with self.accelerator.accumulate(self.module):
                 with compute(self.device, settings.precision):
                     loss_sum, num_terms = self.module(*batch)
@@ -263,7 +265,7 @@ class _Loop:
             totals[1] += num_terms.to(self.device) if isinstance(num_terms, Tensor) else num_terms
         totals = self.accelerator.reduce(totals, reduction="sum")
         self.losses[index], self.num_terms[index] = totals[0] / totals[1], totals[1]
-        self._scale_gradients(self.shares.number * self.accelerator.num_processes / totals[1])
+        self._scale_gradients(len(self.shares.micro_batches) * self.accelerator.num_processes / totals[1])
         limit = math.inf if settings.clip is None else settings.clip
         self.norms[index] = whole(self.accelerator.clip_grad_norm_(self.trained, limit))
         self.optimizer.step()

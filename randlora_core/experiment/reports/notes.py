@@ -5,7 +5,7 @@ from __future__ import annotations
 from collections.abc import Iterable, Sequence
 from typing import Any
 
-from randlora_core.experiment.records.reading import Record, backbone_of
+from randlora_core.experiment.records.reading import Record, backbone_of, label_of
 from randlora_core.experiment.reports.results import Cell, Results
 
 
@@ -20,7 +20,13 @@ def make_notes(results: Results) -> Iterable[str]:
     yield from _rate_notes(results)
     yield from dict.fromkeys(remark for record in records for remark in record["data"]["remarks"])
     counters = sorted({record["memory"]["counter"] for record in records})
-    yield f"Peak memory: {', '.join(counters)}; the largest over seeds. Train s: the median over seeds."
+    yield (
+        f"Peak memory: {', '.join(counters)}; in tables of single points the largest over seeds, beside the median "
+        "training time; elsewhere the means."
+    )
+    for record in records:
+        if record["solution"] is not None and not record["solution"]["converged"]:
+            yield f"Not converged: {label_of(record['config'])}, run {record['run_id']}."
     machines = sorted({_hardware(record) for record in records})
     warning = " Seconds and memory of different machines are not comparable." if len(machines) > 1 else ""
     yield f"Hardware: {'; '.join(machines)}.{warning}"

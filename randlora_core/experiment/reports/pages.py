@@ -41,12 +41,13 @@ def write_or_check(
     if unknown := [argument for argument in arguments if argument != "--check"]:
         print(f"error: unknown argument {unknown[0]!r}; accepted: --check", file=sys.stderr)
         return 2
-    old = {page: page.read_text(encoding="utf-8") for page in pages}
+    old = {page: page.read_text(encoding="utf-8") if page.exists() else "" for page in pages}
     changed = {page: fresh for page, text in old.items() if (fresh := updated(text)) != text}
     if "--check" in arguments:
         for page in changed:
             print(f"error: {page.name} differs from the committed results; run {command}", file=sys.stderr)
         return int(bool(changed))
     for page, text in changed.items():
+        page.parent.mkdir(parents=True, exist_ok=True)
         page.write_text(text, encoding="utf-8")
     return 0

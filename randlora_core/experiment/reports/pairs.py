@@ -71,8 +71,8 @@ def compare_pairs(
     )
 
 
-def best_methods(results: Results) -> Mapping[tuple[Point, ...], str]:
-    """Scope -> the method with the highest score, where it is significantly better than the second highest.
+def compare_best(results: Results) -> tuple[PairedResult, ...]:
+    """The method with the highest score of every scope against that with the second highest, with corrected p-values.
 
     That the two are chosen by their scores makes false marks no more frequent: among several methods of equal quality
     the best two tend to lie closer together than two that were named beforehand.
@@ -83,7 +83,12 @@ def best_methods(results: Results) -> Mapping[tuple[Point, ...], str]:
         ranked = sorted(scores, key=lambda method: -scores[method].mean)
         if len(ranked) > 1:
             found.append(compare_pair(results, ranked[0], ranked[1], scope))
-    return {pair.points: pair.method for pair in _corrected(found) if pair.verdict == "better"}
+    return _corrected(found)
+
+
+def best_methods(pairs: Iterable[PairedResult]) -> Mapping[tuple[Point, ...], str]:
+    """Scope -> the method that is significantly the best there, from what `compare_best` gives."""
+    return {pair.points: pair.method for pair in pairs if pair.verdict == "better"}
 
 
 def compare_pair(results: Results, method: str, rival: str, points: Sequence[Point]) -> PairedResult:

@@ -5,13 +5,14 @@ from __future__ import annotations
 import sys
 from collections.abc import Iterable, Sequence
 from dataclasses import dataclass
+from functools import cached_property
 from pathlib import Path
 from typing import TYPE_CHECKING
 
 from randlora_core.experiment.reports import figures, paper_tables, tables
 from randlora_core.experiment.reports.formats import TextTable, to_csv, to_latex, to_markdown, to_rich
 from randlora_core.experiment.reports.notes import make_notes
-from randlora_core.experiment.reports.pairs import PairedResult, best_methods, compare_pairs
+from randlora_core.experiment.reports.pairs import PairedResult, best_methods, compare_best, compare_pairs
 from randlora_core.experiment.reports.published import PublishedRows
 from randlora_core.experiment.reports.results import Point, Results
 from randlora_core.files import atomic_file
@@ -60,7 +61,7 @@ class Report:
             return self.pairs
         return tuple(pair for pair in self.pairs if len(pair.points) > 1)
 
-    @property
+    @cached_property
     def figures(self) -> dict[str, Figure]:
         """The figures for which there are results, by name."""
         return figures.make_figures(self.results, self.paper)
@@ -83,52 +84,65 @@ def make_report(
     Raises:
         ValueError: The methods of a pair were not tested on the same samples.
     """
-    best = best_methods(results)
+    leading = compare_best(results)
+    best = best_methods(leading)
     paper = paper_tables.paper_cells(results, published)
     asked = [(method, rival) for method, rival in pairs if {method, rival} <= set(results.methods)]
-    reference = reference if reference in results.methods else None
+    against = None if reference not in results.methods else _against(results, reference)
     shown = [
         *tables.overview_tables(results, best),
         *paper_tables.paper_tables(results, paper),
         *paper_tables.cost_tables(results, published),
-        *_point_tables(results, reference),
+        *_point_tables(results, against),
     ]
     return Report(
         results,
         best,
         tuple(shown),
-        (*make_notes(results), *_reading_notes(results, reference, paper)),
+        (*make_notes(results), *_reading_notes(results, leading, reference, against, paper)),
         compare_pairs(results, asked, results.scopes),
         tuple(paper),
     )
 
 
-def _point_tables(results: Results, reference: str | None) -> list[TextTable]:
+def _against(results: Results, reference: str) -> tuple[PairedResult, ...]:
+    """Every other row against the reference, where tables of single points have a column for it."""
+    if len(results.points) > DETAILED_POINTS:
+        return ()
+    rivals = [(method, reference) for method in results.methods if method != reference]
+    return compare_pairs(results, rivals, [(point,) for point in results.points])
+
+
+def _point_tables(results: Results, against: Sequence[PairedResult] | None) -> list[TextTable]:
     if len(results.points) > DETAILED_POINTS:
         return []
-    if reference is None:
+    if against is None:
         return [tables.point_table(results, point) for point in results.points]
-    rivals = [(method, reference) for method in results.methods if method != reference]
     verdicts: dict[Point, dict[str, str]] = {point: {} for point in results.points}
-    for pair in compare_pairs(results, rivals, [(point,) for point in results.points]):
+    for pair in against:
         if pair.verdict is not None:
             verdicts[pair.points[0]][pair.method] = pair.verdict
     return [tables.point_table(results, point, verdicts[point]) for point in results.points]
 
 
-def _reading_notes(results: Results, reference: str | None, paper: Sequence[paper_tables.PaperCell]) -> Iterable[str]:
+def _reading_notes(
+    results: Results,
+    leading: Sequence[PairedResult],
+    reference: str | None,
+    against: Sequence[PairedResult] | None,
+    paper: Sequence[paper_tables.PaperCell],
+) -> Iterable[str]:
     """How the tables are to be read."""
     large = len(results.points) > DETAILED_POINTS
     if results.cells:
         yield (
             "A score in bold is significantly above the second best of its column, by the test of the pairs with "
-            f"Holm's correction {_counts([len(scope) for scope in results.scopes])}."
+            f"Holm's correction {_counts(leading)}."
         )
-    if reference is not None and not large:
-        count = sum(len(set(results.methods_at([point])) - {reference}) for point in results.points)
+    if against:
         yield (
             f"Against reference: whether the method beats {reference}, by the test of the pairs with Holm's correction "
-            f"{_counts([1] * count)}."
+            f"{_counts(against)}."
         )
     if paper:
         filled = sum(cell.ours is not None for cell in paper)
@@ -140,11 +154,13 @@ def _reading_notes(results: Results, reference: str | None, paper: Sequence[pape
         yield f"The {len(results.points)} points one by one: table.csv and pairs.csv."
 
 
-def _counts(points: Sequence[int]) -> str:
-    """How many comparisons each family has, from the number of points that each comparison is over."""
-    averages = sum(count > 1 for count in points)
-    parts = {"single points": len(points) - averages, "averages": averages}
-    return "for the number of comparisons ({})".format(", ".join(f"{key}: {n}" for key, n in parts.items() if n))
+def _counts(pairs: Sequence[PairedResult]) -> str:
+    """For how many comparisons each family is corrected: those that have a p-value."""
+    sizes = [len(pair.points) for pair in pairs if pair.p_value is not None]
+    averages = sum(size > 1 for size in sizes)
+    parts = {"single points": len(sizes) - averages, "averages": averages}
+    counted = ", ".join(f"{key}: {n}" for key, n in parts.items() if n) or "none yet"
+    return f"for the number of comparisons ({counted})"
 
 
 def describe_pair(results: Results, pair: PairedResult) -> str:
@@ -181,7 +197,7 @@ def _pair_lines(report: Report) -> list[str]:
     lines = [f"- {describe_pair(report.results, pair)}" for pair in known]
     if lacking := len(report.shown_pairs) - len(known):
         lines.append(f"- {lacking} pairs have no finished runs of both with a common seed.")
-    counts = _counts([len(pair.points) for pair in report.pairs])
+    counts = _counts(report.pairs)
     return [f"\n{PAIRS_TITLE.format(counts)}:\n", *lines]
 
 

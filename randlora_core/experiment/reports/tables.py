@@ -144,7 +144,7 @@ def format_megabytes(count: float | None) -> str:
 def csv_rows(results: Results, best: Best) -> Iterable[Sequence[object]]:
     """One row of `CSV_COLUMNS` per point, method and test set, with unrounded numbers; None where there is none."""
     for point in results.points:
-        for method in results.methods:
+        for method in results.methods_at([point]):
             cell = results.cell(method, point)
             for test_set in results.test_sets(point) or (None,):
                 values = _csv_values(cell, test_set, best.get((point,)) == method) if cell else [None] * 10

@@ -67,9 +67,9 @@ def stopped_and_resumed(make_module, plan, path, kind=Batches):
         return {"stop": str(stop), **fitted(make_module(), plan, kind, resume=resume)}
 
 
-def masks():
+def masks(plan, kind=Batches):
     module = Masks()
-    fitted(module, settings(accumulate=4))
+    fitted(module, plan, kind)
     return torch.stack(module.masks)
 
 
@@ -78,6 +78,27 @@ def unsynchronised():
     with mock.patch.object(DistributedDataParallel, "no_sync", side_effect=contextlib.nullcontext) as no_sync:
         fitted(sample_wise(), settings(accumulate=6))
     return no_sync.call_count
+
+
+class EveryThird(Resume):
+    """A state after every third step, in files of their own."""
+
+    def place(self, step):
+        return self.path.with_name(f"step-{step}")
+
+    def is_due(self, step, seconds):
+        return self.is_due_at(step)
+
+    def is_due_at(self, step):
+        return step % 3 == 0
+
+
+def kept_between_reports(folder):
+    """Steps whose states are kept where, as on GPUs, losses are read and signals looked for at other steps only."""
+    folder.mkdir(exist_ok=True)
+    with mock.patch.dict("randlora_core.experiment.loop.fit.REPORT_STEPS", cpu=5):
+        fitted(sample_wise(), settings(accumulate=2), resume=EveryThird(folder / "state", "run", 0))
+    return sorted(path.name for path in folder.iterdir())
 
 
 def uneven():
@@ -103,7 +124,9 @@ def run(folder):
         ),
         "split": fitted(sample_wise(), settings(), Splittable),
         "split_3": stopped_and_resumed(sample_wise, settings(accumulate=3, clip=0.1), folder / "split", Splittable),
-        "masks": masks(),
+        "kept": kept_between_reports(folder / "kept"),
+        "split_masks": masks(settings(accumulate=3), Splittable),
+        "masks": masks(settings(accumulate=4)),
         "unsynchronised": unsynchronised(),
         "uneven": uneven(),
         "sharded": stopped_and_resumed(sharded, settings(accumulate=4, clip=0.1), folder / "sharded"),

@@ -91,6 +91,15 @@ def test_dropout_masks_are_those_of_one_process_and_no_two_are_the_same(processe
     assert len(dealt_out.flatten(0, 1).unique(dim=0)) == 28
 
 
+def test_processes_that_share_micro_batches_draw_masks_of_their_own(processes):
+    first, second = (got["split_masks"] for got in processes)
+    assert len(first) == len(second) == 21 and len(torch.cat([first, second]).unique(dim=0)) == 42
+
+
+def test_a_state_that_is_due_at_a_step_is_kept_there_whenever_losses_are_read(processes):
+    assert [got["kept"] for got in processes] == [["step-3", "step-6"]] * 2
+
+
 def test_both_processes_keep_the_same_best_weights_though_their_scores_differ(processes):
     first, second = (got["best"] for got in processes)
     assert first["best_step"] == second["best_step"] == 6  # the first process's scores are 0.1, 0.9, 0.2

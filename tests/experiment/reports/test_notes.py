@@ -1,6 +1,6 @@
 from made_up import TUNED, collect, plan, record_of
 
-from randlora_core.experiment.reports.report import make_report
+from randlora_core.experiment.reports.report import make_report, report_markdown
 
 
 def test_the_notes_say_what_a_reader_must_know(results):
@@ -10,6 +10,27 @@ def test_the_notes_say_what_a_reader_must_know(results):
     assert "from 7 values" in text and notes[0].startswith("4 of 20 runs are not there")
     assert "VmHWM" in text and "some CPU, 2 threads" in text and "a" * 12 in text and "uncommitted" not in text
     assert "sum is made up" not in text and "Backbone tiny; training: 4 steps of 16 in fp32;" in text
+
+
+def test_only_comparisons_that_were_made_are_counted(results):
+    """VeRA-256 has no run on difference, and zero-shot is one run: neither can be compared there."""
+    report = make_report(results, [("RandLoRA-10", "LoRA-4"), ("VeRA-256", "LoRA-4")], "LoRA-4")
+    made = [len(pair.points) for pair in report.pairs if pair.p_value is not None]
+    single, averages = made.count(1), len(made) - made.count(1)
+    assert 0 < len(made) < len(report.pairs)
+    counted = f"single points: {single}" + (f", averages: {averages}" if averages else "")
+    pairs = next(line for line in report_markdown(report).splitlines() if line.startswith("Differences in points"))
+    assert pairs.endswith(f"({counted}):")
+
+
+def test_a_probe_whose_solver_was_stopped_is_told(tiny):
+    entries = [plan(tiny, "LoRA-4", "sum", seed) for seed in (1, 2)]
+    records = [
+        {**record_of(entry), "solution": {"strength": 1.0, "converged": converged, "grid": []}}
+        for entry, converged in zip(entries, (True, False), strict=True)
+    ]
+    told = [note for note in make_report(collect(entries, records)).notes if "converged" in note]
+    assert told == [f"Not converged: LoRA-4, run {entries[1].run_id}."]
 
 
 def test_the_notes_name_the_settings_that_a_rate_was_tuned_for(tiny):

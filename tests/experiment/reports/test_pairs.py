@@ -6,7 +6,7 @@ from fake_runs import LABELS, scores_of
 from made_up import SUM, collect, plan, record_of, with_predictions
 
 from randlora_core.experiment.reports.formats import to_markdown
-from randlora_core.experiment.reports.pairs import best_methods, compare_pair, compare_pairs
+from randlora_core.experiment.reports.pairs import best_methods, compare_best, compare_pair, compare_pairs
 from randlora_core.experiment.reports.report import describe_pair
 from randlora_core.experiment.reports.tables import overview_tables
 
@@ -81,13 +81,13 @@ def test_the_best_score_is_marked_only_where_it_is_significantly_above_the_secon
     best, second, third = (np.where(np.arange(40) < right, LABELS, (LABELS + 1) % 4) for right in (36, 20, 19))
     clear = {"VeRA-256": [third] * 3, "RandLoRA-10": [best] * 3, "LoRA-4": [second] * 3}
     results = results_of(tiny, clear)
-    assert best_methods(results) == {(SUM,): "RandLoRA-10"}
-    (table,) = overview_tables(results, best_methods(results))
+    assert best_methods(compare_best(results)) == {(SUM,): "RandLoRA-10"}
+    (table,) = overview_tables(results, best_methods(compare_best(results)))
     assert table.marked == {(1, 1)} and "| **90.0 ± 0.0** |" in to_markdown(table)
     close = results_of(tiny, {**clear, "RandLoRA-10": [second] * 3, "LoRA-4": [second, third, second]})
-    assert best_methods(close) == {} and overview_tables(close, {})[0].marked == frozenset()
-    assert best_methods(results_of(tiny, {"LoRA-4": [best] * 3})) == {}  # alone it is not the best of anything
-    assert best_methods(results_of(tiny, {label: rows[:1] for label, rows in clear.items()})) == {}  # one seed
+    assert best_methods(compare_best(close)) == {} and overview_tables(close, {})[0].marked == frozenset()
+    assert best_methods(compare_best(results_of(tiny, {"LoRA-4": [best] * 3}))) == {}
+    assert best_methods(compare_best(results_of(tiny, {label: rows[:1] for label, rows in clear.items()}))) == {}
 
 
 def test_equally_good_methods_are_rarely_marked(tiny):
@@ -96,7 +96,8 @@ def test_equally_good_methods_are_rarely_marked(tiny):
     marks = 0
     for _ in range(100):
         predicted = equal_methods(generator, 3, generator.normal(0, 1, 40))
-        marks += bool(best_methods(results_of(tiny, dict(zip(LABELS_OF, predicted, strict=True)))))
+        results = results_of(tiny, dict(zip(LABELS_OF, predicted, strict=True)))
+        marks += bool(best_methods(compare_best(results)))
     assert marks <= 8
 
 
