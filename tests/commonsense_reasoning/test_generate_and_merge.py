@@ -80,6 +80,13 @@ def test_an_adapter_of_peft_is_tried_too(model, tuned, tmp_path, capsys):
     folder.mkdir()
     for name in ("adapter_config.json", "adapter_model.safetensors"):
         shutil.copy(tuned / name, folder)
+    tokenizer = AutoTokenizer.from_pretrained(model)
+    plain = ["--prompt", QUESTION, "--max_new_tokens", "4", "--form", "text"]
+    assert generate.main(["--model", str(folder), *plain]) == 0
+    prompt = encode_prompt("text", QUESTION, "", tokenizer)
+    expected = greedy(load_adapter(load(model), tuned), prompt, 4, tokenizer.eos_token_id)
+    assert capsys.readouterr().out.strip() == tokenizer.decode(expected, skip_special_tokens=True).strip()
+    assert expected != greedy(load(model), prompt, 4, tokenizer.eos_token_id)
     arguments = ["--prompt", QUESTION, "--max_new_tokens", "4", "--temperature", "1", "--num_beams", "2"]
     assert generate.main(["--model", str(folder), *arguments]) == 0
     config = json.loads((folder / "adapter_config.json").read_text())

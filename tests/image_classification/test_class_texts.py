@@ -50,8 +50,16 @@ def test_many_texts_are_encoded_in_several_passes(monkeypatch):
     model = TextTower()
     tokens = torch.randint(0, 9, (3, 4, 5))
     whole = class_embeddings(model, tokens, CPU, "fp32")
+    passes, plain = [], class_texts.encode_text
+
+    def counted(model, part):
+        passes.append(len(part))
+        return plain(model, part)
+
     monkeypatch.setattr(class_texts, "TEXTS_PER_PASS", 5)
+    monkeypatch.setattr(class_texts, "encode_text", counted)
     assert torch.allclose(class_embeddings(model, tokens, CPU, "fp32"), whole, atol=1e-6)
+    assert passes == [5, 5, 2]
 
 
 def test_tokens_are_ordered_by_template_then_class():
