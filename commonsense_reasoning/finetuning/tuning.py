@@ -21,7 +21,7 @@ from randlora_core.adapters.inject import inject_adapter
 from randlora_core.adapters.state import count_parameters
 from randlora_core.experiment.loop.distributed import evaluating
 from randlora_core.experiment.loop.fit import FitResult, FitSettings, fit
-from randlora_core.experiment.loop.hardware import is_first_process, pick_device
+from randlora_core.experiment.loop.hardware import forbid_tf32, is_first_process, pick_device
 from randlora_core.experiment.loop.measuring import Measurement, measured
 from randlora_core.experiment.loop.seeding import seed_global
 from randlora_core.experiment.records.provenance import provenance
@@ -47,6 +47,7 @@ def tune(plan: Plan) -> dict[str, Any]:
         OSError: The model cannot be had, or a file not be written.
     """
     device = pick_device(plan.options.device)
+    forbid_tf32()
     with measured(device) as measurement:
         backbone = adapted_model(plan, device)
         batches = training_batches(plan)

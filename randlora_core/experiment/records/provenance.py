@@ -34,11 +34,15 @@ PACKAGES = (
 
 
 def provenance() -> dict[str, Any]:
-    """Commit and whether the checkout differs from it (both None outside a checkout), versions, hardware."""
+    """Commit and whether the checkout differs from it (both None outside a checkout), versions, hardware.
+
+    Records and the pages made of them do not count as a difference: a comparison writes them while its runs go on.
+    """
     commit = _git("rev-parse", "HEAD")
+    code = ("--", ":/", ":(exclude,top,glob)*/records/*.jsonl", ":(exclude,top)docs/results")
     return {
         "commit": commit,
-        "dirty": None if commit is None else bool(_git("status", "--porcelain", "--untracked-files=normal")),
+        "dirty": None if commit is None else bool(_git("status", "--porcelain", "--untracked-files=all", *code)),
         "packages": {name: version for name in PACKAGES if (version := _version(name)) is not None},
         "python": platform.python_version(),
         "hardware": hardware(),

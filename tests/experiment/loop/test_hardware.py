@@ -48,3 +48,19 @@ def test_auto_takes_an_accelerator_where_there_is_one(monkeypatch):
         assert hardware.pick_device("auto").type == expected and hardware.pick_device("cpu").type == "cpu"
     with pytest.raises(ValueError, match="device='cuda', but torch sees no GPU; accepted here: auto, cpu"):
         hardware.pick_device("cuda")
+
+
+def test_fp32_means_fp32():
+    torch.backends.cudnn.allow_tf32 = torch.backends.cuda.matmul.allow_tf32 = True
+    hardware.forbid_tf32()
+    assert not torch.backends.cudnn.allow_tf32 and not torch.backends.cuda.matmul.allow_tf32
+
+
+@pytest.mark.gpu
+@pytest.mark.skipif(not torch.cuda.is_available(), reason="needs a CUDA device")
+def test_convolutions_on_a_gpu_are_as_exact_as_on_the_processor():
+    hardware.forbid_tf32()
+    image, filters = torch.randn(8, 3, 98, 98), torch.randn(384, 3, 14, 14)
+    expected = torch.nn.functional.conv2d(image.double(), filters.double(), stride=14)
+    found = torch.nn.functional.conv2d(image.cuda(), filters.cuda(), stride=14).cpu()
+    assert (found - expected).norm() < 1e-6 * expected.norm()

@@ -39,6 +39,15 @@ def test_a_record_names_the_commit_and_whether_the_code_differs_from_it(checkout
     assert provenance()["dirty"] is True
 
 
+def test_records_that_a_sweep_writes_are_no_difference_in_the_code(checkout):
+    for written in ("a/records/figure3.jsonl", "docs/results/figure3.md"):
+        (checkout / written).parent.mkdir(parents=True, exist_ok=True)
+        (checkout / written).write_text("")
+    assert provenance()["dirty"] is False
+    (checkout / "a" / "records" / "reading.py").write_text("")
+    assert provenance()["dirty"] is True
+
+
 def test_code_outside_a_checkout_has_no_commit(checkout, monkeypatch):
     monkeypatch.setenv("PATH", "/nowhere")
     assert (provenance()["commit"], provenance()["dirty"]) == (None, None)  # no git
