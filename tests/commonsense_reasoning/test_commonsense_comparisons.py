@@ -1,0 +1,71 @@
+"""The comparisons on language models that ship: equal budgets, shared runs, and settings that their headers state."""
+
+import dataclasses
+
+import pytest
+
+from commonsense_reasoning.experiment import EXPERIMENT
+from randlora_core.experiment.commands.tune import find_searches
+from randlora_core.experiment.rates import build_config
+from randlora_core.experiment.sweeps.comparison_file import load_comparison
+from randlora_core.models.counts import closest_rank, count_trainable
+
+
+def configs(name, scale):
+    """The configurations of a comparison's runs on language models."""
+    runs = load_comparison(name, scale=scale).runs(EXPERIMENT.name)
+    return [build_config(EXPERIMENT, overrides) for _, overrides in runs]
+
+
+def identities(name):
+    """What the runs of a miniature are identified by, at one learning rate for all."""
+    return {str(config.identity(0.1)) for config in configs(name, "mini")}
+
+
+@pytest.mark.parametrize("name", ["mini/commonsense", "mini/figure1", "mini/dora"])
+def test_pairs_of_randlora_and_lora_have_the_closest_budgets(name):
+    shapes = EXPERIMENT.adapted_shapes(build_config(EXPERIMENT, ["backbone=smollm2_135m"]))
+    comparison = load_comparison(name)
+    own = {build_config(EXPERIMENT, overrides).adapter.label for _, overrides in comparison.runs(EXPERIMENT.name)}
+    pairs = [pair for pair in comparison.file.pairs if set(pair) <= own and pair[0].startswith("RandLoRA-")]
+    for method, rival in pairs:
+        kind, _, rank = rival.partition("-")
+        if kind in ("LoRA", "DoRA"):
+            budget = count_trainable(shapes, "lora", int(rank))
+            assert method == f"RandLoRA-{closest_rank(shapes, 'randlora', budget)}"
+            assert count_trainable(shapes, "randlora", int(method.partition("-")[2])) == pytest.approx(budget, rel=0.02)
+    assert pairs
+
+
+def test_the_miniatures_share_their_runs():
+    whole = identities("commonsense")
+    assert len(whole) == 1 + 10 * 3
+    assert identities("figure1") < whole and len(identities("figure1")) == 6 * 3
+    assert len(identities("dora") & whole) == 3 * 3 and len(identities("dora")) == 4 * 3
+
+
+def test_the_miniature_takes_one_length_for_all_and_every_method_of_the_paper():
+    fitted = [config for config in configs("commonsense", "mini") if config.is_fitted]
+    lengths = {(c.training.steps, c.training.batch_size, c.examples, c.training.precision) for c in fitted}
+    assert lengths == {(50, 24, 1200, "fp32")} and 50 * 24 == 1200  # every question once
+    assert {(c.form, c.protocol, c.loss_on) for c in fitted} == {("cloze", "cloze", "answer")}
+    assert {config.test_items for config in configs("commonsense", "mini")} == {200}
+    methods = {config.adapter.method for config in configs("commonsense", "mini")}
+    assert methods == {"zero_shot", "full", "lora", "dora", "vera", "nola", "randlora"}
+
+
+def test_the_comparison_in_the_papers_form_differs_in_the_form_alone():
+    cloze = {config.adapter.label: config for config in configs("commonsense", "mini") if config.seed == 1}
+    for config in configs("prompt_form", "mini"):
+        values, other = (one.identity(0.1) for one in (config, cloze[config.adapter.label]))
+        changed = {name for name in values if values[name] != other[name]}
+        assert changed == {"form", "protocol"} and (config.form, config.protocol) == ("paper", "options")
+
+
+@pytest.mark.parametrize(("name", "searches"), [("commonsense", 10), ("dora", 4), ("prompt_form", 2)])
+def test_rates_are_chosen_by_the_validation_loss_of_a_row_of_its_own(name, searches):
+    here = {"identify_data": lambda config: "data", "identify_weights": lambda config: "weights"}
+    experiment = dataclasses.replace(EXPERIMENT, **here)
+    found = find_searches(load_comparison(name, scale="mini"), {EXPERIMENT.name: experiment})[EXPERIMENT.name]
+    assert len(found) == searches and EXPERIMENT.criterion == "minus validation loss per token"
+    assert all("evaluate.test=false" in search.overrides and "seed=101" in search.overrides for search in found)
