@@ -225,6 +225,11 @@ class RunConfig(Section):
         """Whether the backbone's weights are drawn from the run's seed instead of being pre-trained."""
         return self.backbone.options.get("pretrained") is False
 
+    @property
+    def training_keys(self) -> tuple[str, ...]:
+        """The settings that say what is trained on what; pre-trained weights and test sets do not depend on them."""
+        return ("adapter", "training", *self.TRAINING_DATA, *(() if self.has_random_weights else ("seed",)))
+
     def identity(self, learning_rate: float | None) -> dict[str, Any]:
         """The settings that decide the numbers of this run, and no others, as plain nested values.
 

@@ -191,8 +191,7 @@ class _Inputs:
         self, kind: str, identify: Callable[[RunConfig], str], config: RunConfig, settings: Mapping[str, Any]
     ) -> str:
         """Asks once for all runs that differ in nothing but method, training, choice of examples and seed."""
-        apart = ("adapter", "training", *config.TRAINING_DATA, *(() if config.has_random_weights else ("seed",)))
-        shared = {name: value for name, value in settings.items() if name not in apart}
+        shared = {name: value for name, value in settings.items() if name not in config.training_keys}
         key = f"{kind} {json.dumps(shared, sort_keys=True)} {config.paths.data}"
         if key not in self._found:
             self._found[key] = self._ask(identify, config)

@@ -3,6 +3,7 @@ import json
 import numpy as np
 import pytest
 import torch
+from kept_runs import untrained_scores
 from sample_records import WORDS, write_tasks
 from test_objective import plain_loss
 from tiny_language_models import new_model
@@ -13,7 +14,8 @@ from commonsense_reasoning.data import load_training
 from commonsense_reasoning.experiment import EXPERIMENT, build_task
 from commonsense_reasoning.prompts import encode_examples
 from commonsense_reasoning.tasks import TASKS
-from randlora_core.experiment.commands.evaluate import evaluate_run
+from randlora_core.experiment.backbones import build_run_backbone
+from randlora_core.experiment.commands.evaluate import evaluate_run, evaluate_runs
 from randlora_core.experiment.planning import plan_run
 from randlora_core.experiment.rates import build_config
 from randlora_core.experiment.records.predictions import decode_predictions
@@ -127,8 +129,8 @@ def test_every_method_trains_every_architecture(setting, models, architecture, m
 @pytest.mark.parametrize(("peft_type", "kwargs"), [("HIRA", "{r: 3}"), ("C3A", "{block_size: 4}")])
 @pytest.mark.parametrize("architecture", ["llama", "phi3"])
 def test_tuners_of_peft_train_and_are_kept(setting, models, architecture, peft_type, kwargs):
-    own = ["adapter=peft", f"adapter.peft_type={peft_type}", f"adapter.kwargs={kwargs}", "training.learning_rate=1e-2"]
-    more = [f"backbone.path={models / architecture}", "training.batch_size=58", "save.adapter=true", "test_items=2"]
+    own = ["adapter=peft", f"adapter.peft_type={peft_type}", f"adapter.kwargs={kwargs}", "training.learning_rate=1"]
+    more = [f"backbone.path={models / architecture}", "training.batch_size=58", "save.adapter=true"]
     record = run(EXPERIMENT, [*setting, *own, *more])
     layers = record["parameters"]["per_layer"]
     targets = SEPARATE_TARGETS if architecture == "llama" else FUSED_TARGETS
@@ -136,6 +138,7 @@ def test_tuners_of_peft_train_and_are_kept(setting, models, architecture, peft_t
     assert sum(layers.values()) == record["parameters"]["trainable"] and losses(record)[-1] < losses(record)[0]
     places = [text for text in setting if text.startswith("paths.")]
     assert evaluate_run(EXPERIMENT, record["run_id"], places)["test"] == record["scores"]["test"]
+    assert untrained_scores(EXPERIMENT, [*setting, *own, *more]) != record["scores"]["test"]
 
 
 def test_a_budget_is_solved_on_a_model_by_its_path(setting):
@@ -196,13 +199,45 @@ def test_cut_answers_are_counted(setting):
 
 
 def test_kept_weights_are_scored_by_another_protocol(setting, capsys):
-    record = run(EXPERIMENT, [*LORA, *setting, "save.adapter=true"])
+    record = run(EXPERIMENT, [*LORA, *setting, "save.adapter=true", "training.learning_rate=0.1"])
     others = [text for text in setting if text.startswith(("paths.", "device", "threads"))]
     assert evaluate.main(EXPERIMENT, [f"run={record['run_id']}", *others]) == 0
     output = capsys.readouterr().out
     assert f"mean: {100 * record['scores']['mean']:.2f} %" in output
     assert evaluate.main(EXPERIMENT, [f"run={record['run_id']}", *others, "protocol=options", "test_items=2"]) == 0
     assert "openbookqa_2: " in capsys.readouterr().out
+    assert evaluate_run(EXPERIMENT, record["run_id"], others)["test"] == record["scores"]["test"]
+    assert untrained_scores(EXPERIMENT, [*LORA, *setting]) != record["scores"]["test"]
+
+
+def test_adapters_are_scored_on_one_base(setting, tmp_path, monkeypatch):
+    """Adapters of several methods and seeds, in between full fine-tuning, which changes the base."""
+    randlora, lora = "adapter=randlora adapter.rank=3", "adapter=lora adapter.rank=2"
+    methods = [randlora, "adapter=full", lora, "adapter=dora adapter.rank=2 seed=3"]
+    kept = [*setting, "save.adapter=true", "training.learning_rate=0.1", "examples=20"]
+    records = [run(EXPERIMENT, [*kept, *method.split()]) for method in methods]
+    built = []
+    monkeypatch.setattr("commonsense_reasoning.experiment.build_run_backbone", _counting(build_run_backbone, built))
+    others = [text for text in setting if text.startswith(("paths.", "device", "threads"))]
+    names = [record["run_id"] for record in records]
+    for order, num_built in (([0, 2, 3, 0], 1), ([0, 1, 2, 3], 3), ([1, 1], 2)):
+        built.clear()
+        found = list(evaluate_runs(EXPERIMENT, [names[place] for place in order], others))
+        assert len(built) == num_built
+        for place, (kept_run, scores) in zip(order, found, strict=True):
+            assert kept_run.name == names[place] and scores["test"] == records[place]["scores"]["test"]
+    assert len({str(record["scores"]["test"]) for record in records}) == 4
+    built.clear()
+    list(evaluate_runs(EXPERIMENT, [names[0], names[2]], [*others, "protocol=options", "test_items=2"]))
+    assert len(built) == 1
+
+
+def _counting(build, built):
+    def counted(config):
+        built.append(config)
+        return build(config)
+
+    return counted
 
 
 @pytest.mark.parametrize(

@@ -9,6 +9,7 @@ from dataclasses import replace
 import pytest
 import torch
 from fit_settings import settings
+from kept_runs import untrained_scores
 from safetensors.torch import load_file, save_file
 from torch import nn
 
@@ -164,7 +165,7 @@ def test_a_tuner_trains_all_and_only_its_parameters_merges_and_is_put_back(name,
 @pytest.mark.parametrize("name", ["vision", "vision_language"])
 def test_a_run_is_recorded_and_its_kept_tuner_scored(name, given, pets, tmp_path):
     experiment = find_experiment(name)
-    record = run(experiment, [*given(), "save.adapter=true"])
+    record = run(experiment, [*given(), "save.adapter=true", "training.learning_rate=0.1"])
     adapter = record["config"]["adapter"]
     assert (adapter["method"], adapter["peft_type"], adapter["kwargs"]) == ("peft", "HIRA", {"r": 4})
     assert adapter["label"] == "HIRA r=4"
@@ -174,6 +175,7 @@ def test_a_run_is_recorded_and_its_kept_tuner_scored(name, given, pets, tmp_path
     assert kept == {"adapter_config.json", "adapter_model.safetensors", "run.json"}
     overrides = [f"paths.results={tmp_path / 'results'}", f"paths.data={pets}"]
     assert evaluate_run(experiment, record["run_id"], overrides)["test"] == record["scores"]["test"]
+    assert untrained_scores(experiment, given()) != record["scores"]["test"]
 
 
 def test_peft_reads_what_a_run_kept(given, tmp_path):

@@ -9,6 +9,7 @@ import sys
 import numpy as np
 import pytest
 import torch
+from kept_runs import untrained_scores
 from safetensors.torch import load_file
 
 from randlora_core.datasets.load import load_data
@@ -106,10 +107,11 @@ def test_every_method_trains_what_it_says(method, trained, shapes):
 
 
 @pytest.mark.parametrize("method", ["full", "linear_probe", "lora", "randlora", "nola"])
-def test_what_a_run_kept_predicts_what_the_run_predicted(method, trained, pets):
+def test_what_a_run_kept_predicts_what_the_run_predicted(method, trained, dataset, pets):
     record, folder = trained(method)
     found = evaluate_run(EXPERIMENT, record["run_id"], [f"paths.results={folder}", f"paths.data={pets}"])
     assert found["test"] == record["scores"]["test"] and found["mean"] == record["scores"]["mean"]
+    assert found["test"] != untrained_scores(EXPERIMENT, [f"adapter={method}", *dataset])
 
 
 def test_a_probe_of_other_classes_is_refused(trained, tmp_path, pets):

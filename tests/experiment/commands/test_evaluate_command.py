@@ -1,4 +1,5 @@
 import json
+import shutil
 
 import pytest
 
@@ -68,15 +69,43 @@ def test_the_command_prints_the_scores_and_writes_them_where_asked_to(tiny, trai
         f"written: {output}",
     ]
     written = json.loads(output.read_text())
-    assert written["scores"]["test"] == record["scores"]["test"] and written["run"] == record["run_id"]
+    (only,) = written["runs"]
+    assert only["scores"]["test"] == record["scores"]["test"] and only["run"] == record["run_id"]
     assert written["overrides"] == [f"paths.results={folder}"]
+
+
+def test_several_runs_are_scored_one_after_the_other(tiny, trained, folder, tmp_path, capsys):
+    output, names = tmp_path / "scores.json", [record["run_id"] for record in trained.values()]
+    assert main(tiny, [*(f"run={name}" for name in names), f"paths.results={folder}", "--output", str(output)]) == 0
+    lines = capsys.readouterr().out.splitlines()
+    assert lines[::4] == [
+        f"{names[0]}: LoRA-2",
+        f"{names[1]}: RandLoRA-2",
+        f"{names[2]}: Full fine-tuning",
+        f"written: {output}",
+    ]
+    written = json.loads(output.read_text())["runs"]
+    assert [(run["run"], run["scores"]["test"]) for run in written] == [
+        (record["run_id"], record["scores"]["test"]) for record in trained.values()
+    ]
+
+
+def test_a_run_that_fails_costs_none_of_those_before_it(tiny, trained, folder, tmp_path, capsys):
+    """Files that are missing are found before the first run is scored, damaged ones when their turn comes."""
+    damaged, output = tmp_path / "damaged", tmp_path / "scores.json"
+    shutil.copytree(folder / "tiny" / trained["lora"]["saved"], damaged)
+    (damaged / "adapter_model.safetensors").write_bytes(b"nothing")
+    first = f"run={trained['randlora']['run_id']}"
+    assert main(tiny, [first, "run=nothing", f"paths.results={folder}"]) == 2 and not capsys.readouterr().out
+    assert main(tiny, [first, f"run={damaged}", f"paths.results={folder}", "--output", str(output)]) == 2
+    (scored,) = json.loads(output.read_text())["runs"]
+    assert scored["scores"]["test"] == trained["randlora"]["scores"]["test"]
 
 
 @pytest.mark.parametrize(
     ("arguments", "message"),
     [
-        ([], "0 runs given; accepted: one run=ID_OR_FOLDER"),
-        (["run=a", "run=b"], "2 runs given; accepted: one run=ID_OR_FOLDER"),
+        ([], "0 runs given; accepted: run=ID_OR_FOLDER, once or several times"),
         (["run=nothing"], "run=nothing: no run.json in "),
         (["--wrong"], "unrecognized arguments: --wrong; accepted: SETTING=VALUE, --help, --traceback, --output"),
     ],
