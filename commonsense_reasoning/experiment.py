@@ -5,6 +5,7 @@ from __future__ import annotations
 from typing import Any, ClassVar, Literal
 
 import torch
+from pydantic import model_validator
 from torch.utils.data import Dataset
 
 from commonsense_reasoning.batches import ExampleBatches, LossOn, validation_batches
@@ -23,10 +24,25 @@ from commonsense_reasoning.scoring import score_choices
 from commonsense_reasoning.tasks import TASKS
 from commonsense_reasoning.work import count_language_work
 from randlora_core.experiment.backbones import adapted_shapes, build_run_backbone, identify_run_weights
-from randlora_core.experiment.config import RunConfig, TrainingConfig
+from randlora_core.experiment.config import BackboneChoice, RunConfig, TrainingConfig
 from randlora_core.experiment.interface import Axis, Experiment, Score, Split, Task
-from randlora_core.experiment.sections import Positive, free
+from randlora_core.experiment.sections import Positive, free, neutral
 from randlora_core.models import Backbone
+
+
+class LanguageBackbone(BackboneChoice):
+    """A language model of `BACKBONES`.
+
+    Attributes:
+        quantize: Load its linear layers in 4bit (NF4) or 8bit (LLM.int8()) by bitsandbytes; null for neither.
+    """
+
+    quantize: Literal["4bit", "8bit"] | None = neutral(None)
+
+    @property
+    def options(self) -> dict[str, Any]:
+        """As in `OpenSection`, with what is asked for here."""
+        return {**super().options, **({} if self.quantize is None else {"quantize": self.quantize})}
 
 
 class CommonsenseTrainingConfig(TrainingConfig):
@@ -45,6 +61,7 @@ class CommonsenseConfig(RunConfig):
     """One run on the eight commonsense tasks.
 
     Attributes:
+        backbone: The pre-trained model.
         dataset: A training set: commonsense_15k, commonsense_170k, mixture, or a task for its own training file.
         examples: Training examples; null for all.
         form: What an example looks like as text, paper or cloze.
@@ -57,6 +74,7 @@ class CommonsenseConfig(RunConfig):
 
     TRAINING_DATA: ClassVar[tuple[str, ...]] = ("examples",)
 
+    backbone: LanguageBackbone
     dataset: str
     examples: Positive | None
     form: Form
@@ -65,6 +83,13 @@ class CommonsenseConfig(RunConfig):
     protocol: Literal["generate", "options", "cloze"]
     test_items: Positive | None
     training: CommonsenseTrainingConfig
+
+    @model_validator(mode="after")
+    def _trains_no_codes(self) -> CommonsenseConfig:
+        if self.adapter.method == "full" and self.backbone.quantize is not None:
+            given = f"backbone.quantize={self.backbone.quantize!r} holds weights as codes"
+            raise ValueError(f"{given}, which adapter=full cannot train; accepted: an adapter, or null")
+        return self
 
 
 class CommonsenseTask(Task):

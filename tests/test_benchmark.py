@@ -8,11 +8,11 @@ import pytest
 import torch
 
 from randlora_core import benchmark
-from randlora_core.adapters.state import adapter_bases
+from randlora_core.adapters.state import adapter_bases, tensor_bytes
 from randlora_core.benchmarking import cases, grid, table10, whole_models
 from randlora_core.benchmarking import measure as measuring
 from randlora_core.benchmarking.goals import verdicts
-from randlora_core.benchmarking.measure import Step, Timing, measure, measure_memory, peak_memory, tensor_bytes
+from randlora_core.benchmarking.measure import Step, Timing, measure, measure_memory, peak_memory
 from randlora_core.benchmarking.methods import MEASURED_METHODS, MeasuredModule, apply_method, equal_rank, sharing_copy
 from randlora_core.benchmarking.report import Result, ResultsFile, read_cases, rows
 

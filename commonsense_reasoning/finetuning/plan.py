@@ -19,7 +19,6 @@ from commonsense_reasoning.finetuning.options import Options
 from commonsense_reasoning.finetuning.output import FILES
 from commonsense_reasoning.finetuning.rows import read_rows
 from randlora_core.adapters.inject import plan_injection
-from randlora_core.adapters.state import count_parameters
 from randlora_core.experiment.loop.hardware import is_first_process, pick_device, pick_precision
 from randlora_core.models import Backbone
 from randlora_core.models.language_models import LANGUAGE_MODELS, build_language_model, load_tokenizer
@@ -42,7 +41,6 @@ class Plan:
         precision: "bf16" or "fp32".
         settings: What decides the numbers of the run.
         resumed_at: Steps that were done before.
-        num_base_parameters: The base model's, counted before any is packed by quantisation.
     """
 
     options: Options
@@ -54,7 +52,6 @@ class Plan:
     precision: str
     settings: dict[str, Any]
     resumed_at: int
-    num_base_parameters: int
 
     @property
     def steps(self) -> int:
@@ -110,8 +107,7 @@ def make_plan(options: Options) -> Plan:
     precision = pick_precision(options.precision, pick_device(options.device))
     settings = _settings(options, data, precision)
     resumed_at = check_resumable(folder, settings) if options.resume else 0
-    num_parameters = count_parameters(structure.model).total
-    return Plan(options, folder, name, path, tokenizer, data, precision, settings, resumed_at, num_parameters)
+    return Plan(options, folder, name, path, tokenizer, data, precision, settings, resumed_at)
 
 
 @contextlib.contextmanager

@@ -23,6 +23,7 @@ from randlora_core.experiment.loop.distributed import evaluating
 from randlora_core.experiment.loop.fit import FitResult, FitSettings, fit
 from randlora_core.experiment.loop.hardware import forbid_tf32, is_first_process, pick_device
 from randlora_core.experiment.loop.measuring import Measurement, measured
+from randlora_core.experiment.loop.memory import quantised_bytes
 from randlora_core.experiment.loop.seeding import seed_global
 from randlora_core.experiment.records.provenance import provenance
 from randlora_core.experiment.records.tracking import NoTracker, Tracker, WandbTracker
@@ -162,8 +163,7 @@ def _describe(
 ) -> dict[str, Any]:
     """The record of a run, without the adapter's format."""
     options, data = plan.options, plan.data
-    trainable = count_parameters(backbone.model).trainable
-    total = plan.num_base_parameters + trainable
+    parameters = count_parameters(backbone.model)
     repository = LANGUAGE_MODELS[plan.name].repository if plan.path is None else _hub_name(plan.path)
     given, config = dataclasses.asdict(options), options.adapter_config()
     settled = {"adapter": options.adapter_name, "randlora_alpha": getattr(config, "alpha_or_default", None)}
@@ -182,8 +182,12 @@ def _describe(
             "validation": len(data.validation),
             "remarks": list(data.remarks),
         },
-        "parameters": {"trainable": trainable, "total": total, "trainable_percent": 100 * trainable / total},
-        "metrics": _metrics(plan, batches, fitted, measurement),
+        "parameters": {
+            "trainable": parameters.trainable,
+            "total": parameters.total,
+            "trainable_percent": 100 * parameters.trainable / parameters.total,
+        },
+        "metrics": {**_metrics(plan, batches, fitted, measurement), **quantised_bytes(backbone.model)},
         "curves": {
             "loss": fitted.losses,
             "validation_loss": [[step, -score] for step, score in fitted.validation],

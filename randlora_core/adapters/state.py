@@ -6,15 +6,17 @@ The model keeps its class. What was injected is an attribute of the model, a tup
 
 from __future__ import annotations
 
+import itertools
+import math
 from collections.abc import Iterable, Iterator, Mapping
 from dataclasses import dataclass
 
-from torch import nn
+from torch import Tensor, nn
 
 from randlora_core.adapters.bases import SharedBases
 from randlora_core.adapters.config import AdapterConfig, check_choice
 from randlora_core.adapters.layer import AdapterLayer
-from randlora_core.adapters.layer_kinds import Shape
+from randlora_core.adapters.layer_kinds import LayerKind, Shape, kind_of
 
 _STATE = "_randlora_state"
 
@@ -45,7 +47,8 @@ class ParameterCounts:
 
     Args:
         trainable: Parameters that require gradients: adapters and what `trainable` named.
-        total: All parameters of the model, adapters included; frozen random bases are no parameters.
+        total: All parameters of the model, adapters included; frozen random bases are no parameters. A quantised weight
+            counts as out x in, however its codes are packed.
         per_layer: Adapted layer's name -> parameters of its adapter.
     """
 
@@ -176,11 +179,30 @@ def adapter_bases(model: nn.Module, adapter: str | None = None) -> dict[int, Sha
 
 def count_parameters(model: nn.Module) -> ParameterCounts:
     """Counts of a model with or without adapters; shared parameters count once. `per_layer` is the active adapter's."""
-    parameters = list(model.parameters())
+    parameters, packed = list(model.parameters()), quantised_layers(model)
     return ParameterCounts(
         trainable=sum(p.numel() for p in parameters if p.requires_grad),
-        total=sum(p.numel() for p in parameters),
+        total=sum(p.numel() for p in parameters)
+        + sum(math.prod(kind.shape(layer)) - layer.weight.numel() for layer, kind in packed.items()),
         per_layer={
             name: sum(p.numel() for p in layer.update.parameters()) for name, layer in adapter_layers(model).items()
         },
     )
+
+
+def quantised_layers(model: nn.Module) -> dict[nn.Module, LayerKind]:
+    """The layers of a model whose weights bitsandbytes holds as codes, with their kinds."""
+    kinds = ((module, kind_of(module)) for module in model.modules())
+    return {module: kind for module, kind in kinds if kind is not None and kind.quantised}
+
+
+def model_tensors(model: nn.Module) -> list[Tensor]:
+    """All that a model keeps in memory: parameters and buffers as they are stored, and the scales of quantised ones."""
+    scales = (kind.tensors(layer).values() for layer, kind in quantised_layers(model).items())
+    return [*model.parameters(), *model.buffers(), *itertools.chain.from_iterable(scales)]
+
+
+def tensor_bytes(tensors: Iterable[Tensor]) -> int:
+    """Bytes of the storages behind tensors, each storage once."""
+    storages = {tensor.untyped_storage().data_ptr(): tensor.untyped_storage().nbytes() for tensor in tensors}
+    return sum(storages.values())

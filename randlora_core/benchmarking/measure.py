@@ -12,6 +12,7 @@ import torch
 from torch import Tensor, nn
 
 from randlora_core.adapters.bases import SharedBases
+from randlora_core.adapters.state import model_tensors, tensor_bytes
 from randlora_core.benchmarking.cases import Case
 from randlora_core.benchmarking.methods import MeasuredModule, apply_method
 
@@ -205,17 +206,11 @@ def _whole_step(step: Step) -> None:
 
 
 def _module_tensors(module: nn.Module) -> list[Tensor]:
-    """Collects parameters, buffers, and the casts that shared bases keep."""
+    """Collects what the module keeps in memory, and the casts that shared bases keep."""
     bases = (part for part in module.modules() if isinstance(part, SharedBases))
-    return [*module.parameters(), *module.buffers(), *(kept for part in bases for kept in part.kept_casts())]
+    return [*model_tensors(module), *(kept for part in bases for kept in part.kept_casts())]
 
 
 def _state_tensors(optimizer: torch.optim.Optimizer | None) -> list[Tensor]:
     states = optimizer.state.values() if optimizer is not None else ()
     return [value for state in states for value in state.values() if isinstance(value, Tensor)]
-
-
-def tensor_bytes(tensors: Sequence[Tensor]) -> int:
-    """Counts the bytes of the storages behind tensors, each storage once."""
-    storages = {tensor.untyped_storage().data_ptr(): tensor.untyped_storage().nbytes() for tensor in tensors}
-    return sum(storages.values())

@@ -122,8 +122,11 @@ def load_weights(directory: Path, task: Task, config: RunConfig) -> None:
 
 def _head(task: Task) -> dict[str, Tensor]:
     """What the task's module has beside the model's own parameters and buffers, such as a classifier."""
+    modules = task.module.named_modules(remove_duplicate=False)
+    inside = tuple(f"{name}." if name else "" for name, module in modules if module is task.model)
     own = {value.data_ptr() for value in task.model.state_dict().values()}
-    return {name: value for name, value in task.module.state_dict().items() if value.data_ptr() not in own}
+    values = {name: value for name, value in task.module.state_dict().items() if not name.startswith(inside)}
+    return {name: value for name, value in values.items() if value.data_ptr() not in own}
 
 
 def _changed_by_full(task: Task) -> dict[str, Tensor]:

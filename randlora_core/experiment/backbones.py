@@ -10,6 +10,7 @@ from randlora_core.adapters.layer_kinds import Shape
 from randlora_core.adapters.targets import find_targets
 from randlora_core.experiment.config import RunConfig
 from randlora_core.experiment.interface import MissingInputError
+from randlora_core.experiment.loop.hardware import pick_device
 from randlora_core.models import Backbone, build_backbone, identify_weights
 
 
@@ -29,11 +30,15 @@ def identify_run_weights(config: RunConfig) -> str:
 def build_run_backbone(config: RunConfig) -> Backbone:
     """A run's pre-trained model, not yet adapted; random weights are drawn from the run's seed.
 
+    It is on the CPU, where adapters are drawn alike on every machine; a quantised one is on the run's device, since
+    bitsandbytes quantises weights there and they cannot be moved between all devices.
+
     Raises:
         ValueError: An unknown backbone or an option that its builder does not take.
         OSError: The weights cannot be had.
     """
-    return build_backbone(config.backbone.name, **_options(config))
+    place = {"device": str(pick_device(config.device))} if "quantize" in config.backbone.options else {}
+    return build_backbone(config.backbone.name, **_options(config), **place)
 
 
 def adapted_shapes(config: RunConfig, tower: str | None = None) -> dict[str, Shape]:

@@ -20,7 +20,7 @@ from randlora_core.experiment.loop.distributed import evaluating
 from randlora_core.experiment.loop.fit import FitResult, FitSettings, Resume, fit
 from randlora_core.experiment.loop.hardware import forbid_tf32, is_first_process, pick_device, pick_workers
 from randlora_core.experiment.loop.measuring import Measurement, measured
-from randlora_core.experiment.loop.memory import memory_advice
+from randlora_core.experiment.loop.memory import memory_advice, quantised_bytes
 from randlora_core.experiment.loop.seeding import seed_global
 from randlora_core.experiment.planning import PlannedRun, plan_run, prepare_results
 from randlora_core.experiment.records.ledger import SCHEMA, describe_error
@@ -203,7 +203,10 @@ class _Run:
             "solution": solution,
             "scores": {"validation": validation, **score_section(tested, self.task.test_sets)},
             "time": self._times(fitted, training, evaluation),
-            "memory": (training if self.config.is_trained else evaluation).memory(),
+            "memory": {
+                **(training if self.config.is_trained else evaluation).memory(),
+                **quantised_bytes(self.task.model),
+            },
             "saved": None,  # until the weights are kept, after the record has been written
         }
 

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import importlib.util
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
@@ -146,20 +147,23 @@ def build_language_model(
         dtype: Number format of the weights, one of `DTYPES`; that of the products and of other layers where linear
             layers are quantised.
         quantize: Load the linear layers but the output head quantised by bitsandbytes: "4bit" (NF4 with quantised
-            scales, as QLoRA) or "8bit" (LLM.int8()); pre-trained weights only.
+            scales, as QLoRA) or "8bit" (LLM.int8()); pre-trained weights only. On the meta device the layers are plain
+            ones, which have the same shapes.
         architecture: Entries that replace those of the config; random weights only.
 
     Raises:
         ValueError: If pre-trained weights are asked for together with a changed architecture or the meta device, the
-            number format is unknown, random weights are to be quantised, or a path is needed.
+            number format is unknown, random weights are to be quantised, bitsandbytes is not here, or a path is needed.
         OSError: If the weights cannot be had.
     """
     if pretrained and (architecture or device == "meta"):
         raise ValueError(f"{name}: pretrained=True fits neither a changed architecture nor device='meta'")
     if dtype not in DTYPES:
         raise ValueError(f"{name}: dtype must be one of {', '.join(DTYPES)}, not {dtype!r}")
-    if quantize not in (None, *QUANTIZED) or (quantize and not pretrained):
+    if quantize not in (None, *QUANTIZED) or (quantize and not pretrained and device != "meta"):
         raise ValueError(f"{name}: quantize={quantize!r}; accepted: {', '.join(QUANTIZED)} with pre-trained weights")
+    if quantize and importlib.util.find_spec("bitsandbytes") is None:
+        raise ValueError(f'{name}: quantize={quantize!r} needs bitsandbytes: pip install "randlora[quantization]"')
     if pretrained:
         model, tokenizer = _load(name, path, dtype, quantize, device)
     else:
@@ -168,7 +172,7 @@ def build_language_model(
     config = model.config.get_text_config()
     return Backbone(
         name=name,
-        model=model.eval() if quantize else model.to(device).eval(),  # transformers places what it quantises
+        model=model.eval() if quantize and pretrained else model.to(device).eval(),  # quantised ones are placed already
         kind="causal_lm",
         default_targets=LANGUAGE_MODELS[name].targets if name in LANGUAGE_MODELS else find_targets(model),
         embed_dim=config.hidden_size,

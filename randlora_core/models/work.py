@@ -20,6 +20,10 @@ LANGUAGE_TOKENS = 128
 """Tokens of a question with its answer."""
 
 
+BYTES_PER_CODE = {"4bit": 0.5 + 1 / 64, "8bit": 1.0}
+"""Of a weight as bitsandbytes holds it: its code and, in 4 bits, its part of a scale in 8 bits for every 64 weights."""
+
+
 @dataclass(frozen=True)
 class PassCost:
     """One forward pass.
@@ -90,6 +94,8 @@ def _counted(name: str, options: tuple[tuple[str, Any], ...]) -> BackboneCost:
     model, meta = backbone.model, torch.device("meta")
     num_bytes = _bytes_of(model)
     if backbone.kind == "causal_lm":
+        if (quantize := dict(options).get("quantize")) is not None:
+            num_bytes -= _saved_by_quantising(model, quantize)
         tokens = torch.empty(1, LANGUAGE_TOKENS, dtype=torch.long, device=meta)
         return BackboneCost(num_bytes, 0, pass_cost(lambda: model(tokens)), PassCost())
     image = torch.empty(1, 3, backbone.image_size, backbone.image_size, device=meta)
@@ -98,6 +104,13 @@ def _counted(name: str, options: tuple[tuple[str, Any], ...]) -> BackboneCost:
     text = torch.empty(1, TEXT_TOKENS, dtype=torch.long, device=meta)
     costs = pass_cost(lambda: model.encode_image(image)), pass_cost(lambda: encode_text(model, text))
     return BackboneCost(num_bytes, _bytes_of(model.visual), *costs)
+
+
+def _saved_by_quantising(model: nn.Module, quantize: str) -> int:
+    """Bytes that a language model takes less where all its linear layers but the output head are quantised."""
+    head = model.get_output_embeddings()
+    layers = [module for module in model.modules() if isinstance(module, nn.Linear) and module is not head]
+    return sum(int(each.weight.numel() * (each.weight.element_size() - BYTES_PER_CODE[quantize])) for each in layers)
 
 
 def _bytes_of(module: nn.Module) -> int:

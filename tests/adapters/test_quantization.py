@@ -10,6 +10,7 @@ from torch import Tensor, nn
 from randlora_core import (
     METHODS,
     adapter_parameters,
+    count_parameters,
     disable_adapter,
     inject_adapter,
     load_adapter,
@@ -21,7 +22,7 @@ from randlora_core import (
     unmerge_adapter,
 )
 from randlora_core.adapters.layer_kinds import LINEAR_4BIT, LINEAR_8BIT, kind_of
-from randlora_core.adapters.state import adapter_layers
+from randlora_core.adapters.state import adapter_layers, model_tensors, tensor_bytes
 
 bnb = pytest.importorskip("bitsandbytes")
 pytestmark = pytest.mark.filterwarnings("ignore:.*quantised again:UserWarning")
@@ -264,6 +265,17 @@ def test_what_autograd_keeps_is_not_the_decoded_weight(quantiser):
     with torch.autograd.graph.saved_tensors_hooks(lambda t: kept.append(t.shape) or t, lambda t: t):
         model(inputs().requires_grad_())
     assert torch.Size((34, 11)) not in kept and torch.Size((11, 34)) not in kept
+
+
+@every_quantiser
+def test_weights_are_counted_however_they_are_packed_and_their_scales_take_memory(quantiser):
+    model = adapted(quantiser, "lora")
+    layer, adapter = model.layer, sum(parameter.numel() for parameter in adapter_parameters(model))
+    dense = sum(parameter.numel() for parameter in (*model.stem.parameters(), layer.bias))
+    counts = count_parameters(model)
+    assert counts.trainable == adapter and counts.total == dense + layer.in_features * layer.out_features + adapter
+    parts = stored(model).values()
+    assert tensor_bytes(model_tensors(model)) == 4 * (dense + adapter) + sum(part.nbytes for part in parts)
 
 
 def test_all_linear_finds_quantised_layers():

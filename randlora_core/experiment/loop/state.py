@@ -169,8 +169,10 @@ def restore_trained(model: nn.Module, tensors: Mapping[str, Tensor]) -> None:
 
 
 def _trained_tensors(model: nn.Module) -> Tensors:
-    frozen = {name for name, parameter in model.named_parameters() if not parameter.requires_grad}
-    return {name: tensor for name, tensor in model.state_dict().items() if name not in frozen}
+    parameters = model.named_parameters(remove_duplicate=False)
+    kept = {name for name, parameter in parameters if parameter.requires_grad}
+    kept |= {name for name, _ in model.named_buffers(remove_duplicate=False)}  # not the scales of quantised layers
+    return {name: tensor for name, tensor in model.state_dict().items() if name in kept}
 
 
 def _fit(tensors: Mapping[str, Tensor], targets: Mapping[str, Tensor]) -> bool:

@@ -9,6 +9,7 @@ from torch.utils.data import Dataset
 
 from randlora_core import adapter_parameters, inject_adapter, make_config
 from randlora_core.experiment.loop.fit import Resume, fit
+from randlora_core.experiment.loop.state import copy_trained
 
 bnb = pytest.importorskip("bitsandbytes")
 
@@ -45,6 +46,7 @@ def test_quantised_layers_train_and_resume_to_the_bit(kind, tmp_path):
     losses = fit(whole, Batches(), plan, CPU).losses
     assert losses[-1] < 0.8 * losses[0]
     assert torch.equal(whole.layer.base.weight, packed)
+    assert set(copy_trained(whole)) == {f"layer.updates.default.randlora_{name}" for name in ("lambda", "gamma")}
 
     resume = Resume(tmp_path / "state.safetensors", "key", 0.0)
     with pytest.raises(Killed):
