@@ -15,7 +15,7 @@ import functools
 import hashlib
 import math
 from collections.abc import Callable, Mapping
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 
 import torch
 from torch import Tensor, nn
@@ -26,10 +26,28 @@ from randlora_core.adapters.random_integers import integers, integers_on, row_bl
 
 @dataclass(frozen=True)
 class Matrix:
-    """A shared matrix to make: its shape, and a factor on entries of variance 1."""
+    """A shared matrix to make.
+
+    Args:
+        shape: Its shape; of a block matrix that of its blocks, without the zeros between them.
+        entries: Distribution of its entries.
+        unit: Factor on entries of variance 1.
+        groups: Number of groups whose blocks it holds. Matrices of different numbers are independent of one another.
+    """
 
     shape: tuple[int, ...]
+    entries: Distribution
     unit: float = 1.0
+    groups: int = 1
+
+    def stream(self, name: str) -> str:
+        """Name of the stream of integers that the matrix called `name` is drawn from."""
+        return name if self.groups == 1 else f"{name}/{self.groups}"
+
+    def covers(self, needed: Matrix) -> bool:
+        """Tells whether `needed`, drawn under the same name from the same seed, is the leading part of this one."""
+        larger = all(have >= need for have, need in zip(self.shape, needed.shape, strict=False))
+        return larger and len(self.shape) == len(needed.shape) and replace(needed, shape=self.shape) == self
 
 
 Part = tuple[str, tuple[int, ...]]
@@ -45,7 +63,6 @@ class SharedBases(nn.Module):
     Args:
         seed: Seed of the generator.
         matrices: Name (a Python identifier) -> what to make.
-        entries: Distribution of the entries.
         device: Where the matrices live; on "meta" nothing is generated until `generate`.
 
     Attributes:
@@ -57,24 +74,24 @@ class SharedBases(nn.Module):
         self,
         seed: int,
         matrices: Mapping[str, Matrix],
-        entries: Distribution,
         device: torch.device | str = "cpu",
     ) -> None:
         super().__init__()
         self.seed = seed
-        self.units = {name: matrix.unit * entries.unit for name, matrix in matrices.items()}
-        self._entries = entries
+        self.units = {name: matrix.unit * matrix.entries.unit for name, matrix in matrices.items()}
+        self._matrices = dict(matrices)
+        self._shapes = {name: tuple(matrix.shape) for name, matrix in matrices.items()}
         self._casts: dict[tuple[str, torch.dtype], tuple[Tensor, int | None, Tensor]] = {}
         self._checksum: str | None = None
-        self._shapes = {name: tuple(matrix.shape) for name, matrix in matrices.items()}
         self._register()
         if torch.device(device).type != "meta":
             self.generate(device)
 
     def _register(self) -> None:
         """Register what is kept, as buffers on the meta device."""
-        for name, shape in self.shapes.items():
-            self.register_buffer(name, torch.empty(shape, dtype=self._entries.dtype, device="meta"), persistent=False)
+        for name, matrix in self._matrices.items():
+            buffer = torch.empty(matrix.shape, dtype=matrix.entries.dtype, device="meta")
+            self.register_buffer(name, buffer, persistent=False)
 
     @property
     def shapes(self) -> dict[str, tuple[int, ...]]:
@@ -131,12 +148,9 @@ class SharedBases(nn.Module):
         """Tells whether every entry that `needed` would have is here, with the same factor and kept in the same way."""
         return (
             type(self) is type(needed)
-            and (self.seed, self._entries, self.units) == (needed.seed, needed._entries, needed.units)
-            and all(
-                have >= need
-                for name, shape in needed.shapes.items()
-                for have, need in zip(self.shapes[name], shape, strict=True)
-            )
+            and self.seed == needed.seed
+            and self._matrices.keys() == needed._matrices.keys()
+            and all(self._matrices[name].covers(matrix) for name, matrix in needed._matrices.items())
         )
 
     @property
@@ -145,16 +159,18 @@ class SharedBases(nn.Module):
         if self._checksum is None:
             digest = hashlib.sha256()
             for name, shape in sorted(self.shapes.items()):
-                digest.update(f"{name}{shape}".encode())
+                stream = self._matrices[name].stream(name)
+                digest.update(f"{stream}{shape}".encode())
                 for rows in row_blocks(shape):
-                    digest.update(integers(self.seed, name, shape, rows).astype("<u4").tobytes())
+                    digest.update(integers(self.seed, stream, shape, rows).astype("<u4").tobytes())
             self._checksum = digest.hexdigest()
         return self._checksum
 
     def generate(self, device: torch.device | str) -> None:
         """Make the matrices on `device`."""
-        for name, shape in self.shapes.items():
-            setattr(self, name, entries_on("cpu", self.seed, name, shape, self._entries).to(device))
+        for name, matrix in self._matrices.items():
+            drawn = entries_on("cpu", self.seed, matrix.stream(name), matrix.shape, matrix.entries)
+            setattr(self, name, drawn.to(device))
 
     def _apply(self, fn: Callable[[Tensor], Tensor], recurse: bool = True) -> SharedBases:
         # Follow the model to a device, but not to a dtype: the stored type is the narrowest that is exact.
@@ -165,8 +181,9 @@ class SharedBases(nn.Module):
         return self
 
     def extra_repr(self) -> str:
-        """Seed and shapes."""
-        return f"seed={self.seed}, shapes={self.shapes}, dtype={self._entries.dtype}"
+        """Seed, shapes and distributions."""
+        kinds = {name: (matrix.shape, matrix.entries.name) for name, matrix in self._matrices.items()}
+        return f"seed={self.seed}, {kinds}"
 
 
 class _RemadeBases(SharedBases):
@@ -186,15 +203,16 @@ class PackedBases(_RemadeBases):
     """
 
     def _register(self) -> None:
-        assert self._entries.dtype == torch.int8, self._entries
-        for name, (rows, *rest) in self.shapes.items():
+        for name, matrix in self._matrices.items():
+            assert matrix.entries.dtype == torch.int8, matrix
+            rows, *rest = matrix.shape
             packed = torch.empty(rows, -(-math.prod(rest) // 4), dtype=torch.uint8, device="meta")
             self.register_buffer(f"{name}_packed", packed, persistent=False)
 
     def generate(self, device: torch.device | str) -> None:
         """As in `SharedBases`."""
-        for name, shape in self.shapes.items():
-            signs = entries_on("cpu", self.seed, name, shape, self._entries)
+        for name, matrix in self._matrices.items():
+            signs = entries_on("cpu", self.seed, matrix.stream(name), matrix.shape, matrix.entries)
             setattr(self, f"{name}_packed", pack_signs(signs).to(device))
 
     def matrix(self, name: str, shape: tuple[int, ...]) -> Tensor:
@@ -228,7 +246,7 @@ class RecomputedBases(_RemadeBases):
     """Nothing stored: the generator runs for each use. Otherwise as `SharedBases`."""
 
     def _register(self) -> None:
-        self._keys = {name: stream_key(self.seed, name) for name in self.shapes}
+        self._keys = {name: stream_key(self.seed, matrix.stream(name)) for name, matrix in self._matrices.items()}
         # An empty buffer follows the model to its device.
         self.register_buffer("place", torch.empty(0, dtype=torch.int8, device="meta"), persistent=False)
 
@@ -238,10 +256,11 @@ class RecomputedBases(_RemadeBases):
 
     def matrix(self, name: str, shape: tuple[int, ...]) -> Tensor:
         """As in `SharedBases`, a new tensor."""
+        drawn = self._matrices[name]
         if torch.compiler.is_compiling():
             k = integers_on(self.place.device, self._keys[name], tuple(shape))
-            return self._entries.tensor_values(k).to(self._entries.dtype)
-        return entries_on(self.device, self.seed, name, tuple(shape), self._entries)
+            return drawn.entries.tensor_values(k).to(drawn.entries.dtype)
+        return entries_on(self.device, self.seed, drawn.stream(name), tuple(shape), drawn.entries)
 
 
 class ImportedBases(SharedBases):

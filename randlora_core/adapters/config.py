@@ -34,6 +34,9 @@ class AdapterConfig:
     """
 
     method: ClassVar[str]
+    neutral: ClassVar[Mapping[str, Any]] = {}
+    """Settings of later versions -> the value at which they change nothing, and which `settings` leaves out: files and
+    records stay those of earlier versions."""
 
     rank: int
     _: KW_ONLY
@@ -58,8 +61,13 @@ class AdapterConfig:
         return dataclasses.replace(self, rank=_lookup(self.rank_pattern, name, self.rank), rank_pattern={})
 
     def to_dict(self) -> dict[str, Any]:
-        """The fields as plain JSON values, with the method's name under "method"."""
-        return {"method": self.method, **dataclasses.asdict(self)}
+        """The settings, with the method's name under "method"."""
+        return {"method": self.method, **self.settings()}
+
+    def settings(self) -> dict[str, Any]:
+        """The fields as plain JSON values; without those at their value of `neutral`."""
+        fields = dataclasses.asdict(self).items()
+        return {key: value for key, value in fields if key not in self.neutral or value != self.neutral[key]}
 
 
 @dataclass(frozen=True)

@@ -93,7 +93,7 @@ def plan_injection(
 ) -> InjectionPlan:
     """Checks everything that `inject_adapter` can refuse, without touching the model; arguments and errors are its."""
     shapes = find_targets(model, targets, exclude=exclude, split_in_proj=split_in_proj)
-    config = method_named(config.method).update.resolve(config, tuple(shapes.values()))
+    config = method_named(config.method).update.resolve(config, shapes)
     configs = layer_configs(config, shapes)
     trained = match_parameters(model, trainable, shapes)
     unfrozen = tuple(name for name, parameter in model.named_parameters() if parameter.requires_grad)
@@ -117,7 +117,7 @@ def plan_addition(model: nn.Module, config: AdapterConfig, targets: Sequence[str
     for name in shapes:
         if weight_of(model, name).requires_grad:
             raise ValueError(f"layer {name!r} cannot hold an adapter: its own weight trains")
-    config = method_named(config.method).update.resolve(config, tuple(shapes.values()))
+    config = method_named(config.method).update.resolve(config, shapes)
     state = AdapterState(config, dict(shapes), first.trainable, first.split_in_proj, first.unfrozen)
     return InjectionPlan(state, layer_configs(config, shapes), attention.attentions_to_open(model, shapes))
 

@@ -10,7 +10,7 @@ per adapter name; the one called `active` acts, unless the layer is disabled or 
 from __future__ import annotations
 
 from abc import abstractmethod
-from collections.abc import Callable, Sequence
+from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass
 from typing import Any, ClassVar
 
@@ -52,8 +52,8 @@ class Update(nn.Module):
         """
 
     @classmethod
-    def resolve(cls, config: AdapterConfig, shapes: Sequence[Shape]) -> AdapterConfig:
-        """The config with settings that depend on the set of targets (their `shapes`) turned into numbers."""
+    def resolve(cls, config: AdapterConfig, shapes: Mapping[str, Shape]) -> AdapterConfig:
+        """The config with settings that depend on the set of targets (name -> shape) turned into numbers."""
         return config
 
     @classmethod

@@ -94,15 +94,16 @@ class NoLAUpdate(Update):
         """As in `Update`: A0 (r, in_max), A (k, r, in_max) and B (l, out_max, r)."""
         out_max, in_max = (max(sizes) for sizes in zip(*shapes, strict=True))
         k, l, r = config.num_bases_a, config.num_bases_b, config.rank  # noqa: E741
+        uniform = distribution("uniform")
         if config.shifted:
-            matrices = {"A": Matrix((k, r, in_max)), "B": Matrix((l, out_max, r))}
-            return SharedBases(config.seed, matrices, distribution("uniform"), device)
+            matrices = {"A": Matrix((k, r, in_max), uniform), "B": Matrix((l, out_max, r), uniform)}
+            return SharedBases(config.seed, matrices, device)
         matrices = {
-            "A0": Matrix((r, in_max), unit=_HALF_WIDTH),
-            "A": Matrix((k, r, in_max), unit=_HALF_WIDTH / math.sqrt(k)),
-            "B": Matrix((l, out_max, r), unit=_HALF_WIDTH / math.sqrt(l)),
+            "A0": Matrix((r, in_max), uniform, unit=_HALF_WIDTH),
+            "A": Matrix((k, r, in_max), uniform, unit=_HALF_WIDTH / math.sqrt(k)),
+            "B": Matrix((l, out_max, r), uniform, unit=_HALF_WIDTH / math.sqrt(l)),
         }
-        return SharedBases(config.seed, matrices, distribution("uniform"), device)
+        return SharedBases(config.seed, matrices, device)
 
     @staticmethod
     def num_parameters(config: AdapterConfig, shape: Shape) -> int:

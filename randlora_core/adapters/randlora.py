@@ -12,7 +12,8 @@ https://arxiv.org/abs/2502.00987, equation 4.
 
 One A (r, d_max) and one B (D_max, n_max, r) serve every layer of a model through slices (the paper's C.5.1). A higher
 rank means fewer parameters: n (r + d), about d^2 / r + d. Names, layouts and the pairing of random columns follow PEFT
-(`randlora_core.ops.factors`).
+(`randlora_core.ops.factors`). Bases with a block structure (`groups`) make the same equation cheaper
+(`randlora_core.adapters.groups`).
 
 Three variants change the equation:
 
@@ -31,7 +32,7 @@ import dataclasses
 import math
 from collections.abc import Mapping, Sequence
 from dataclasses import KW_ONLY, dataclass
-from typing import Any
+from typing import Any, Literal
 
 import torch
 from torch import Tensor, nn
@@ -51,6 +52,7 @@ from randlora_core.adapters.config import (
 )
 from randlora_core.adapters.distributions import BASES, MIN_SPARSITY, distribution
 from randlora_core.adapters.dora import MagnitudeUpdate
+from randlora_core.adapters.groups import MAX, check_groups, check_groups_on, largest_groups
 from randlora_core.adapters.layer import AdapterLayer, Method, Update
 from randlora_core.adapters.layer_kinds import CONV1D, Shape, kind_of
 
@@ -82,6 +84,12 @@ class RandLoRAConfig(ScaledConfig):
         store_bases: False makes the bases anew, to the same bits, for each use in the forward and backward pass: no
             memory for them, at the cost of running the generator.
         packed_bases: Keep bases of signs in 2 bits each and unpack them for each use.
+        groups: Number g of groups that inputs, outputs and the bases' rows and columns are divided into; a divisor of
+            the rank. Bases are zero but where both groups are the same, and the update costs 1 / g of the work. 1 is
+            for dense bases; `inject_adapter` replaces "max" by the largest g that divides every rank in use and that no
+            layer's number of bases falls below.
+        allow_rank_loss: Let `groups` be above a layer's number of bases, where the update may lose rank and outputs
+            stop to depend on some inputs.
 
     Raises:
         ValueError: If a value is outside its range, a setting has no effect beside the others, or the variants are
@@ -90,6 +98,7 @@ class RandLoRAConfig(ScaledConfig):
 
     method = "randlora"
     default_alpha_per_rank = 20.0
+    neutral = {"groups": 1, "allow_rank_loss": False}  # noqa: RUF012
 
     _: KW_ONLY
     basis: str = "uniform"
@@ -102,6 +111,8 @@ class RandLoRAConfig(ScaledConfig):
     distinct_a: bool = False
     store_bases: bool = True
     packed_bases: bool = False
+    groups: int | Literal["max"] = 1
+    allow_rank_loss: bool = False
 
     def __post_init__(self) -> None:
         super().__post_init__()
@@ -123,6 +134,7 @@ class RandLoRAConfig(ScaledConfig):
         if self.distinct_a and self.magnitude:
             raise ValueError("distinct_a=True is not defined with magnitude=True")
         self._check_storage()
+        check_groups(self)
 
     def _check_storage(self) -> None:
         if is_imported(self) and (self.packed_bases or not self.store_bases):
@@ -192,25 +204,40 @@ class RandLoRAUpdate(Update):
                 f"num_bases={n} takes nothing away from layer {name!r} of shape {tuple(shape)}, which "
                 f"has full rank with {full} bases of rank {config.rank}; use fewer, or num_bases=None"
             )
+        check_groups_on(config, name, shape)
 
     @classmethod
-    def resolve(cls, config: RandLoRAConfig, shapes: Sequence[Shape]) -> RandLoRAConfig:
-        """As in `Update`: "very_sparse" becomes "ternary" with s = sqrt(d), d the largest smaller side."""
-        if config.basis != "very_sparse":
-            return config
-        s = max(MIN_SPARSITY, math.sqrt(max(min(shape) for shape in shapes)))
-        return dataclasses.replace(config, basis="ternary", sparsity=s)
+    def resolve(cls, config: RandLoRAConfig, shapes: Mapping[str, Shape]) -> RandLoRAConfig:
+        """As in `Update`: "very_sparse" becomes "ternary" with s = sqrt(d), d the largest smaller side.
+
+        And `groups` "max" becomes the number that `largest_groups` finds.
+        """
+        if config.basis == "very_sparse":
+            s = max(MIN_SPARSITY, math.sqrt(max(min(shape) for shape in shapes.values())))
+            config = dataclasses.replace(config, basis="ternary", sparsity=s)
+        return dataclasses.replace(config, groups=largest_groups(config, shapes)) if config.groups == MAX else config
 
     @classmethod
     def make_bases(cls, config: RandLoRAConfig, shapes: Sequence[Shape], device: torch.device | str) -> SharedBases:
-        """As in `Update`: A (r, d_max), or (n_max, r, d_max) with `distinct_a`, and B (D_max, n_max, r)."""
+        """As in `Update`: A (r, d_max), or (n_max, r, d_max) with `distinct_a`, and B (D_max, n_max, r).
+
+        With groups both are the blocks: A (r / g, d_max) and B (D_max, n_max, r / g). They are divided by the standard
+        deviation of the whole matrix, zeros included, so that non-zeros have the variance g and the scale is that of
+        dense bases. With one row a group (g = r) A is of signs, which give lambda and gamma the same say everywhere.
+        """
         d_max, larger_max = max(min(shape) for shape in shapes), max(max(shape) for shape in shapes)
         n_max = max(config.bases_on(shape) for shape in shapes)
-        shape_a = (n_max, config.rank, d_max) if config.distinct_a else (config.rank, d_max)
-        matrices = {"A": Matrix(shape_a), "B": Matrix((larger_max, n_max, config.rank))}
+        groups, rows = config.groups, config.rank // config.groups
+        shape_a = (n_max, rows, d_max) if config.distinct_a else (rows, d_max)
         basis = "uniform" if is_imported(config) else config.basis  # imported: the shapes alone are asked for, on meta
+        entries = distribution(basis, config.sparsity)
+        entries_a = distribution("binary") if 1 < groups == config.rank else entries
+        matrices = {
+            "A": Matrix(shape_a, entries_a, math.sqrt(groups), groups),
+            "B": Matrix((larger_max, n_max, rows), entries, math.sqrt(groups), groups),
+        }
         storage = PackedBases if config.packed_bases else SharedBases if config.store_bases else RecomputedBases
-        return storage(config.seed, matrices, distribution(basis, config.sparsity), device)
+        return storage(config.seed, matrices, device)
 
     @staticmethod
     def num_parameters(config: RandLoRAConfig, shape: Shape) -> int:
@@ -226,13 +253,16 @@ class RandLoRAUpdate(Update):
         return self.config.scale * units / (math.sqrt(n) if self.config.scale_by_sqrt_bases else 1.0)
 
     def basis_slices(self) -> tuple[Tensor, Tensor]:
-        """This layer's part of the shared matrices as stored: A (r, d), or (n, r, d) with `distinct_a`; B (D, n, r)."""
+        """This layer's part of the shared matrices as stored: A (r, d), or (n, r, d) with `distinct_a`; B (D, n, r).
+
+        With groups their blocks, A (r / g, d) and B (D, n, r / g).
+        """
         return tuple(self.bases.matrix(*part) for part in self._parts())
 
     def _parts(self) -> tuple[Part, Part]:
         """Names and shapes of this layer's part of the shared matrices."""
-        r, (n, d) = self.config.rank, self.randlora_gamma.shape
-        return ("A", (r, d)), ("B", (max(self.out_features, self.in_features), n, r))
+        rows, (n, d) = self.config.rank // self.config.groups, self.randlora_gamma.shape
+        return ("A", (rows, d)), ("B", (max(self.out_features, self.in_features), n, rows))
 
     def _operands(self) -> dict[str, Any]:
         """The arguments that functions of `randlora_core.ops` take beside the input."""

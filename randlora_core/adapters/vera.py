@@ -85,11 +85,12 @@ class VeRAUpdate(Update):
     def make_bases(cls, config: VeRAConfig, shapes: Sequence[Shape], device: torch.device | str) -> SharedBases:
         """As in `Update`: A (r, in_max) and B (out_max, r)."""
         out_max, in_max = (max(sizes) for sizes in zip(*shapes, strict=True))
+        uniform = distribution("uniform")
         matrices = {
-            "A": Matrix((config.rank, in_max), unit=math.sqrt(2.0 / in_max)),
-            "B": Matrix((out_max, config.rank), unit=math.sqrt(2.0 / config.rank)),
+            "A": Matrix((config.rank, in_max), uniform, unit=math.sqrt(2.0 / in_max)),
+            "B": Matrix((out_max, config.rank), uniform, unit=math.sqrt(2.0 / config.rank)),
         }
-        return SharedBases(config.seed, matrices, distribution("uniform"), device)
+        return SharedBases(config.seed, matrices, device)
 
     @staticmethod
     def num_parameters(config: AdapterConfig, shape: Shape) -> int:

@@ -6,7 +6,6 @@ their explanation; only what some of the files of a group leave out has one here
 
 from __future__ import annotations
 
-import dataclasses
 import functools
 import re
 from collections.abc import Mapping, Sequence
@@ -291,8 +290,8 @@ def _method_config(adapter: AdapterChoice) -> Any:
 
 
 def _spelt_out(config: Any) -> dict[str, Any]:
-    """All fields of a method's configuration; where a field holds numbers with a fraction, 4 is written as 4.0."""
-    values, real = dataclasses.asdict(config), _fractional(type(config))
+    """All settings of a method's configuration; where a field holds numbers with a fraction, 4 is written as 4.0."""
+    values, real = config.settings(), _fractional(type(config))
     return {name: float(value) if name in real and type(value) is int else value for name, value in values.items()}
 
 

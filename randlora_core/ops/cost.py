@@ -11,6 +11,8 @@ T tokens, k = n*r, about d; products in multiply-adds):
                       the input gradient (out >= in), or
                       x B for the output (out < in)
 
+With bases in g groups every product that has k in it costs 1 / g of that.
+
 W0 + update may be summed first only where the product itself runs in that precision (`randlora_core.ops.linear`).
 Beside products the estimate counts elements written, weighted by what one costs in multiply-adds on the device.
 """
@@ -65,6 +67,7 @@ class Problem:
         may_sum: Whether W0 + update may be summed.
         input_grad: Whether the input needs a gradient.
         vector_grad: Whether lambda or gamma need one.
+        groups: Number of groups g that the bases are divided into.
     """
 
     tokens: int
@@ -76,6 +79,7 @@ class Problem:
     may_sum: bool
     input_grad: bool
     vector_grad: bool
+    groups: int = 1
 
     @property
     def half(self) -> bool:
@@ -168,7 +172,7 @@ def _forming(problem: Problem, way: str) -> float:
     element, forming = _rates(problem)
     work = element * (3 * problem.inner * smaller + larger * problem.inner)
     if way != ACTIVATION:
-        work += forming * larger * smaller * problem.inner + element * larger * smaller
+        work += forming * larger * smaller * problem.inner / problem.groups + element * larger * smaller
     return work
 
 
@@ -181,7 +185,8 @@ def _product(problem: Problem, way: str, columns: int) -> float:
         return 0.0
     if way == TWO_PRODUCTS:
         return tokens * larger * smaller + element * tokens * columns
-    return tokens * problem.inner * (larger + smaller) + element * tokens * (columns + problem.inner)
+    products = tokens * problem.inner * (larger + smaller) / problem.groups
+    return products + element * tokens * (columns + problem.inner)
 
 
 def _vector_gradient(problem: Problem, way: str, *, has_product_with_b: bool) -> float:
@@ -190,6 +195,7 @@ def _vector_gradient(problem: Problem, way: str, *, has_product_with_b: bool) ->
     element, forming = _rates(problem)
     reduction = element * 3 * inner * smaller
     if way == WEIGHT:
-        return reduction + tokens * larger * smaller + forming * larger * smaller * inner + element * larger * smaller
-    by_b = tokens * inner * larger + element * tokens * inner
-    return reduction + tokens * inner * smaller + (0.0 if has_product_with_b else by_b)
+        formed = forming * larger * smaller * inner / problem.groups
+        return reduction + tokens * larger * smaller + formed + element * larger * smaller
+    by_b = tokens * inner * larger / problem.groups + element * tokens * inner
+    return reduction + tokens * inner * smaller / problem.groups + (0.0 if has_product_with_b else by_b)

@@ -15,6 +15,7 @@ from torch import Tensor
 
 from randlora_core.ops import cost
 from randlora_core.ops.cost import PATHS, Problem
+from randlora_core.ops.factors import num_groups
 from randlora_core.ops.randlora_function import Layout, RandLoRAFunction, Remake
 from randlora_core.ops.second_order import trace
 
@@ -66,8 +67,8 @@ def randlora_linear(
         x: (..., in).
         lambda_: (r, n).
         gamma: (n, d).
-        basis_a: (r, d).
-        basis_b: (D, n, r).
+        basis_a: (r, d), or blocks (r / g, d) as `randlora_core.ops.blocks` explains them.
+        basis_b: (D, n, r), or blocks (D, n, r / g).
         scale: Factor on the update.
         base: The frozen layer as a function of x; called where `weight` is None or there is dropout.
         weight: Gives the frozen layer's dense weight (out, in), for paths that compute the layer and its update
@@ -148,11 +149,14 @@ def _apply(
     dtype = compute_dtype(x)
     exact = dtype == torch.float64 or (dtype == torch.float32 and not _rounds_float32(x.device.type))
     grad = torch.is_grad_enabled()
+    out_features, in_features = len(basis_b) + gamma.shape[1] - x.shape[-1], x.shape[-1]
+    groups = num_groups(lambda_, basis_a)
     problem = Problem(
-        tokens=x.numel() // max(1, x.shape[-1]),
-        out_features=basis_b.shape[0] + gamma.shape[1] - x.shape[-1],
-        in_features=x.shape[-1],
+        tokens=x.numel() // max(1, in_features),
+        out_features=out_features,
+        in_features=in_features,
         inner=lambda_.numel(),
+        groups=groups,
         dtype=dtype,
         device_type=x.device.type,
         may_sum=weight is not None and exact,
@@ -161,8 +165,8 @@ def _apply(
     )
     paths = cost.choose(problem, _default_path if path is None else _known(path))
     by_activations = problem.vector_grad and cost.ACTIVATION == paths.output == paths.vector_grad
-    keeps_x_through_b = by_activations and problem.transposed and problem.inner < problem.in_features
-    layout = Layout(paths, dtype, scale, problem.transposed, remake, keeps_x_through_b)
+    keeps_x_through_b = by_activations and problem.transposed and problem.inner < in_features
+    layout = Layout(paths, dtype, scale, out_features, in_features, groups, remake, keeps_x_through_b)
     x = x.to(dtype)  # cast out here, x is let go by the function's backward pass before its gradient is cast back
     trace_x = trace(x) if keeps_x_through_b else None
     return RandLoRAFunction.apply(x, lambda_, gamma, basis_a, basis_b, weight, bias, trace_x, layout)

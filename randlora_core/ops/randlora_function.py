@@ -27,7 +27,16 @@ from torch import Tensor
 from torch.nn import functional as F
 
 from randlora_core.ops.cost import ACTIVATION, HALF, SUMMED, StepPaths
-from randlora_core.ops.factors import flat_b, product, scaled_a, summed_weight, vector_gradients
+from randlora_core.ops.factors import scaled_a, scaled_a_factor, vector_gradients
+from randlora_core.ops.products import (
+    b_factor,
+    gradient_of_scaled_a,
+    into,
+    out_of,
+    plus_update,
+    through_update,
+    update_of,
+)
 from randlora_core.ops.second_order import refuse_second_derivatives
 
 Remake = tuple[Callable[[], Tensor], Callable[[], Tensor]] | None
@@ -58,7 +67,9 @@ class Layout:
         paths: The path of each part.
         dtype: Number format of the products over tokens.
         scale: Factor on the update.
-        transposed: Whether the output is the layer's smaller side.
+        out_features: Size of the output.
+        in_features: Size of the input.
+        groups: Number of groups that the bases are divided into; 1 for dense ones.
         remake: As in `randlora_core.ops.randlora_linear`.
         keeps_x_through_b: Whether x B is saved in the place of x.
     """
@@ -66,9 +77,16 @@ class Layout:
     paths: StepPaths
     dtype: torch.dtype
     scale: float
-    transposed: bool
+    out_features: int
+    in_features: int
+    groups: int
     remake: Remake
     keeps_x_through_b: bool
+
+    @property
+    def transposed(self) -> bool:
+        """Whether the output is the layer's smaller side."""
+        return self.out_features < self.in_features
 
 
 class RandLoRAFunction(torch.autograd.Function):
@@ -88,7 +106,7 @@ class RandLoRAFunction(torch.autograd.Function):
         layout: Layout,
     ) -> Tensor:
         """Computes (..., out) in the dtype of the products, without the frozen layer's part if `weight` is None."""
-        ctx.layout, ctx.in_features, ctx.trace_x = layout, x.shape[-1], trace_x
+        ctx.layout, ctx.trace_x = layout, trace_x
         ctx.bias_dtype = None if bias is None else bias.dtype
         with torch.autocast(x.device.type, enabled=False):
             vectors = (lambda_, gamma, basis_a, basis_b)
@@ -116,9 +134,9 @@ class RandLoRAFunction(torch.autograd.Function):
             if layout.dtype != torch.float16 and (needs_x or (any(needs_vectors) and through_b is None)):
                 basis_b = basis_b.to(layout.dtype)  # once for both parts; float16 products take it as it is stored
             if needs_x and layout.paths.input_grad == ACTIVATION and not layout.transposed:
-                through_b = rows @ basis_b.to(layout.dtype)
+                through_b = into(rows, b_factor(basis_b, layout.dtype, layout.groups))
             if any(needs_vectors):
-                grad_m = _gradient_of_m(x, rows, basis_b, through_b, layout)
+                grad_m = _gradient_of_m(x, rows, (lambda_, gamma, basis_a, basis_b), through_b, layout)
                 grad_lambda, grad_gamma = vector_gradients(grad_m, lambda_, gamma, basis_a, layout.scale)
                 grad_lambda = grad_lambda.to(lambda_.dtype) if needs_vectors[0] else None
                 grad_gamma = grad_gamma.to(gamma.dtype) if needs_vectors[1] else None
@@ -131,7 +149,7 @@ class RandLoRAFunction(torch.autograd.Function):
                     # What only the update needed is let go before a copy of W0 is made.
                     grad_through_b = basis_b = vectors = None
                     grad_x = _add_frozen(grad_x, rows, weight)
-                grad_x = grad_x.view(*grad_output.shape[:-1], ctx.in_features)
+                grad_x = grad_x.view(*grad_output.shape[:-1], layout.in_features)
             if ctx.needs_input_grad[6]:
                 grad_bias = rows.sum(0, dtype=torch.promote_types(rows.dtype, torch.float32)).to(ctx.bias_dtype)
         gradients = (grad_x, grad_lambda, grad_gamma, None, None, None, grad_bias, None, None)
@@ -142,29 +160,47 @@ Vectors = tuple[Tensor, Tensor, Tensor, Tensor]
 """lambda, gamma, A, and B, which may be flat."""
 
 
-def _scaled_a(vectors: Vectors, layout: Layout) -> Tensor:
+def _scaled_a(vectors: Vectors, layout: Layout, form: Callable[..., Tensor] = scaled_a) -> Tensor:
     """Forms M in float32 at least."""
     lambda_, gamma, basis_a, _ = vectors
     dtype = torch.promote_types(lambda_.dtype, torch.float32)
-    return scaled_a(lambda_.to(dtype), gamma.to(dtype), basis_a, layout.scale)
+    return form(lambda_.to(dtype), gamma.to(dtype), basis_a, layout.scale)
+
+
+def _factors(vectors: Vectors, layout: Layout) -> tuple[Tensor, Tensor]:
+    """Gives M and B transposed as the factors of products by activations."""
+    m = _scaled_a(vectors, layout, scaled_a_factor).to(layout.dtype)
+    return m, b_factor(vectors[3], layout.dtype, layout.groups)
 
 
 def _update(vectors: Vectors, layout: Layout) -> Tensor:
-    """Forms the update (out, in) in the dtype of the products."""
+    """Forms the update (out, in), rounded once to the dtype of the products.
+
+    In bfloat16 the product itself takes bfloat16 factors (which hold B exactly) and sums in float32. In float16 it
+    runs in float32, since the entries of M can lie below float16's range where those of the update do not.
+    """
     lambda_, gamma, basis_a, basis_b = vectors
-    if _triton and lambda_.is_cuda and layout.dtype != torch.float64:
+    if _uses_triton(lambda_, layout) and layout.dtype != torch.float64:
         from randlora_core.ops.triton_kernels import b_times_m
 
         half = layout.dtype == torch.bfloat16
         update = b_times_m(lambda_.float(), gamma.float(), basis_a, basis_b, layout.scale, half=half).to(layout.dtype)
         return update.T if layout.transposed else update
-    return product(_scaled_a(vectors, layout), basis_b, layout.dtype, transposed=layout.transposed)
+    inside = torch.float32 if layout.dtype == torch.float16 else layout.dtype
+    m, b = _scaled_a(vectors, layout).to(inside), b_factor(basis_b, inside, layout.groups)
+    return update_of(m, b, len(basis_b), transposed=layout.transposed).to(layout.dtype)
 
 
 def _summed_weight(weight: Tensor, vectors: Vectors, layout: Layout) -> Tensor:
-    if _triton and weight.is_cuda:
+    """Forms W0 + update, (out, in), in the weight's dtype."""
+    if _uses_triton(weight, layout):
         return weight + _update(vectors, layout)
-    return summed_weight(weight, _scaled_a(vectors, layout), vectors[3], transposed=layout.transposed)
+    m, b = _scaled_a(vectors, layout).to(weight.dtype), b_factor(vectors[3], weight.dtype, layout.groups)
+    return plus_update(weight, m, b, transposed=layout.transposed)
+
+
+def _uses_triton(tensor: Tensor, layout: Layout) -> bool:
+    return _triton and tensor.is_cuda and layout.groups == 1
 
 
 def _tokens_times_weight(
@@ -178,10 +214,10 @@ def _tokens_times_weight(
         return F.linear(x, _summed_weight(weight, vectors, layout), bias), None
     frozen = None if weight is None else weight.T
     if way == ACTIVATION:
-        m, b = _scaled_a(vectors, layout).to(dtype), flat_b(vectors[3], dtype)
-        first, second = (b, m) if layout.transposed else (m.T, b.T)
-        inner = x @ first
-        y = _product_plus_bias(inner, second, bias)
+        m, b = _factors(vectors, layout)
+        first, second = (b, m) if layout.transposed else (m, b)
+        inner = into(x, first)
+        y = out_of(inner, second, layout.out_features, None if dtype in HALF else bias)
         del m, b, first, second
         return _add_frozen(y, x, frozen, bias), inner if layout.transposed else None
     return _add_frozen(_product_plus_bias(x, _update(vectors, layout).T, bias), x, frozen, bias), None
@@ -194,32 +230,37 @@ def _tokens_times_transpose(
 
     `through_b` is grad B (T, k) where that is there already. Where W0 + update is summed, the gradient is whole.
     """
-    dtype, way = layout.dtype, layout.paths.input_grad
+    way = layout.paths.input_grad
     if way == SUMMED:
         return grad @ _summed_weight(weight, vectors, layout)
     if way != ACTIVATION:
         return grad @ _update(vectors, layout)
-    m = _scaled_a(vectors, layout).to(dtype)
-    return (grad @ m.T) @ flat_b(vectors[3], dtype).T if layout.transposed else through_b @ m
+    m, b = _factors(vectors, layout)
+    if layout.transposed:
+        return out_of(into(grad, m), b, layout.in_features)
+    return out_of(through_b, m, layout.in_features)
 
 
-def _gradient_of_m(x: Tensor | None, grad: Tensor, basis_b: Tensor, through_b: Tensor | None, layout: Layout) -> Tensor:
-    """Computes the gradient (k, d) of M for x (T, in) and the output's gradient `grad` (T, out).
+def _gradient_of_m(
+    x: Tensor | None, grad: Tensor, vectors: Vectors, through_b: Tensor | None, layout: Layout
+) -> Tensor:
+    """Computes the gradient of M for x (T, in) and the output's gradient `grad` (T, out): (k, d), or in blocks.
 
     By activations it is `through_b`, the one of the two on the larger side times B, times the other one; x is not
     looked at where it is the one behind a `through_b`.
     """
     wide, narrow = (x, grad) if layout.transposed else (grad, x)  # (T, D), (T, d)
+    gamma, basis_b = vectors[1], vectors[3]
     half = layout.dtype == torch.float16  # whose range a gradient of M, sqrt(D) larger than the weight's, may exceed
     if layout.paths.vector_grad != ACTIVATION:
         dtype = torch.float32 if half else layout.dtype
-        return flat_b(basis_b, dtype).T @ (_rows(wide).T @ _rows(narrow)).to(dtype)
+        return through_update((_rows(wide).T @ _rows(narrow)).to(dtype), b_factor(basis_b, dtype, layout.groups))
     if through_b is None:
-        through_b = _rows(wide) @ flat_b(basis_b, layout.dtype)
+        through_b = into(_rows(wide), b_factor(basis_b, layout.dtype, layout.groups))
     if not half:
-        return through_b.T @ _rows(narrow)
-    factor = 2.0 ** -round(math.log2(basis_b.shape[0]) / 2)
-    return ((factor * through_b).T @ _rows(narrow)).float() / factor
+        return gradient_of_scaled_a(through_b, _rows(narrow), layout.groups, len(gamma))
+    factor = 2.0 ** -round(math.log2(len(basis_b)) / 2)
+    return gradient_of_scaled_a(factor * through_b, _rows(narrow), layout.groups, len(gamma)).float() / factor
 
 
 def _rows(x: Tensor) -> Tensor:

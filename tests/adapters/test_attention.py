@@ -22,7 +22,10 @@ from randlora_core import (
 from randlora_core.adapters.state import adapter_layers
 
 WIDTH, HEADS, QUERIES, KEYS, BATCH = 12, 2, 5, 7, 3
-VARIANTS = {name: (name, {}) for name in METHODS} | {"randdora": ("randlora", {"magnitude": True})}
+VARIANTS = {name: (name, {}) for name in METHODS} | {
+    "randdora": ("randlora", {"magnitude": True}),
+    "randlora_blocks": ("randlora", {"rank": 3, "groups": "max"}),
+}
 TARGETS = {False: ("in_proj", "out_proj"), True: ("q_proj", "k_proj", "v_proj", "out_proj")}
 # Both sides form the same products in float64 in another order; the values are of order 1.
 ROUNDING = {"rtol": 1e-10, "atol": 1e-10}

@@ -14,7 +14,8 @@ from randlora_core.adapters.bases import Matrix, SharedBases
 from randlora_core.adapters.distributions import BASES, distribution, normal_quantiles
 from randlora_core.adapters.random_integers import BITS, integers
 
-MATRICES = {"A": Matrix((3, 10)), "B": Matrix((14, 4, 3))}
+UNIFORM = distribution("uniform")
+SHAPES = {"A": (3, 10), "B": (14, 4, 3)}
 
 # Computed once on x86-64; a change means that every saved adapter loses its bases.
 GOLDEN_INTEGERS = {
@@ -38,9 +39,8 @@ GOLDEN_VALUES = {
 
 
 def make(basis: str = "uniform", seed: int = 0, device: str = "cpu") -> SharedBases:
-    return SharedBases(
-        seed, MATRICES, distribution(basis, 5.0 if basis in ("ternary", "very_sparse") else None), device
-    )
+    entries = distribution(basis, 5.0 if basis in ("ternary", "very_sparse") else None)
+    return SharedBases(seed, {name: Matrix(shape, entries) for name, shape in SHAPES.items()}, device)
 
 
 def splitmix64(state: int) -> int:
@@ -84,16 +84,17 @@ def test_checksum_depends_on_seed_name_and_shape_but_not_on_the_distribution():
     reference = make().checksum
     assert make("binary").checksum == reference
     assert make(seed=1).checksum != reference
-    smaller = {"A": Matrix((3, 9)), "B": Matrix((14, 4, 3))}
-    renamed = {"A": Matrix((3, 10)), "C": Matrix((14, 4, 3))}
+    smaller = {"A": Matrix((3, 9), UNIFORM), "B": Matrix((14, 4, 3), UNIFORM)}
+    renamed = {"A": Matrix((3, 10), UNIFORM), "C": Matrix((14, 4, 3), UNIFORM)}
     for matrices in (smaller, renamed):
-        assert SharedBases(0, matrices, distribution("uniform")).checksum != reference
+        assert SharedBases(0, matrices).checksum != reference
 
 
 @pytest.mark.parametrize("basis", BASES)
 def test_entries_do_not_depend_on_the_size_of_the_matrix(basis):
     small = make(basis)
-    large = SharedBases(0, {"A": Matrix((9, 300)), "B": Matrix((1000, 70, 5))}, small._entries)
+    entries = distribution(basis, 5.0 if basis in ("ternary", "very_sparse") else None)
+    large = SharedBases(0, {"A": Matrix((9, 300), entries), "B": Matrix((1000, 70, 5), entries)})
     assert torch.equal(large.A[:3, :10], small.A)
     assert torch.equal(large.B[:14, :4, :3], small.B)
     assert large.B.numel() > 2 * 2**17  # more than one block of rows
@@ -115,7 +116,7 @@ def test_neighbours_are_uncorrelated_along_every_axis():
 
 @pytest.mark.parametrize("basis", BASES)
 def test_moments_and_storage(basis):
-    bases = SharedBases(5, {"B": Matrix((400, 500))}, distribution(basis, 7.5 if "sparse" not in basis else 27.7))
+    bases = SharedBases(5, {"B": Matrix((400, 500), distribution(basis, 7.5 if "sparse" not in basis else 27.7))})
     values = bases.B.double() * bases.units["B"]
     n = values.numel()
     assert bases.B.element_size() <= 2
@@ -128,9 +129,8 @@ def test_moments_and_storage(basis):
     ("basis", "s"), [("binary", 2.0), ("sparse", 6.0), ("ternary", 3.7), ("very_sparse", 768**0.5)]
 )
 def test_ternary_frequencies_and_unit(basis, s):
-    bases = SharedBases(
-        1, {"B": Matrix((500, 600))}, distribution(basis, s if basis not in ("binary", "sparse") else None)
-    )
+    entries = distribution(basis, s if basis not in ("binary", "sparse") else None)
+    bases = SharedBases(1, {"B": Matrix((500, 600), entries)})
     n = bases.B.numel()
     assert set(bases.B.unique().tolist()) <= {-1, 0, 1}
     for sign in (-1, 1):

@@ -36,6 +36,8 @@ VARIANTS = {name: (name, {}) for name in METHODS} | {
     "very_sparse": ("randlora", {"basis": "very_sparse"}),
     "patterns": ("randlora", {"rank_pattern": {"wide": 3}, "alpha_pattern": {".*proj": 7.5}, "alpha": 11, "seed": 5}),
     "rslora": ("lora", {"rank_stabilized": True}),
+    "blocks": ("randlora", {"rank": 3, "groups": "max"}),
+    "blocks_of_two": ("randlora", {"rank": 4, "groups": 2, "magnitude": True}),
 }
 TARGETS = {
     False: ("attention.in_proj", "attention.out_proj", "wide", "conv"),

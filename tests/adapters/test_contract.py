@@ -37,6 +37,10 @@ VARIANTS = {
     "randdora": ("randlora", {"magnitude": True}),
     "randlora_a": ("randlora", {"distinct_a": True, "num_bases": 6}),
     "randlora_b": ("randlora", {"num_bases": 2}),
+    "randlora_blocks": ("randlora", {"rank": 3, "groups": "max"}),  # 3 groups: one row of A in each
+    "randlora_blocks_of_two": ("randlora", {"groups": 2}),
+    "randlora_blocks_remade": ("randlora", {"rank": 3, "groups": 3, "store_bases": False}),
+    "randdora_blocks": ("randlora", {"rank": 3, "groups": 3, "magnitude": True}),
     "nola": ("nola", {"num_bases_a": 7, "num_bases_b": 9}),
     "nola_shifted": ("nola", {"num_bases_a": 7, "num_bases_b": 9, "shifted": True}),
 }
@@ -453,7 +457,7 @@ def test_rank_of_the_update(kind):
         values = torch.linalg.svdvals(model.layer.update.delta_weight().detach())
         return int((values > 1e-10 * values[0]).sum()), model
 
-    for variant in ("randlora", "randlora_normal", "randlora_gamma_zero"):
+    for variant in ("randlora", "randlora_normal", "randlora_gamma_zero", "randlora_blocks", "randlora_blocks_of_two"):
         assert rank(variant)[0] == 11
     for variant in ("lora", "rslora", "vera", "nola"):
         assert rank(variant)[0] == RANK

@@ -38,6 +38,7 @@ CONFIGS = {
     "magnitude": RandLoRAConfig(rank=4, seed=3, magnitude=True),
     "other_seed": RandLoRAConfig(rank=4, seed=4),
     "other_basis": RandLoRAConfig(rank=4, seed=3, basis="sparse"),
+    "blocks": RandLoRAConfig(rank=4, seed=3, groups=2),
     "lora": LoRAConfig(rank=2),
     "dora": DoRAConfig(rank=2),
     "vera": VeRAConfig(rank=5),
@@ -129,8 +130,8 @@ def test_each_acts_as_it_does_alone_and_weights_and_matrices_are_shared():
     assert base_parameters == count_parameters(plain()).total
     bases = {name: adapter_bases(model, name) for name in CONFIGS}
     assert bases["default"][4] is bases["same_seed"][4] is bases["magnitude"][4]
-    # default's, another seed, another distribution, VeRA's and NoLA's
-    assert len(stored(model)) == 5
+    # default's, another seed, another distribution, blocks, VeRA's and NoLA's
+    assert len(stored(model)) == 6
 
 
 def test_a_second_adapter_is_inert_until_it_is_chosen():
@@ -256,7 +257,7 @@ def test_copies():
     set_adapter(model, "vera")
     for duplicate in (copy.deepcopy(model), pickle.loads(pickle.dumps(model))):
         assert torch.equal(duplicate(inputs()), model(inputs()))
-        assert len(stored(duplicate)) == 5
+        assert len(stored(duplicate)) == 6
         assert adapter_names(duplicate) == tuple(CONFIGS)
 
 

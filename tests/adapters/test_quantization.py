@@ -29,6 +29,7 @@ pytestmark = pytest.mark.filterwarnings("ignore:.*quantised again:UserWarning")
 
 VARIANTS = {**{method: (method, {}) for method in METHODS}, "randdora": ("randlora", {"magnitude": True})}
 VARIANTS["nola"] = ("nola", {"num_bases_a": 7, "num_bases_b": 9})
+VARIANTS["randlora_blocks"] = ("randlora", {"groups": 2})
 QUANTISERS = ("nf4", "fp4", "nf4_plain", "int8")
 SHAPES = {"tall": (11, 34), "wide": (34, 11)}  # (in, out); neither side is a multiple of a block
 

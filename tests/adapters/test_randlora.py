@@ -15,6 +15,7 @@ from randlora_core.adapters.distributions import distribution
 from randlora_core.adapters.randlora import num_bases
 from randlora_core.adapters.state import adapter_bases, adapter_layers
 
+UNIFORM = distribution("uniform")
 # (out, in, rank): D > d both ways, D = d, r dividing d and not, one basis only
 CASES = [(17, 11, 4), (11, 17, 4), (11, 11, 4), (16, 8, 4), (8, 16, 2), (12, 12, 12), (9, 13, 1), (13, 9, 9)]
 
@@ -140,7 +141,7 @@ def test_start_equals_pefts():
 @pytest.mark.parametrize(("shape", "n"), [((17, 11), 3), ((12, 30), 3), ((4, 4), 1), ((5, 4), 1)])
 def test_initial_values(shape, n):
     """Both published initialisations; lambda is 1 / max(n, r), or gamma 1 / max(n, d)."""
-    bases = SharedBases(0, {"A": Matrix((4, 12)), "B": Matrix((30, 3, 4))}, distribution("uniform"))
+    bases = SharedBases(0, {"A": Matrix((4, 12), UNIFORM), "B": Matrix((30, 3, 4), UNIFORM)})
     assert num_bases(4, shape) == n
     for init in ("lambda_zero", "gamma_zero"):
         model = nn.Sequential(nn.Linear(shape[1], shape[0]))
@@ -170,7 +171,7 @@ def test_very_sparse_resolves_to_the_square_root_of_the_largest_smaller_side():
     for layer in adapter_layers(model).values():
         assert (layer.update.config.basis, layer.update.config.sparsity) == ("ternary", 6.0)
     (bases,) = adapter_bases(model).values()
-    assert torch.equal(bases.B, SharedBases(0, {"B": Matrix(tuple(bases.B.shape))}, distribution("sparse")).B)
+    assert torch.equal(bases.B, SharedBases(0, {"B": Matrix(tuple(bases.B.shape), distribution("sparse"))}).B)
 
 
 def test_bases_are_no_larger_than_the_targets_need():

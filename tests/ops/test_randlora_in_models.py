@@ -12,11 +12,13 @@ from torch.nn import functional as F
 from randlora_core import RandLoRAConfig, inject_adapter, ops
 from randlora_core.ops.cost import PATHS
 
+BLOCKS = {"rank": 3, "groups": 3}
+
 
 def two_layers(**settings) -> nn.Module:
     torch.manual_seed(0)
     model = nn.Sequential(nn.Linear(12, 20), nn.GELU(), nn.Linear(20, 12), nn.GELU(), nn.Linear(12, 12))
-    inject_adapter(model, RandLoRAConfig(rank=5, **settings), targets=["0", "2", "4"])
+    inject_adapter(model, RandLoRAConfig(**{"rank": 5, **settings}), targets=["0", "2", "4"])
     generator = torch.Generator().manual_seed(1)
     with torch.no_grad():
         for parameter in model.parameters():
@@ -39,9 +41,9 @@ def assert_same(first: dict[str, Tensor], second: dict[str, Tensor], **tolerance
         torch.testing.assert_close(first[name], second[name], **tolerance)
 
 
-@pytest.mark.parametrize("magnitude", [False, True])
-def test_paths_agree_in_a_model(magnitude):
-    model, x = two_layers(magnitude=magnitude), torch.randn(9, 12)
+@pytest.mark.parametrize("settings", [{}, {"magnitude": True}, BLOCKS, {**BLOCKS, "magnitude": True}])
+def test_paths_agree_in_a_model(settings):
+    model, x = two_layers(**settings), torch.randn(9, 12)
     results = []
     for path in PATHS:
         with ops.force_path(path):
@@ -50,12 +52,13 @@ def test_paths_agree_in_a_model(magnitude):
         assert_same(first, second, rtol=1e-4, atol=1e-5)
 
 
+@pytest.mark.parametrize("settings", [{}, BLOCKS])
 @pytest.mark.parametrize("path", PATHS)
 @pytest.mark.parametrize("reentrant", [True, False])
-def test_gradient_checkpointing(path, reentrant):
+def test_gradient_checkpointing(path, reentrant, settings):
     from torch.utils.checkpoint import checkpoint
 
-    model, x = two_layers(), torch.randn(9, 12, requires_grad=True)
+    model, x = two_layers(**settings), torch.randn(9, 12, requires_grad=True)
     with ops.force_path(path):
         expected = gradients(model, x)
         model.zero_grad()
@@ -66,7 +69,7 @@ def test_gradient_checkpointing(path, reentrant):
     assert_same(actual, expected, **({"rtol": 0, "atol": 0} if exact else {"rtol": 1e-4, "atol": 1e-5}))
 
 
-@pytest.mark.parametrize("settings", [{}, {"store_bases": False}, {"packed_bases": True, "basis": "sparse"}])
+@pytest.mark.parametrize("settings", [{}, {"store_bases": False}, {"packed_bases": True, "basis": "sparse"}, BLOCKS])
 def test_checkpointing_keeps_no_activation(settings):
     """Within a checkpoint nothing is kept until the backward pass, whether bases are stored or made again."""
     from torch.utils.checkpoint import checkpoint
@@ -132,9 +135,10 @@ def test_a_base_layer_with_a_life_of_its_own_is_called(reason):
 
 
 @pytest.mark.parametrize("autocast", [False, True])
+@pytest.mark.parametrize("settings", [{}, BLOCKS])
 @pytest.mark.parametrize("path", PATHS)
-def test_compiled_whole_equals_eager(path, autocast):
-    model, x = two_layers(), torch.randn(9, 12)
+def test_compiled_whole_equals_eager(path, settings, autocast):
+    model, x = two_layers(**settings), torch.randn(9, 12)
     torch._dynamo.reset()
     compiled = torch.compile(model, backend="aot_eager", fullgraph=True)
     with ops.force_path(path), torch.autocast("cpu", torch.bfloat16, enabled=autocast):
@@ -145,8 +149,9 @@ def test_compiled_whole_equals_eager(path, autocast):
     assert_same(actual, {name: 2 * grad for name, grad in expected.items()}, **tolerance)
 
 
-def test_empty_batches():
-    model = two_layers()
+@pytest.mark.parametrize("settings", [{}, BLOCKS])
+def test_empty_batches(settings):
+    model = two_layers(**settings)
     output = model(torch.randn(0, 12, requires_grad=True))
     output.sum().backward()
     assert output.shape == (0, 12)
