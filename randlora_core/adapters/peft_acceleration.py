@@ -10,7 +10,9 @@ from __future__ import annotations
 import functools
 from collections.abc import Callable
 
+import torch
 from torch import Tensor, nn
+from torch.utils.weak import WeakIdKeyDictionary
 
 from randlora_core import ops
 from randlora_core.adapters.layer_kinds import kind_of
@@ -22,6 +24,9 @@ def accelerate_peft(peft_model: nn.Module) -> nn.Module:
 
     Adapters of the same layers that are added, activated or merged afterwards are served as well; layers that are
     adapted afterwards are PEFT's own until this is called again.
+
+    Bases that `export_peft` wrote from groups are recognised by their zeros and cost no more than here, except in a
+    compiled model.
 
     Args:
         peft_model: What `peft.get_peft_model` or `PeftModel.from_pretrained` gave, or a model with such layers inside.
@@ -68,12 +73,13 @@ def _forward(self: nn.Module, x: Tensor, *args: object, **kwargs: object) -> Ten
     larger = max(self.in_features, self.out_features)
     base = self.get_base_layer()
     dropout = self.randlora_dropout[name]
+    a, b = _matrices(self.randlora_A[name], self.randlora_B[name])
     output = ops.randlora_linear(
         x,
         self.randlora_lambda[name],
         gamma,
-        self.randlora_A[name][:, 0, :smaller].to(x.device),
-        self.randlora_B[name][:larger, :num_bases].to(x.device),
+        a[:, :smaller].to(x.device),
+        b[:larger, :num_bases].to(x.device),
         self.scaling[name],
         base=base,
         weight=_weight(base),
@@ -81,6 +87,28 @@ def _forward(self: nn.Module, x: Tensor, *args: object, **kwargs: object) -> Ten
         dropout=dropout if dropout.training and not isinstance(dropout, nn.Identity) else None,
     )
     return output.to(x.dtype)
+
+
+def _matrices(a: Tensor, b: Tensor) -> tuple[Tensor, Tensor]:
+    """Gives PEFT's A (r, 1, m) and B (M, n, r) as (r, m) and (M, n, r), or their blocks where they are in groups.
+
+    Which one it is is found out once, and again where the values may have changed; torch.compile, which cannot look at
+    values, gets the matrices as they are.
+    """
+    a = a[:, 0]
+    if torch.compiler.is_compiling() or a.is_meta:
+        return a, b
+    key = (a.data_ptr(), *(None if matrix.is_inference() else matrix._version for matrix in (a, b)))
+    known, blocks = _blocks.get(b, (None, None))
+    if known != key:
+        groups = ops.find_groups(a, b)
+        blocks = None if groups == 1 else (ops.blocks_of_a(a, groups), ops.blocks_of_b(b, groups))
+        _blocks[b] = (key, blocks)
+    return (a, b) if blocks is None else blocks
+
+
+_blocks = WeakIdKeyDictionary()
+"""B of PEFT -> which values were looked at, and the blocks of A and B where they are in groups."""
 
 
 def _weight(base: nn.Module) -> Callable[[], Tensor] | None:

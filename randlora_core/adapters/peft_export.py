@@ -4,6 +4,9 @@ PEFT's RandLoRA has alpha / r as its only scale and bases of variance 1, all of 
 own factor (1 / sqrt(n), an alpha of its own) into lambda, multiplies the stored signs or bfloat16 values out in
 float32, pads the bases with zeros to PEFT's sizes and writes them once. Names and sizes are in
 `randlora_core.adapters.peft_format`. No PEFT is needed.
+
+PEFT knows no groups: such bases are written with their zeros. Non-zeros are multiplied by a power of two, so that
+bfloat16 holds them as it does here, and what is left of the unit goes into alpha.
 """
 
 from __future__ import annotations
@@ -13,6 +16,7 @@ import math
 import os
 import sys
 import time
+import warnings
 from collections import Counter
 from collections.abc import Mapping
 from pathlib import Path
@@ -21,7 +25,7 @@ from typing import Any
 from safetensors.torch import save as serialize_tensors
 from torch import Tensor, nn
 
-from randlora_core.adapters.bases import SharedBases
+from randlora_core import ops
 from randlora_core.adapters.config import AdapterConfig, positive_integer
 from randlora_core.adapters.delta import layer_delta
 from randlora_core.adapters.files import CONFIG_FILE, TENSORS_FILE, write_together
@@ -59,6 +63,9 @@ def export_peft(
     the adapter go into `modules_to_save`. When it opens a RandLoRA, PEFT 0.21.2 warns that a copy of the bases per
     module is missing; it uses the one that is there.
 
+    Bases in groups are written with their zeros, 4 r d_max + 4 D_max n_max r bytes as for dense ones, and PEFT
+    multiplies by them as by dense ones. `import_peft` and `accelerate_peft` recognise them.
+
     Args:
         model: A model with an adapter, merged or not.
         directory: Created where it does not exist.
@@ -76,6 +83,9 @@ def export_peft(
         ValueError: If the model has no adapter, PEFT cannot express it (the message says what to do), `as_lora` is
             none of the above, or with it an update has values that are not finite. Nothing is written then.
         OSError: If the files cannot be written.
+
+    Warns:
+        UserWarning: If bases in groups are written as dense ones; their size is told.
     """
     state = adapter_state(model)
     _check_structure(model, state)
@@ -142,11 +152,17 @@ def _written_as_is(layers: Mapping[str, AdapterLayer], state: AdapterState) -> t
     if config.method == "randlora":
         _fold_scales(tensors, updates, settings["randlora_alpha"] / config.rank)
     if dialect.matrices:
+        first = next(iter(updates.values()))
         sizes = _peft_sizes(config.method, config.rank, tuple(state.shapes.values()))
-        bases = next(iter(updates.values())).bases
-        tensors |= {
-            SHARED_PREFIX + dialect.matrices[name]: _padded(_multiplied_out(bases, name), sizes[name]) for name in sizes
-        }
+        for name, label in dialect.matrices.items():
+            tensors[SHARED_PREFIX + label] = _padded(_written_matrix(first, name), sizes[name])
+        if _groups(config) > 1:
+            size = 4e-6 * sum(math.prod(size) for size in sizes.values())
+            warnings.warn(
+                f"PEFT knows no bases in groups: with their zeros they take {size:,.1f} MB of the file, and PEFT "
+                "computes with them as with dense ones; import_peft and accelerate_peft recognise them",
+                stacklevel=3,
+            )
     return {"peft_type": dialect.peft_type, **settings}, tensors
 
 
@@ -177,9 +193,11 @@ def _randlora_settings(config: AdapterConfig, updates: Mapping[str, Update]) -> 
         if getattr(config, field):
             raise ValueError(f"PEFT cannot express {what}; {_WAYS_OUT}")
     _check_one_rank(config, updates)
+    update = next(iter(updates.values()))
+    written = math.prod(_written_units(update).values())
     return {
         "r": config.rank,
-        "randlora_alpha": _integral(_default_alpha(config)),
+        "randlora_alpha": _integral(_default_alpha(config) * math.prod(update.bases.units.values()) / written),
         "randlora_dropout": config.dropout,
         "projection_prng_key": 0,
         "save_projection": True,
@@ -211,7 +229,7 @@ def _check_one_rank(config: AdapterConfig, updates: Mapping[str, Update]) -> Non
 def _fold_scales(tensors: dict[str, Tensor], updates: Mapping[str, Update], peft_scale: float) -> None:
     """Multiply every lambda by the layer's scale over the one that PEFT will use."""
     for name, update in updates.items():
-        units = update.bases.units["A"] * update.bases.units["B"]
+        units = math.prod(_written_units(update).values())
         key = f"{MODEL_PREFIX}{name}.randlora_lambda"
         tensors[key] = (update.randlora_lambda.detach().double() * (update.scale / units / peft_scale)).float()
 
@@ -225,9 +243,26 @@ def _peft_sizes(method: str, rank: int, shapes: tuple[Shape, ...]) -> dict[str, 
     return {"A": (rank, 1, smaller), "B": (larger, -(-smaller // rank), rank)}
 
 
-def _multiplied_out(bases: SharedBases, name: str) -> Tensor:
-    """Multiplies a shared matrix by its unit, in float32."""
-    return (bases.matrix(name, bases.shapes[name]).double() * bases.units[name]).float()
+def _written_matrix(update: Update, name: str) -> Tensor:
+    """Gives a shared matrix for the file: with its zeros, multiplied out in float32."""
+    bases, groups = update.bases, _groups(update.config)
+    matrix = (bases.matrix(name, bases.shapes[name]).double() * _written_units(update)[name]).float()
+    return matrix if groups == 1 else {"A": ops.dense_a, "B": ops.dense_b}[name](matrix, groups)
+
+
+def _written_units(update: Update) -> dict[str, float]:
+    """Gives the factors by which the shared matrices are multiplied for the file: matrix -> factor.
+
+    They are the units, with which dense matrices have variance 1; of matrices in groups the nearest powers of two.
+    """
+    units = update.bases.units
+    return (
+        units if _groups(update.config) == 1 else {name: 2.0 ** round(math.log2(unit)) for name, unit in units.items()}
+    )
+
+
+def _groups(config: AdapterConfig) -> int:
+    return getattr(config, "groups", 1)
 
 
 def _padded(matrix: Tensor, shape: tuple[int, ...]) -> Tensor:

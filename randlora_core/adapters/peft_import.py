@@ -1,21 +1,24 @@
 """Adapters from Hugging Face PEFT: RandLoRA, LoRA, rsLoRA, DoRA and VeRA.
 
-Frozen matrices are cut to what the layers use, stored once in the narrowest exact type, and used as they are. Names and
-sizes are in `randlora_core.adapters.peft_format`. Only matrices that PEFT did not save need PEFT, to be drawn again.
+Frozen matrices are cut to what the layers use, stored once in the narrowest exact type, and used as they are; of
+matrices that are zero between groups only the blocks are stored and multiplied by. Names and sizes are in
+`randlora_core.adapters.peft_format`. Only matrices that PEFT did not save need PEFT, to be drawn again.
 """
 
 from __future__ import annotations
 
+import dataclasses
 import math
 import os
 import warnings
-from collections.abc import Mapping
+from collections.abc import Mapping, Sequence
 from pathlib import Path
 from typing import Any
 
 import torch
 from torch import Tensor, nn
 
+from randlora_core import ops
 from randlora_core.adapters import make_config, method_named
 from randlora_core.adapters.bases import ImportedBases, SharedBases, narrowed
 from randlora_core.adapters.config import IMPORTED, AdapterConfig, exactly, near
@@ -45,6 +48,7 @@ from randlora_core.adapters.peft_format import (
     shared_names,
     sort_tensors,
 )
+from randlora_core.adapters.randlora import RandLoRAConfig
 from randlora_core.adapters.state import adapter_layers, require_plain
 from randlora_core.adapters.targets import adaptable_layers
 
@@ -86,6 +90,9 @@ def import_peft(model: nn.Module, directory: str | os.PathLike[str]) -> nn.Modul
         own = _own_tensors(model, content, tensors)
     with naming(directory / CONFIG_FILE):
         config = _read_settings(content, tuple(tensors.parameters))
+        if config.method == "randlora":
+            layers = adaptable_layers(model)
+            config = _with_groups(config, tensors.matrices, [layers[name] for name in tensors.parameters])
         trainable = sorted(own)
         plan = plan_injection(
             model, config, exactly(tensors.parameters), trainable=exactly(trainable) if trainable else ()
@@ -223,6 +230,22 @@ def _read_settings(content: Mapping[str, Any], names: tuple[str, ...]) -> Adapte
     )
 
 
+def _with_groups(
+    config: RandLoRAConfig, matrices: Mapping[str, Mapping[str, Tensor]], shapes: Sequence[Shape]
+) -> RandLoRAConfig:
+    """The settings with the number of groups between which the file's matrices are zero.
+
+    Matrices that are missing or of unexpected shapes count as dense ones here, and are looked at later.
+    """
+    a, b = (next(iter(matrices.get(name, {}).values()), None) for name in ("A", "B"))
+    expected = a is not None and b is not None and a.dim() == b.dim() == 3 and len(a) == b.shape[2] == config.rank
+    groups = ops.find_groups(a[:, 0], b) if expected else 1
+    if groups == 1:
+        return config
+    fewest = min(config.bases_on(shape) for shape in shapes)
+    return dataclasses.replace(config, groups=groups, allow_rank_loss=fewest < groups)
+
+
 def _check_parameters(plan: InjectionPlan, tensors: Tensors, dialect: Dialect) -> None:
     """Refuse parameters that are missing or have another shape than the settings and the model need."""
     bases = make_bases(plan.configs, plan.state.shapes, lambda name: torch.device("meta"))
@@ -254,10 +277,13 @@ def _read_bases(
         matrices = _redraw(content, dialect, tuple(plan.state.shapes.values()))
     else:
         matrices = {name: _single(copies) for name, copies in tensors.matrices.items()}
-    needed = make_bases(plan.configs, plan.state.shapes, lambda name: torch.device("meta"))[rank].shapes
+    shapes = make_bases(plan.configs, plan.state.shapes, lambda name: torch.device("meta"))[rank].shapes
+    needed = {"A": (rank, *shapes["A"][1:]), "B": (*shapes["B"][:-1], rank)}  # with the zeros between groups
+    groups, blocks_of = getattr(plan.state.config, "groups", 1), {"A": ops.blocks_of_a, "B": ops.blocks_of_b}
     stored, units = {}, {}
     for name, matrix in matrices.items():
-        stored[name], units[name] = narrowed(_cut(dialect.matrices[name], matrix, needed[name], rank))
+        matrix = _cut(dialect.matrices[name], matrix, needed[name], rank)
+        stored[name], units[name] = narrowed(matrix if groups == 1 else blocks_of[name](matrix, groups))
     return {rank: ImportedBases(stored, units)}
 
 

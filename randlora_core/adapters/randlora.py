@@ -134,7 +134,12 @@ class RandLoRAConfig(ScaledConfig):
         if self.distinct_a and self.magnitude:
             raise ValueError("distinct_a=True is not defined with magnitude=True")
         self._check_storage()
-        check_groups(self)
+        check_groups(
+            self.groups,
+            allow_rank_loss=self.allow_rank_loss,
+            distinct_a=self.distinct_a,
+            packed_bases=self.packed_bases,
+        )
 
     def _check_storage(self) -> None:
         if is_imported(self) and (self.packed_bases or not self.store_bases):
@@ -204,7 +209,7 @@ class RandLoRAUpdate(Update):
                 f"num_bases={n} takes nothing away from layer {name!r} of shape {tuple(shape)}, which "
                 f"has full rank with {full} bases of rank {config.rank}; use fewer, or num_bases=None"
             )
-        check_groups_on(config, name, shape)
+        check_groups_on(name, config.groups, config.rank, n, allow_rank_loss=config.allow_rank_loss)
 
     @classmethod
     def resolve(cls, config: RandLoRAConfig, shapes: Mapping[str, Shape]) -> RandLoRAConfig:
@@ -215,7 +220,12 @@ class RandLoRAUpdate(Update):
         if config.basis == "very_sparse":
             s = max(MIN_SPARSITY, math.sqrt(max(min(shape) for shape in shapes.values())))
             config = dataclasses.replace(config, basis="ternary", sparsity=s)
-        return dataclasses.replace(config, groups=largest_groups(config, shapes)) if config.groups == MAX else config
+        if config.groups != MAX:
+            return config
+        layers = {name: config.for_layer(name) for name in shapes}
+        ranks = {name: layer.rank for name, layer in layers.items()}
+        bases = {name: layer.bases_on(shapes[name]) for name, layer in layers.items()}
+        return dataclasses.replace(config, groups=largest_groups(ranks, bases))
 
     @classmethod
     def make_bases(cls, config: RandLoRAConfig, shapes: Sequence[Shape], device: torch.device | str) -> SharedBases:

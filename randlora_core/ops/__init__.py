@@ -1,5 +1,6 @@
 """Computes the adapters' updates. RandLoRA's layers enter by `randlora_linear`; `force_path` settles their path."""
 
+from randlora_core.ops.blocks import blocks_of_a, blocks_of_b, dense_a, dense_b, find_groups
 from randlora_core.ops.contraction import contract
 from randlora_core.ops.cost import PATHS
 from randlora_core.ops.factors import delta, scaled_a
@@ -10,9 +11,14 @@ from randlora_core.ops.randlora_function import use_triton
 __all__ = [
     "PATHS",
     "added_output",
+    "blocks_of_a",
+    "blocks_of_b",
     "compute_dtype",
     "contract",
     "delta",
+    "dense_a",
+    "dense_b",
+    "find_groups",
     "force_path",
     "randlora_linear",
     "rescaled",

@@ -49,6 +49,15 @@ def blocks_of_b(dense: Tensor, groups: int) -> Tensor:
     return dense.unflatten(2, (-1, groups)).sum(3, dtype=dense.dtype)
 
 
+def find_groups(a: Tensor, b: Tensor) -> int:
+    """Finds the largest number of groups between which A (r, d) and B (D, n, r) are zero; 1 for dense ones."""
+    for groups in (g for g in range(len(a), 1, -1) if len(a) % g == 0):
+        is_a = torch.equal(dense_a(blocks_of_a(a, groups), groups), a)
+        if is_a and torch.equal(dense_b(blocks_of_b(b, groups), groups), b):
+            return groups
+    return 1
+
+
 def split(x: Tensor, groups: int) -> Tensor:
     """Sorts the columns of (T, size) by group: (g, T, w), filled up with zeros."""
     tokens, size = x.shape

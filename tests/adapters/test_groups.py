@@ -104,7 +104,7 @@ def test_every_output_depends_on_every_input_where_there_are_as_many_bases_as_gr
 
 
 def test_fewer_bases_than_groups_are_refused_unless_asked_for():
-    with pytest.raises(ValueError, match=r"groups=6 is above the 4 bases of layer '0' of shape \(30, 24\).*rank_loss"):
+    with pytest.raises(ValueError, match=r"groups=6 is above the 4 bases of layer '0'.*rank_loss"):
         adapted(30, 24, 6, 6)
     update = adapted(30, 24, 6, 6, allow_rank_loss=True)[0].update
     unread = (update.delta_weight() == 0).double().mean()
@@ -139,9 +139,9 @@ def test_max_divides_every_rank_in_use(fields, sizes, groups):
 @pytest.mark.parametrize(
     ("fields", "sizes", "groups", "message"),
     [
-        ({"rank": 6}, [(64, 64), (100, 24)], 3, r"layer '1' of shape \(100, 24\) has n = 4 bases.* allow 6"),
-        ({"rank": 6, "num_bases": 5}, [(64, 64)], 3, r"layer '0' of shape \(64, 64\) has n = 5 bases.* allow 6"),
-        ({"rank": 10}, [(64, 64), (10, 64)], 1, r"layer '1' of shape \(10, 64\) has n = 1 bases.*are dense"),
+        ({"rank": 6}, [(64, 64), (100, 24)], 3, r"layer '1' has n = 4 bases: the ranks alone would allow 6"),
+        ({"rank": 6, "num_bases": 5}, [(64, 64)], 3, r"layer '0' has n = 5 bases: the ranks alone would allow 6"),
+        ({"rank": 10}, [(64, 64), (10, 64)], 1, r"layer '1' has n = 1 bases.*are dense"),
         (
             {"rank": 6, "rank_pattern": {"1": 5}},
             [(64, 64), (64, 64)],

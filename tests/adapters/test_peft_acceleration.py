@@ -9,11 +9,11 @@ import torch
 from accelerate.hooks import ModelHook, add_hook_to_module, remove_hook_from_module
 from safetensors.torch import load_file
 from test_peft_trainer import trainer
-from tiny_models import ARCHITECTURES, batch, logits, targets_of, tiny_model
+from tiny_models import ARCHITECTURES, batch, logits, moved, targets_of, tiny_model
 from torch import nn
 from torch.nn.attention import SDPBackend, sdpa_kernel
 
-from randlora_core import accelerate_peft, ops
+from randlora_core import RandLoRAConfig, accelerate_peft, export_peft, inject_adapter, ops
 
 pytestmark = [pytest.mark.filterwarnings("ignore::FutureWarning")]
 
@@ -216,3 +216,36 @@ def test_second_derivatives_are_pefts_or_refused(wanted):
             with pytest.raises(RuntimeError, match=r"cannot be differentiated again.*accelerate_peft"):
                 form()
     assert all(leaf.grad is None for leaf in leaves)
+
+
+@pytest.mark.filterwarnings("ignore:PEFT knows no bases in groups")
+@pytest.mark.filterwarnings("ignore:Found missing adapter keys")
+@pytest.mark.parametrize(("rank", "groups"), [(3, 3), (4, 2)])
+def test_exported_groups_are_multiplied_by_as_blocks(rank, groups, tmp_path, monkeypatch):
+    """Same outputs and gradients as PEFT's, by blocks; other values in the same tensors are looked at again."""
+    ours = inject_adapter(tiny_model("qwen2"), RandLoRAConfig(rank=rank, groups=groups), targets_of("qwen2"))
+    export_peft(moved(ours), tmp_path)
+    model = peft.PeftModel.from_pretrained(tiny_model("qwen2"), tmp_path, is_trainable=True)
+    expected, expected_grads = outputs_and_gradients(model, "qwen2")
+    rows, entry = set(), ops.randlora_linear
+
+    def watched(x, lambda_, gamma, a, b, *rest, **named):
+        rows.add((len(a), b.shape[2]))
+        return entry(x, lambda_, gamma, a, b, *rest, **named)
+
+    monkeypatch.setattr(ops, "randlora_linear", watched)
+    for _ in range(2):
+        output, grads = outputs_and_gradients(accelerate_peft(model), "qwen2")
+        assert rows == {(rank // groups, rank // groups)}
+        torch.testing.assert_close(output, expected, rtol=1e-4, atol=1e-5)
+        for name, grad in expected_grads.items():
+            assert grad.abs().max() > 0
+            torch.testing.assert_close(grads[name], grad, rtol=1e-3, atol=1e-6)
+    with torch.no_grad():
+        model.base_model.randlora_A["default"].fill_(0.5)
+        for module in model.modules():
+            if hasattr(module, "randlora_A"):
+                module.randlora_A["default"].fill_(0.5)
+    rows.clear()
+    logits(copy.deepcopy(model), "qwen2")
+    assert rows == {(rank, rank)}

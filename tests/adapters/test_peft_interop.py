@@ -30,6 +30,7 @@ CLOSE = {"rtol": 1e-4, "atol": 2e-5}
 pytestmark = [
     pytest.mark.filterwarnings("ignore:Found missing adapter keys"),
     pytest.mark.filterwarnings("ignore:fan_in_fan_out"),
+    pytest.mark.filterwarnings("ignore:PEFT knows no bases in groups"),
     pytest.mark.filterwarnings("ignore::FutureWarning"),
 ]
 
@@ -39,6 +40,8 @@ OURS = {
     "randlora_normal": ("randlora", {"basis": "normal", "init": "gamma_zero"}),
     "randlora_packed": ("randlora", {"basis": "ternary", "sparsity": 4.5, "packed_bases": True}),
     "randlora_recomputed": ("randlora", {"store_bases": False, "scale_by_sqrt_bases": True}),
+    "randlora_blocks": ("randlora", {"rank": 3, "groups": "max"}),  # 3 groups, one row of A in each
+    "randlora_blocks_of_two": ("randlora", {"rank": 4, "groups": 2, "scale_by_sqrt_bases": True, "alpha": 7.5}),
     "lora": ("lora", {}),
     "rslora": ("lora", {"rank_stabilized": True}),
     "dora": ("dora", {}),
@@ -313,3 +316,46 @@ def test_an_imported_adapter_trains(tmp_path):
     model(input_ids=ids, labels=ids).loss.backward()
     assert all(parameter.grad.any() for parameter in adapter_parameters(model))
     assert all(parameter.grad is None for parameter in model.parameters() if not parameter.requires_grad)
+
+
+@pytest.mark.parametrize("settings", [{"rank": 3, "groups": 3}, {"rank": 4, "groups": 2, "basis": "normal"}])
+def test_bases_in_groups_come_back_from_peft_as_blocks(settings, tmp_path):
+    """Out to PEFT, trained there, and back: the groups are found by the zeros, and entries are those of the seed."""
+    model = ours("qwen2", **settings)
+    with pytest.warns(UserWarning, match=r"with their zeros they take \d+\.\d MB"):
+        export_peft(model, tmp_path / "out")
+    there = opened("qwen2", tmp_path / "out")
+    moved(there).save_pretrained(tmp_path / "back")
+    imported = import_peft(tiny_model("qwen2"), tmp_path / "back")
+    assert not torch.allclose(logits(there, "qwen2"), logits(model, "qwen2"), atol=1e-2)
+    torch.testing.assert_close(logits(imported, "qwen2"), logits(there, "qwen2"), **CLOSE)
+    config = adapter_state(imported).config
+    assert (config.basis, config.groups, config.allow_rank_loss) == ("imported", settings["groups"], False)
+    (drawn,), (found,) = adapter_bases(model).values(), adapter_bases(imported).values()
+    assert found.shapes == drawn.shapes
+    for name, matrix in drawn.named_buffers():
+        other = found.get_buffer(name)
+        assert other.dtype == matrix.dtype
+        factors = (other.double() / matrix.double()).unique()  # one power of two: the mantissas are the same
+        assert len(factors) == 1 and float(factors).hex().startswith("0x1.0000000000000p")
+    save_adapter(imported, tmp_path / "own")
+    again = load_adapter(tiny_model("qwen2"), tmp_path / "own")
+    assert torch.equal(logits(again, "qwen2"), logits(imported, "qwen2"))
+    export_peft(again, tmp_path / "again")
+    first, second = (load_file(tmp_path / part / "adapter_model.safetensors") for part in ("back", "again"))
+    assert all(torch.equal(second[name], first[name]) for name in ("base_model.randlora_A", "base_model.randlora_B"))
+    torch.testing.assert_close(logits(opened("qwen2", tmp_path / "again"), "qwen2"), logits(there, "qwen2"), **CLOSE)
+
+
+def test_groups_above_the_number_of_bases_are_imported_too(tmp_path):
+    model = ours("qwen2", rank=12, groups=12, allow_rank_loss=True)
+    export_peft(model, tmp_path)
+    imported = import_peft(tiny_model("qwen2"), tmp_path)
+    assert (adapter_state(imported).config.groups, adapter_state(imported).config.allow_rank_loss) == (12, True)
+    torch.testing.assert_close(logits(imported, "qwen2"), logits(model, "qwen2"), **CLOSE)
+
+
+def test_dense_matrices_of_pefts_are_in_no_groups(tmp_path):
+    for variant in ("randlora", "randlora_sparse"):
+        theirs("gpt2", variant).save_pretrained(tmp_path / variant)
+        assert adapter_state(import_peft(tiny_model("gpt2"), tmp_path / variant)).config.groups == 1

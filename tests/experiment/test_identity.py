@@ -164,3 +164,12 @@ def test_data_weights_and_experiment_are_part_of_the_run(tiny):
     assert len(ids) == 3
     values = planned.config.identity(0.1)
     assert identify_settings(values, "tiny") != identify_settings(values, "other")
+
+
+def test_a_setting_of_a_later_version_counts_where_it_is_not_neutral(settings, tiny):
+    """Runs with dense bases keep the identity that they had before bases could be in groups."""
+    dense = settings("adapter=randlora")
+    assert settings("adapter=randlora", "adapter.groups=1") == dense
+    assert settings("adapter=randlora", "adapter.groups=2") != dense
+    assert "groups" not in build_config(tiny, ["adapter=randlora"]).adapter.options
+    assert build_config(tiny, ["adapter=randlora_blocks"]).adapter.options["groups"] == "max"
