@@ -3,6 +3,8 @@
 The folder holds the tasks' files, `dataset/<task>/test.json` and `dataset/<task>/train.json`, and the two training sets
 of the paper, `commonsense_15k.json` and `commonsense_170k.json`. The files are read as JSON and not by `datasets`,
 which guesses the type of a column: "true" beside 7 becomes True, and a malformed record could not be named any more.
+
+The training set `generated` needs no folder: its runs train and are scored on eight generated tasks instead.
 """
 
 from __future__ import annotations
@@ -19,8 +21,17 @@ from typing import Literal, TypeVar
 
 import numpy as np
 
+from commonsense_reasoning.generated.questions import GENERATED_TASKS, generate_records, identify_questions
 from commonsense_reasoning.prompts import Example, cloze_example, paper_example
-from commonsense_reasoning.tasks import TASKS, Question, Record, check_record, for_each_record, parse_question
+from commonsense_reasoning.tasks import (
+    TASKS,
+    BenchmarkTask,
+    Question,
+    Record,
+    check_record,
+    for_each_record,
+    parse_question,
+)
 from randlora_core.experiment.interface import MissingInputError
 from randlora_core.files import file_fingerprint
 from randlora_core.streams import Stream
@@ -32,7 +43,9 @@ PUBLISHED = {"commonsense_15k": 15, "commonsense_170k": 170}
 """The paper's training sets and how many thousand records each has, rounded."""
 MIXTURE = "mixture"
 """The name of all tasks' own training files together; no training set of the paper."""
-TRAINING_NAMES = (*PUBLISHED, MIXTURE, *TASKS)
+GENERATED = "generated"
+"""The name of the generated tasks' training questions together, which need no files."""
+TRAINING_NAMES = (*PUBLISHED, MIXTURE, *TASKS, GENERATED)
 
 TRAINING_FILES = ("train.json", "train_l.json")
 """Names of a task's own training file; WinoGrande has several sizes."""
@@ -82,13 +95,22 @@ class TestSet:
     remarks: tuple[str, ...]
 
 
+def tasks_of(dataset: str) -> Mapping[str, BenchmarkTask]:
+    """The eight tasks that a run on a training set is scored on: the real ones, or those that are generated."""
+    return GENERATED_TASKS if dataset == GENERATED else TASKS
+
+
 def identify_data(dataset: str, folder: str | None) -> str:
     """A fingerprint of all files that a run on a training set reads; files are read again only if they have changed.
+
+    That of the generated questions is one of their text.
 
     Raises:
         ValueError: The training set's name is unknown.
         MissingInputError: A file is not here.
     """
+    if dataset == GENERATED:
+        return identify_questions()
     files = {**find_training_files(dataset, folder), **{f"{name} test": find_test_file(name, folder) for name in TASKS}}
     facts = [f"{name} {file_fingerprint(path)}\n" for name, path in files.items()]
     return hashlib.sha256("".join(facts).encode()).hexdigest()
@@ -173,11 +195,7 @@ def load_training(dataset: str, folder: str | None, *, form: Form, count: int | 
             examples than asked for.
         MissingInputError: The files are not here.
     """
-    files = find_training_files(dataset, folder)
-    groups = {name: _read_examples(path, form) for name, path in files.items()}
-    if dataset in PUBLISHED and round(len(groups[dataset]) / 1000) != PUBLISHED[dataset]:
-        size, thousands = len(groups[dataset]), PUBLISHED[dataset]
-        raise ValueError(f"{files[dataset]} has {size:,} records; accepted: about {thousands},000")
+    groups = _read_groups(dataset, folder, form)
     num_validation = min(MAX_VALIDATION, int(MAX_VALIDATION_SHARE * sum(map(len, groups.values()))))
     validation = [example for _, example in _take_turns(groups, "validation")[:num_validation]]
     if not validation:
@@ -192,11 +210,22 @@ def load_training(dataset: str, folder: str | None, *, form: Form, count: int | 
     return TrainingData(tuple(example for _, example in chosen), tuple(validation), len(available), remarks)
 
 
-def _read_examples(path: Path, form: Form) -> list[Example]:
-    records = read_records(path)
+def _read_groups(dataset: str, folder: str | None, form: Form) -> dict[str, list[Example]]:
+    """All examples of a training set by the name of their task, or of the set where it is one of the paper's."""
+    if dataset == GENERATED:
+        return {name: _as_examples(generate_records(name, "train"), form, name) for name in GENERATED_TASKS}
+    files = find_training_files(dataset, folder)
+    groups = {name: _as_examples(read_records(path), form, str(path)) for name, path in files.items()}
+    if dataset in PUBLISHED and round(len(groups[dataset]) / 1000) != PUBLISHED[dataset]:
+        size, thousands = len(groups[dataset]), PUBLISHED[dataset]
+        raise ValueError(f"{files[dataset]} has {size:,} records; accepted: about {thousands},000")
+    return groups
+
+
+def _as_examples(records: Sequence[Record], form: Form, where: str) -> list[Example]:
     if form == "paper":
         return [paper_example(record) for record in records]
-    return [cloze_example(question) for question in for_each_record(parse_question, records, str(path))]
+    return [cloze_example(question) for question in for_each_record(parse_question, records, where)]
 
 
 def _take_turns(groups: Mapping[str, Sequence[T]], *keys: str | int) -> list[tuple[str, T]]:
@@ -216,6 +245,11 @@ def _take_turns(groups: Mapping[str, Sequence[T]], *keys: str | int) -> list[tup
 def _composition(dataset: str, counts: Mapping[str, int]) -> str:
     """What a training set that is none of the paper's is made of."""
     parts = ", ".join(f"{name} {count:,}" for name, count in counts.items())
+    if dataset == GENERATED:
+        made = "made from facts that this repository writes down, none of which is in a test question"
+        return (
+            f"{dataset}: {sum(counts.values()):,} training questions ({parts}), {made}: a demonstration, no benchmark."
+        )
     unseen = ", ".join(name for name in TASKS if name not in counts)
     remark = f"{dataset}: {sum(counts.values()):,} training examples ({parts}), no training set of the paper"
     return f"{remark}; not trained on: {unseen}." if unseen else f"{remark}."
@@ -225,20 +259,23 @@ def load_test_set(name: str, folder: str | None, count: int | None) -> TestSet:
     """Reads a task's test set.
 
     Args:
-        name: A name of `TASKS`.
-        folder: The folder of data.
+        name: A name of `TASKS` or of `GENERATED_TASKS`.
+        folder: The folder of data; generated tasks need none.
         count: Items to take, always the same ones, which are part of every larger choice; None for all.
 
     Raises:
         ValueError: The file is malformed or has fewer items.
         MissingInputError: The file is not here.
     """
-    task, path = TASKS[name], find_test_file(name, folder)
-    records = read_records(path)
-    questions = for_each_record(lambda record: parse_question(record, task.layout), records, str(path))
+    if name in GENERATED_TASKS:
+        task, where, records = GENERATED_TASKS[name], name, generate_records(name, "test")
+    else:
+        task, where = TASKS[name], str(find_test_file(name, folder))
+        records = read_records(Path(where))
+    questions = for_each_record(lambda record: parse_question(record, task.layout), records, where)
     size = len(records)
     if count is not None and count > size:
-        raise ValueError(f"test_items={count}; accepted: 1 to {size}, as many as {path} has, or null for all")
+        raise ValueError(f"test_items={count}; accepted: 1 to {size}, as many as {where} has, or null for all")
     remarks = []
     if size != task.test_size:
         remarks.append(f"{name} has {size:,} items here, {task.test_size:,} as published; numbers do not compare.")

@@ -9,7 +9,7 @@ from pydantic import model_validator
 from torch.utils.data import Dataset
 
 from commonsense_reasoning.batches import ExampleBatches, LossOn, validation_batches
-from commonsense_reasoning.data import Form, TestSet, identify_data, load_test_set, load_training
+from commonsense_reasoning.data import Form, TestSet, identify_data, load_test_set, load_training, tasks_of
 from commonsense_reasoning.generation import score_answers
 from commonsense_reasoning.objective import LanguageModelLoss, check_head, mean_loss
 from commonsense_reasoning.prompts import (
@@ -21,7 +21,6 @@ from commonsense_reasoning.prompts import (
     label_choice,
 )
 from commonsense_reasoning.scoring import score_choices
-from commonsense_reasoning.tasks import TASKS
 from commonsense_reasoning.work import count_language_work
 from randlora_core.experiment.backbones import adapted_shapes, build_run_backbone, identify_run_weights
 from randlora_core.experiment.config import BackboneChoice, RunConfig, TrainingConfig
@@ -62,7 +61,8 @@ class CommonsenseConfig(RunConfig):
 
     Attributes:
         backbone: The pre-trained model.
-        dataset: A training set: commonsense_15k, commonsense_170k, mixture, or a task for its own training file.
+        dataset: A training set: commonsense_15k, commonsense_170k, mixture, or a task for its own training file, all
+            scored on the eight real tasks; or generated, scored on the eight generated ones.
         examples: Training examples; null for all.
         form: What an example looks like as text, paper or cloze.
         loss_on: full (prompt and answer) or answer.
@@ -114,7 +114,7 @@ class CommonsenseTask(Task):
         texts = load_training(config.dataset, config.paths.data, **choice)
         self.train = encode_examples(self.tokenizer, texts.train, config.cutoff)
         self.validation = encode_examples(self.tokenizer, texts.validation, config.cutoff)
-        self.tests = [load_test_set(name, config.paths.data, config.test_items) for name in TASKS]
+        self.tests = [load_test_set(name, config.paths.data, config.test_items) for name in tasks_of(config.dataset)]
         self.num_examples, self.test_sets = len(self.train), tuple(test.name for test in self.tests)
         self.data = self._data_section(texts.num_available, texts.remarks)
 

@@ -85,13 +85,13 @@ class BenchmarkTask:
     """One of the eight tasks.
 
     Attributes:
-        paper_name: Its name in the paper's tables.
+        paper_name: Its name in the paper's tables; None for a generated task.
         folder: Its folder in LLM-Adapters' `dataset`.
         test_size: Items of its published test set.
         layout: How its records are written, answered and put as a cloze.
     """
 
-    paper_name: str
+    paper_name: str | None
     folder: str
     test_size: int
     layout: Layout

@@ -2,8 +2,7 @@
 
 from __future__ import annotations
 
-from commonsense_reasoning.data import PUBLISHED
-from commonsense_reasoning.tasks import TASKS
+from commonsense_reasoning.data import PUBLISHED, tasks_of
 from randlora_core.experiment.config import RunConfig
 from randlora_core.experiment.interface import Work
 from randlora_core.models.work import backbone_cost
@@ -21,7 +20,8 @@ def count_language_work(config: RunConfig) -> Work | None:
         cost = backbone_cost(config.backbone.name, config.backbone.options)
     except (OSError, ValueError):
         return None
-    items = sum(min(task.test_size, config.test_items or task.test_size) for task in TASKS.values())
+    tasks = tasks_of(config.dataset).values()
+    items = sum(min(task.test_size, config.test_items or task.test_size) for task in tasks)
     asked = items * PASSES_PER_ITEM[config.protocol] * cost.example.flops
     if not config.is_fitted:
         return Work(0, asked, cost.num_bytes, 0, 0)

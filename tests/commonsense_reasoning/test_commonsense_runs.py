@@ -12,6 +12,7 @@ from tokenizers_at_hand import make_tokenizer
 from commonsense_reasoning import evaluate, train
 from commonsense_reasoning.data import load_training
 from commonsense_reasoning.experiment import EXPERIMENT, build_task
+from commonsense_reasoning.generated.questions import GENERATED_TASKS, identify_questions
 from commonsense_reasoning.prompts import encode_examples
 from commonsense_reasoning.tasks import TASKS
 from randlora_core.experiment.backbones import build_run_backbone
@@ -266,6 +267,22 @@ def test_bad_input_is_one_line(setting, overrides, named, capsys):
 def test_a_model_that_caps_its_logits_is_refused(setting, models):
     with pytest.raises(ValueError, match="changes its logits behind its head"):
         run(EXPERIMENT, [*LORA, *setting, f"backbone.path={models / 'gemma2'}"])
+
+
+@pytest.mark.parametrize(("form", "protocol"), [("cloze", "cloze"), ("paper", "options")])
+def test_the_generated_tasks_need_no_files(setting, form, protocol):
+    own = [
+        "dataset=generated",
+        "paths.data=null",
+        f"form={form}",
+        f"protocol={protocol}",
+        "test_items=3",
+        "examples=40",
+    ]
+    record = run(EXPERIMENT, [*LORA, *setting, *own])
+    assert list(record["scores"]["test"]) == [f"{name}_3" for name in GENERATED_TASKS]
+    assert record["identity"]["data"] == identify_questions() and record["data"]["sizes"]["train"] == 40
+    assert losses(record)[-1] != losses(record)[0]
 
 
 def test_missing_data_is_planned_as_missing(setting, tmp_path):

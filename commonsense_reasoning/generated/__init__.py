@@ -1,0 +1,1 @@
+"""Eight small tasks in the shape of the real ones, generated from facts that this package writes down."""
