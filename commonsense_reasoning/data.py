@@ -247,9 +247,8 @@ def _composition(dataset: str, counts: Mapping[str, int]) -> str:
     parts = ", ".join(f"{name} {count:,}" for name, count in counts.items())
     if dataset == GENERATED:
         made = "made from facts that this repository writes down, none of which is in a test question"
-        return (
-            f"{dataset}: {sum(counts.values()):,} training questions ({parts}), {made}: a demonstration, no benchmark."
-        )
+        questions = f"{sum(counts.values()):,} training questions ({parts})"
+        return f"{dataset}: {questions}, {made}: a demonstration that marks no winner."
     unseen = ", ".join(name for name in TASKS if name not in counts)
     remark = f"{dataset}: {sum(counts.values()):,} training examples ({parts}), no training set of the paper"
     return f"{remark}; not trained on: {unseen}." if unseen else f"{remark}."

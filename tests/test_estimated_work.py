@@ -66,5 +66,14 @@ def test_language_models_cost_epochs_of_nominal_examples():
     assert work("commonsense_reasoning", f"{chosen} dataset=mixture") is None
 
 
+def test_the_cloze_form_has_shorter_texts():
+    chosen = "backbone=smollm2_135m adapter=lora dataset=mixture test_items=100"
+    cloze, paper = (work("commonsense_reasoning", f"{chosen} form={form}") for form in ("cloze", "paper"))
+    assert cloze.train_flops == paper.train_flops / 4 and cloze.saved_bytes == paper.saved_bytes / 4
+    options = work("commonsense_reasoning", f"{chosen} protocol=options")
+    assert cloze.evaluate_flops == paper.evaluate_flops == options.evaluate_flops / 4
+    assert cloze.evaluate_flops == pytest.approx(800 * 3 * 32 * 2 * 134.5e6, rel=0.1)
+
+
 def test_data_of_unknown_size_have_no_work():
     assert work("vision", "dataset=my_own_folder") is None

@@ -1,14 +1,18 @@
 """The comparisons on language models that ship: equal budgets, shared runs, and settings that their headers state."""
 
 import dataclasses
+from pathlib import Path
 
 import pytest
 
 from commonsense_reasoning.experiment import EXPERIMENT
+from commonsense_reasoning.generated.questions import GENERATED_TASKS
 from randlora_core.experiment.commands.tune import find_searches
 from randlora_core.experiment.rates import build_config
 from randlora_core.experiment.sweeps.comparison_file import load_comparison
 from randlora_core.models.counts import closest_rank, count_trainable
+
+PAGE = (Path(__file__).resolve().parents[2] / "docs" / "commonsense.md").read_text(encoding="utf-8")
 
 
 def configs(name, scale):
@@ -69,3 +73,35 @@ def test_rates_are_chosen_by_the_validation_loss_of_a_row_of_its_own(name, searc
     found = find_searches(load_comparison(name, scale="mini"), {EXPERIMENT.name: experiment})[EXPERIMENT.name]
     assert len(found) == searches and EXPERIMENT.criterion == "minus validation loss per token"
     assert all("evaluate.test=false" in search.overrides and "seed=101" in search.overrides for search in found)
+
+
+@pytest.mark.parametrize(
+    ("command", "name", "scale"),
+    [
+        ("commonsense scale=mini paths.data=FOLDER", "commonsense", "mini"),
+        ("dora scale=mini paths.data=FOLDER", "dora", "mini"),
+        ("prompt_form scale=mini paths.data=FOLDER", "prompt_form", "mini"),
+        ("commonsense scale=paper paths.data=FOLDER", "commonsense", "paper"),
+        ("dora scale=paper paths.data=FOLDER", "dora", "paper"),
+    ],
+)
+def test_the_page_counts_the_runs(command, name, scale):
+    runs = {str(config.identity(0.1)) for config in configs(name, scale)}
+    (row,) = (line for line in PAGE.splitlines() if line.startswith(f"| `bash scripts/train.sh {command}` "))
+    assert f" {len(runs)} runs" in row
+
+
+def test_the_page_lists_the_generated_tasks():
+    rows = [[cell.strip() for cell in line.split("|")[1:-1]] for line in PAGE.splitlines() if line.startswith("| `")]
+    listed = {row[0].strip("`"): int(row[3]) for row in rows if len(row) == 4}
+    assert listed == {name: task.test_size for name, task in GENERATED_TASKS.items()}
+
+
+def test_the_demonstration_is_what_is_taken_where_no_scale_is_said_and_needs_no_data():
+    comparison = load_comparison("commonsense")
+    assert comparison.describe() == "commonsense at scale demo: configs/comparison/demo/commonsense.yaml"
+    found = configs("commonsense", None)
+    assert [config.adapter.method for config in found] == ["zero_shot", "full", "lora", "randlora"]
+    assert {(config.dataset, config.seed, config.paths.data) for config in found} == {("generated", 1, None)}
+    assert {(config.training.steps, config.training.batch_size) for config in found} == {(40, 16)}
+    assert comparison.file.pairs == ()  # with one seed nothing could be claimed
