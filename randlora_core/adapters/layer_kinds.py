@@ -44,8 +44,10 @@ class LayerKind:
 def _is_linear(module: nn.Module) -> bool:
     if quantization.is_linear_4bit(module) or quantization.is_linear_8bit(module):  # subclasses of nn.Linear
         return False
+    if not isinstance(module, nn.Linear):  # asked first: the weight of an adapted layer would be formed to be looked at
+        return False
     weight = getattr(module, "weight", None)
-    return isinstance(module, nn.Linear) and isinstance(weight, Tensor) and weight.is_floating_point()
+    return isinstance(weight, Tensor) and weight.is_floating_point()
 
 
 def _is_conv1d(module: nn.Module) -> bool:

@@ -16,7 +16,7 @@ from randlora_core.experiment.adaptation import apply_method, original_weights, 
 from randlora_core.experiment.config import RunConfig
 from randlora_core.experiment.identity import PROTOCOL
 from randlora_core.experiment.interface import Experiment, Score, Task
-from randlora_core.experiment.loop.distributed import evaluating
+from randlora_core.experiment.loop.distributed import evaluating, gathered
 from randlora_core.experiment.loop.fit import FitResult, FitSettings, Resume, fit
 from randlora_core.experiment.loop.hardware import forbid_tf32, is_first_process, pick_device, pick_workers
 from randlora_core.experiment.loop.measuring import Measurement, measured
@@ -98,9 +98,11 @@ def _execute(planned: PlannedRun, on_progress: OnProgress | None) -> dict[str, A
             finished = {**record, **running.results(), "status": "finished"}
         if is_first_process():
             planned.ledger.write(finished)  # before the weights, so that scores are not lost with them
-            if planned.config.save.adapter and planned.config.is_trained:
-                finished["saved"] = running.save()
-                planned.ledger.write(finished)
+        if planned.config.save.adapter and planned.config.is_trained:
+            with gathered(running.task.module):
+                if is_first_process():
+                    finished["saved"] = running.save()
+                    planned.ledger.write(finished)
     except Exception as error:
         failed = {**record, "error": describe_error(error)}
         with contextlib.suppress(OSError):

@@ -3,13 +3,13 @@
 import json
 import os
 import signal
-import subprocess
 import sys
 import types
 from pathlib import Path
 
 import pytest
 import torch
+from launching import launch
 from test_objective import plain_loss
 from tiny_tuning import command, instruction, make_model, write_json
 
@@ -186,18 +186,10 @@ def test_another_file_of_rows_is_not_resumed_with(model, data, tmp_path, capsys)
 
 @pytest.mark.slow
 def test_two_processes_give_the_adapter_of_one(model, data, tmp_path):
-    script = Path(__file__).with_name("finetune_in_processes.py")
-    launch = [sys.executable, "-m", "torch.distributed.run", "--standalone", "--nproc-per-node", "2", str(script)]
     others = ["--randlora_dropout", "0", "--num_epochs", "1"]
-    done = subprocess.run(
-        [*launch, *command(model, data, tmp_path / "two", *others)],
-        env={**os.environ, "OMP_NUM_THREADS": "1", "CUDA_VISIBLE_DEVICES": ""},
-        capture_output=True,
-        text=True,
-        timeout=300,
-    )
-    assert done.returncode == 0, done.stdout + done.stderr
-    assert done.stdout.count("adapter in PEFT's format") == 1
+    script = Path(__file__).with_name("finetune_in_processes.py")
+    output = launch(script, *command(model, data, tmp_path / "two", *others))
+    assert output.count("adapter in PEFT's format") == 1
     assert finetune.main(command(model, data, tmp_path / "one", *others)) == 0
     two, one = record_of(tmp_path / "two"), record_of(tmp_path / "one")
     assert two["curves"]["loss"] == pytest.approx(one["curves"]["loss"], rel=1e-5)

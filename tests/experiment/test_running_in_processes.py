@@ -1,29 +1,18 @@
 """A run that two processes do together leaves what one process leaves, and leaves it once."""
 
-import os
-import subprocess
-import sys
 from pathlib import Path
 
 import pytest
+from launching import launch
 
 from randlora_core.experiment.records.ledger import read_records
 from randlora_core.experiment.running import run
 
 
 def test_two_processes_write_one_record(tiny, tmp_path):
-    script = Path(__file__).with_name("run_in_processes.py")
-    launch = [sys.executable, "-m", "torch.distributed.run", "--standalone", "--nproc-per-node", "2", str(script)]
-    done = subprocess.run(
-        [*launch, str(tmp_path)],
-        env={**os.environ, "OMP_NUM_THREADS": "1"},
-        capture_output=True,
-        text=True,
-        timeout=300,
-    )
-    assert done.returncode == 0, done.stdout + done.stderr
+    output = launch(Path(__file__).with_name("run_in_processes.py"), tmp_path)
     assert [(tmp_path / name / "code").read_text() for name in ("first", "other")] == ["0", "0"]
-    assert done.stdout.count("learning rate: ") == 1 and done.stdout.count("record: ") == 1
+    assert output.count("learning rate: ") == 1 and output.count("record: ") == 1
     folder = tmp_path / "results" / "tiny"
     (record,) = read_records(folder)
     assert sorted(path.name for path in (folder / record["run_id"]).iterdir()) == ["weights"]

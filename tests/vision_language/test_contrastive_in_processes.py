@@ -1,12 +1,10 @@
 """Two processes that share every micro-batch contrast its images with all its texts, as one process does."""
 
-import os
-import subprocess
-import sys
 from pathlib import Path
 
 import pytest
 import torch
+from launching import launch
 from tiny_clip import RandomImages, train
 
 
@@ -15,10 +13,7 @@ def processes(tmp_path_factory):
     """What each of two processes got."""
     folder = tmp_path_factory.mktemp("processes")
     script = Path(__file__).with_name("contrastive_in_processes.py")
-    launch = [sys.executable, "-m", "torch.distributed.run", "--standalone", "--nproc-per-node", "2", str(script)]
-    environment = {**os.environ, "OMP_NUM_THREADS": "1", "PYTHONPATH": os.pathsep.join(sys.path)}
-    done = subprocess.run([*launch, str(folder)], env=environment, capture_output=True, text=True, timeout=300)
-    assert done.returncode == 0, done.stdout + done.stderr
+    launch(script, folder)
     return [torch.load(folder / f"{rank}.pt") for rank in (0, 1)]
 
 

@@ -3,14 +3,19 @@
 from __future__ import annotations
 
 import contextlib
+import os
 from collections.abc import Iterator
 from dataclasses import dataclass
 from typing import TYPE_CHECKING
 
 import torch
 from torch import Tensor, nn
+from torch.distributed.device_mesh import init_device_mesh
+from torch.distributed.fsdp import FSDPModule, fully_shard
 from torch.distributed.tensor import DTensor
 from torch.utils.data import Dataset
+
+from randlora_core.adapters.state import quantised_layers
 
 if TYPE_CHECKING:
     from accelerate import Accelerator
@@ -76,14 +81,23 @@ def gather_rows(rows: Tensor) -> Tensor:
 
 @contextlib.contextmanager
 def evaluating(module: nn.Module, device: torch.device) -> Iterator[None]:
-    """Puts a module on the device, unless it is placed already, and into evaluation mode while the body runs."""
+    """Puts a module on the device, unless it is placed already, and into evaluation mode while the body runs.
+
+    Of a sharded module the parameters outside of all blocks, such as embeddings, are gathered for that time, since an
+    evaluation may call parts of the module; blocks gather theirs when they are called.
+    """
     was_training = module.training
     if not is_placed(module):
         module.to(device)
     module.eval()
+    outside = module if isinstance(module, FSDPModule) else None
+    if outside is not None:
+        outside.unshard()
     try:
         yield
     finally:
+        if outside is not None:
+            outside.reshard()
         module.train(was_training)
 
 
@@ -95,6 +109,68 @@ def is_placed(module: nn.Module) -> bool:
         or any(parameter.device.type not in ("cpu", "meta") for parameter in module.parameters())
         or is_sharded(module)
     )
+
+
+def shard(module: nn.Module, device: torch.device) -> None:
+    """Spreads a module's parameters over all processes by torch's fully_shard (FSDP2), if `accelerate launch` says so.
+
+    The modules of the classes that accelerate's file names (a transformer's blocks) are gathered one at a time while
+    they compute; what is outside of them is gathered during the whole forward and backward pass. It is done here and
+    not by `Accelerator.prepare`, so that processes of CPUs and of GPUs do the same.
+
+    Args:
+        module: On the CPU, the same in every process; sharded in place.
+        device: Where each process holds its part.
+
+    Raises:
+        ValueError: The file asks for what is not supported, or names a class that the module does not have; or the
+            module is quantised.
+    """
+    if os.environ.get("ACCELERATE_USE_FSDP", "false").lower() != "true":
+        return
+    from accelerate import FullyShardedDataParallelPlugin
+
+    plugin = FullyShardedDataParallelPlugin()  # of the settings that `accelerate launch` left in the environment
+    for name, found, accepted in (
+        ("version", plugin.fsdp_version, 2),
+        ("activation_checkpointing", plugin.activation_checkpointing, False),
+        ("cpu_ram_efficient_loading", plugin.cpu_ram_efficient_loading, False),
+    ):
+        if found != accepted:
+            raise ValueError(f"accelerate's fsdp_{name}={found}; accepted: {accepted}")
+    names = plugin.transformer_cls_names_to_wrap or []
+    blocks = [part for part in module.modules() if type(part).__name__ in names]
+    if not blocks:
+        there = ", ".join(sorted({type(part).__name__ for part in module.modules() if list(part.children())}))
+        raise ValueError(f"accelerate's fsdp_transformer_layer_cls_to_wrap={','.join(names)}; accepted: among {there}")
+    if quantised_layers(module):
+        raise ValueError("a quantised base cannot be spread over processes; accepted: without FSDP, or not quantised")
+    mesh = init_device_mesh(device.type, (torch.distributed.get_world_size(),))
+    for block in blocks:
+        fully_shard(
+            block, mesh=mesh, reshard_after_forward=plugin.reshard_after_forward, offload_policy=plugin.cpu_offload
+        )
+    fully_shard(module, mesh=mesh, offload_policy=plugin.cpu_offload)
+
+
+@contextlib.contextmanager
+def gathered(module: nn.Module) -> Iterator[None]:
+    """Gives a sharded module its trained parameters whole, on the CPU, while the body runs; all processes call this."""
+    sharded = [
+        (part, name, parameter)
+        for part in module.modules()
+        for name, parameter in part._parameters.items()
+        if isinstance(parameter, DTensor) and parameter.requires_grad
+    ]
+    distinct = dict.fromkeys(parameter for _, _, parameter in sharded)  # tied ones stand in several places
+    whole = {parameter: nn.Parameter(parameter.full_tensor().detach().cpu()) for parameter in distinct}
+    for part, name, parameter in sharded:
+        part.register_parameter(name, whole[parameter])
+    try:
+        yield
+    finally:
+        for part, name, parameter in sharded:
+            part.register_parameter(name, parameter)
 
 
 def is_sharded(module: nn.Module) -> bool:

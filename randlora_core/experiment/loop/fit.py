@@ -15,7 +15,7 @@ from torch import Tensor, nn
 from torch.distributed.tensor import DTensor
 from torch.utils.data import DataLoader, Dataset
 
-from randlora_core.experiment.loop.distributed import is_placed, is_sharded, make_accelerator
+from randlora_core.experiment.loop.distributed import is_placed, is_sharded, make_accelerator, shard
 from randlora_core.experiment.loop.loader import training_loader
 from randlora_core.experiment.loop.optimizer import learning_rate_share, make_optimizer, set_learning_rate_share
 from randlora_core.experiment.loop.seeding import seed_global
@@ -178,6 +178,8 @@ class _Loop:
         self.settings, self.resume = settings, resume
         self.accelerator, self.shares = make_accelerator(device, settings.accumulate, batches)
         self.device = self.accelerator.device
+        if not is_sharded(module):
+            shard(module, self.device)
         if not is_sharded(module):  # a sharded model averages its gradients over the processes itself
             module = self.accelerator.prepare_model(module, device_placement=not is_placed(module))
         self.module = module

@@ -1,8 +1,5 @@
 """The loop in two processes of this machine, which talk through gloo, against one."""
 
-import os
-import subprocess
-import sys
 from pathlib import Path
 
 import pytest
@@ -21,7 +18,9 @@ from fitting import (
     trained_whole,
     weights,
 )
+from launching import launch
 
+from randlora_core.experiment.loop.distributed import is_sharded, shard
 from randlora_core.experiment.loop.fit import fit
 
 
@@ -29,16 +28,7 @@ from randlora_core.experiment.loop.fit import fit
 def processes(tmp_path_factory):
     """What each of the two processes got, see `fit_in_processes.run`."""
     folder = tmp_path_factory.mktemp("processes")
-    launch = [sys.executable, "-m", "torch.distributed.run", "--standalone", "--nproc-per-node", "2"]
-    script = Path(__file__).with_name("fit_in_processes.py")
-    done = subprocess.run(
-        [*launch, str(script), str(folder)],
-        env={**os.environ, "OMP_NUM_THREADS": "1", "PYTHONPATH": os.pathsep.join(sys.path)},
-        capture_output=True,
-        text=True,
-        timeout=300,
-    )
-    assert done.returncode == 0, done.stdout + done.stderr
+    launch(Path(__file__).with_name("fit_in_processes.py"), folder)
     return [torch.load(folder / f"{rank}.pt") for rank in (0, 1)]
 
 
@@ -115,3 +105,31 @@ def test_gradients_are_averaged_after_the_last_micro_batch_of_a_step_only(proces
 def test_micro_batches_that_cannot_be_dealt_out_evenly_are_refused(processes):
     for got in processes:
         assert "accumulate=3 micro-batches per step cannot be dealt out to 2 processes" in got["uneven"]
+
+
+@pytest.mark.parametrize(
+    ("changes", "message"),
+    [
+        ({"FSDP_VERSION": "1"}, "fsdp_version=1; accepted: 2"),
+        ({"FSDP_ACTIVATION_CHECKPOINTING": "true"}, "fsdp_activation_checkpointing=True; accepted: False"),
+        ({"FSDP_CPU_RAM_EFFICIENT_LOADING": "true"}, "fsdp_cpu_ram_efficient_loading=True; accepted: False"),
+        (
+            {"FSDP_TRANSFORMER_CLS_TO_WRAP": "Linea"},
+            "fsdp_transformer_layer_cls_to_wrap=Linea; accepted: among Regress",
+        ),
+        ({"FSDP_AUTO_WRAP_POLICY": "NO_WRAP"}, "fsdp_transformer_layer_cls_to_wrap=; accepted: among Regression"),
+    ],
+)
+def test_what_of_accelerates_settings_is_not_supported_is_refused(monkeypatch, changes, message):
+    given = {"FSDP_VERSION": "2", "FSDP_AUTO_WRAP_POLICY": "TRANSFORMER_BASED_WRAP", "ACCELERATE_USE_FSDP": "true"}
+    for key, value in {**given, "FSDP_TRANSFORMER_CLS_TO_WRAP": "Linear", **changes}.items():
+        monkeypatch.setenv(key, value)
+    with pytest.raises(ValueError, match=message):
+        shard(sample_wise(), CPU)
+
+
+def test_nothing_is_sharded_where_accelerate_does_not_say_so(monkeypatch):
+    monkeypatch.delenv("ACCELERATE_USE_FSDP", raising=False)
+    module = sample_wise()
+    shard(module, CPU)
+    assert not is_sharded(module) and type(module).__name__ == "Regression"
