@@ -142,8 +142,8 @@ def main(arguments: Sequence[str] | None = None) -> int:
     options = parser.parse_args(arguments)
     os.environ.setdefault("KINETO_LOG_LEVEL", "6")  # the profiler tells of each start and stop otherwise
     logging.getLogger("bitsandbytes").setLevel(logging.ERROR)  # it would warn of kernels that it has not
-    device = torch.device(options.device)
     _check(parser.error, options.device, options.rows)
+    device = torch.device(options.device)
     dtype = DTYPES[options.dtype or ("bfloat16" if multiplies_bf16(device) else "float32")]
     stack = next(stack for stack in STACKS if stack.model == "Llama-3-8B")
     stack = dataclasses.replace(stack, batch=options.rows or stack.batch)

@@ -1,0 +1,111 @@
+"""The command that measures RandLoRA beside LoRA on a 4-bit model, on two small blocks in place of Llama-3's."""
+
+import csv
+import dataclasses
+
+import pytest
+import torch
+
+from randlora_core.adapters.state import quantised_layers
+from randlora_core.benchmarking import quantised_memory
+from randlora_core.benchmarking.cases import block_sizes, language_case
+from randlora_core.benchmarking.quantised_memory import main, measure_peaks, quantised_case
+from randlora_core.benchmarking.table10 import STACKS, Stack
+from randlora_core.models.language_models import LANGUAGE_MODELS
+
+pytest.importorskip("bitsandbytes")
+
+CPU = torch.device("cpu")
+
+
+def small_block(rows, blocks, half):
+    return language_case("small", (128, 256, 64), rows, 32, 8, half=half, depth=blocks)
+
+
+SMALL = Stack("Llama-3-8B", 7, "lora", 2, 32, small_block)
+ENTRIES = 2 * 128 * 128 + 2 * 64 * 128 + 3 * 128 * 256
+"""Weights of the linear layers of a small block."""
+
+
+@pytest.fixture
+def small(monkeypatch):
+    monkeypatch.setattr(quantised_memory, "STACKS", (SMALL,))
+
+
+def test_all_linear_layers_are_in_four_bits_and_compute_what_the_decoded_ones_do():
+    case = quantised_case(small_block(2, 2, False), torch.float32, checkpointing=False)
+    module, plain = case.build(CPU), small_block(2, 2, False).build(CPU)
+    layers = quantised_layers(module)
+    assert sum(layer.in_features * layer.out_features for layer in layers) == 2 * ENTRIES
+    assert not any(parameter.requires_grad for parameter in module.parameters())
+    for name, layer in module.named_modules():
+        if layer in layers:
+            plain.get_submodule(name).weight.copy_(layers[layer].dense(layer))
+    x = case.inputs(CPU)
+    torch.testing.assert_close(module(x), plain(x), rtol=1e-4, atol=1e-5)
+    again = quantised_case(small_block(2, 2, False), torch.float32, checkpointing=True).build(CPU)
+    assert torch.equal(again(x), module(x))
+    half = quantised_case(small_block(2, 1, False), torch.bfloat16, checkpointing=False)
+    assert half.half and half.build(CPU)(half.inputs(CPU)).dtype == torch.bfloat16
+    assert half.build(torch.device("meta"))[0].q_proj.weight.is_meta
+
+
+def test_the_peak_is_carried_on_from_one_and_two_blocks():
+    rows = {way: measure_peaks(SMALL, torch.float32, CPU, checkpointing=way) for way in (False, True)}
+    for row in (*rows[False], *rows[True]):
+        one, two = row["peak_bytes_1_block"], row["peak_bytes_2_blocks"]
+        assert row["peak_bytes_7_blocks_extrapolated"] == one + 6 * (two - one) > two > one > ENTRIES // 2
+    for lora, randlora in rows.values():
+        assert (lora["method"], lora["ratio_to_lora"], randlora["method"]) == ("lora", 1.0, "randlora")
+        ratio = randlora["peak_bytes_7_blocks_extrapolated"] / lora["peak_bytes_7_blocks_extrapolated"]
+        assert randlora["ratio_to_lora"] == pytest.approx(ratio, abs=1e-4)
+    plain, checkpointed = (rows[way][0] for way in (False, True))
+    assert checkpointed["peak_bytes_7_blocks_extrapolated"] < 0.8 * plain["peak_bytes_7_blocks_extrapolated"]
+
+
+def test_more_rows_need_more_memory():
+    few, many = (dataclasses.replace(SMALL, batch=rows) for rows in (1, 8))
+    peaks = [measure_peaks(stack, torch.float32, CPU, checkpointing=False)[1] for stack in (few, many)]
+    assert peaks[0]["peak_bytes_1_block"] < peaks[1]["peak_bytes_1_block"]
+
+
+@pytest.mark.parametrize(("limit", "code"), [(100.0, 0), (0.1, 1)])
+def test_the_command_says_whether_the_goal_is_met(small, tmp_path, capsys, monkeypatch, limit, code):
+    monkeypatch.setattr(quantised_memory, "LIMIT", limit)
+    assert main(["--device", "cpu", "--dtype", "float32", "--out", str(tmp_path / "new")]) == code
+    lines = capsys.readouterr().out.splitlines()
+    assert sum("extrapolated" in line for line in lines) == 4
+    assert [line.rpartition(": ")[2] for line in lines[-2:]] == ["met" if code == 0 else "NOT met"] * 2
+    with (tmp_path / "new" / "quantised_memory_cpu.csv").open() as file:
+        rows = list(csv.DictReader(file))
+    assert [(row["method"], row["checkpointing"]) for row in rows] == [
+        (method, way) for way in ("False", "True") for method in ("lora", "randlora")
+    ]
+
+
+@pytest.mark.parametrize(
+    ("arguments", "message"),
+    [
+        (["--device", "tpu"], "--device tpu cannot be used; accepted here: cpu"),
+        (["--rows", "0"], "--rows 0; accepted: 1 or more"),
+        (["--rows", "100000000"], "GB of memory, and"),
+    ],
+)
+def test_what_cannot_be_measured_is_refused_in_one_line(small, tmp_path, capsys, arguments, message):
+    with pytest.raises(SystemExit, match="2"):
+        main(["--device", "cpu", "--out", str(tmp_path), *arguments])
+    assert message in capsys.readouterr().err.splitlines()[-1]
+
+
+def test_without_bitsandbytes_one_line_says_so(tmp_path, capsys, monkeypatch):
+    monkeypatch.setattr("importlib.util.find_spec", lambda name: None)
+    with pytest.raises(SystemExit, match="2"):
+        main(["--device", "cpu", "--out", str(tmp_path)])
+    line = capsys.readouterr().err.splitlines()[-1]
+    assert line.endswith('4-bit layers need bitsandbytes: pip install "randlora[quantization]"')
+
+
+def test_the_real_widths_are_llamas():
+    stack = next(stack for stack in STACKS if stack.model == "Llama-3-8B")
+    assert (stack.depth, stack.batch, stack.length) == (32, 4, 256)
+    assert block_sizes("llama3_8b") == (4096, 14336, 1024) and LANGUAGE_MODELS["llama3_8b"].sizes["hidden_size"] == 4096
