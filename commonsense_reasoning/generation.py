@@ -32,6 +32,9 @@ DECODING = {
 
 RESPONSE = "### Response:"
 
+COMPARED = 32
+"""Items of a task whose answers are generated once more in bf16, one by one, which is much slower than in batches."""
+
 
 def score_answers(
     model: nn.Module,
@@ -47,6 +50,10 @@ def score_answers(
 
     An answer that cannot be read is wrong; as prediction it has the index behind that of the last label.
 
+    In bf16 the rounding depends on the shape of a batch, so that a text may be another one alone than among others. How
+    often it is, is measured on up to `COMPARED` items: `batch_disagreement` among the details is the share whose text
+    differs, `batch_compared` their number. In fp32 texts do not depend on the batch, which tests see to.
+
     Args:
         model: A causal language model of transformers, in evaluation mode and on the device.
         tokenizer: Its tokenizer.
@@ -60,8 +67,15 @@ def score_answers(
     texts = generate(model, tokenizer, prompts, batch_size=batch_size, device=device, precision=precision)
     predicted = np.array([read_answer(text, questions[0].layout) for text in texts])
     labels = np.array([question.correct for question in questions])
-    unreadable = float((predicted == len(questions[0].layout.labels)).mean())
-    return Score(float((predicted == labels).mean()), len(labels), predicted, labels, {"unparseable": unreadable})
+    details = {"unparseable": float((predicted == len(questions[0].layout.labels)).mean())}
+    if precision == "bf16" and batch_size > 1:
+        count = min(COMPARED, len(prompts))
+        places = [number * len(prompts) // count for number in range(count)]
+        settings = {"batch_size": 1, "device": device, "precision": precision}
+        alone = generate(model, tokenizer, [prompts[place] for place in places], **settings)
+        differing = sum(text != texts[place] for text, place in zip(alone, places, strict=True))
+        details |= {"batch_disagreement": differing / count, "batch_compared": count}
+    return Score(float((predicted == labels).mean()), len(labels), predicted, labels, details)
 
 
 def read_answer(text: str, layout: Layout) -> int:

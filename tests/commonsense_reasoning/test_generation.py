@@ -93,6 +93,34 @@ def test_the_score_of_generated_answers(trained, tokenizer):
     assert score.details == {"unparseable": np.mean([answer is None for answer in found])}
 
 
+def test_in_bf16_the_share_of_texts_that_depend_on_the_batch_is_counted(trained, tokenizer, monkeypatch):
+    records = [record for record in RECORDS if record.instruction.startswith(CHOICES.opening)] * 3
+    questions, bf16 = [parse_question(record) for record in records], {**SETTINGS, "precision": "bf16"}
+    prompts = [encode_context(tokenizer, (paper_prompt(record.instruction),)) for record in records]
+    together = generate(trained, tokenizer, prompts, batch_size=4, **bf16)
+    written = []
+
+    def every_third_differs(model, tokenizer, prompts, *, batch_size, **settings):
+        texts = generate(model, tokenizer, prompts, batch_size=batch_size, **settings)
+        written.append((batch_size, list(prompts)))
+        return [text + "!" * (batch_size == 1 and place % 3 == 0) for place, text in enumerate(texts)]
+
+    def details(**settings):
+        return score_answers(trained, tokenizer, records, questions, **settings).details
+
+    monkeypatch.setattr("commonsense_reasoning.generation.COMPARED", 6)
+    plain = details(batch_size=4, **bf16)
+    alone = generate(trained, tokenizer, [prompts[place] for place in (0, 1, 3, 4, 6, 7)], batch_size=1, **bf16)
+    expected = np.mean([text != together[place] for text, place in zip(alone, (0, 1, 3, 4, 6, 7), strict=True)])
+    assert (plain["batch_disagreement"], plain["batch_compared"]) == (expected, 6)
+    monkeypatch.setattr("commonsense_reasoning.generation.generate", every_third_differs)
+    found = details(batch_size=4, **bf16)
+    assert found["batch_disagreement"] >= 2 / 6 and [size for size, _ in written] == [4, 1]
+    assert written[1][1] == [prompts[place] for place in (0, 1, 3, 4, 6, 7)]
+    for settings in ({"batch_size": 1, **bf16}, {"batch_size": 4, **SETTINGS}):
+        assert set(details(**settings)) == {"unparseable"}
+
+
 def test_answers_that_cannot_be_read_are_wrong_and_counted(trained, tokenizer, monkeypatch):
     records = [check_record(make_record(TRUE_FALSE, number)) for number in range(4)]
     written = iter([["true", "I do not know", "false or true", "TRUE"]])
