@@ -1,4 +1,4 @@
-"""Training, validation and test data of a run, read from a folder in the layout of LLM-Adapters.
+"""Training, validation and test data of a run, read from a folder or hub repository in the layout of LLM-Adapters.
 
 The folder holds the tasks' files, `dataset/<task>/test.json` and `dataset/<task>/train.json`, and the two training sets
 of the paper, `commonsense_15k.json` and `commonsense_170k.json`. The files are read as JSON and not by `datasets`,
@@ -21,6 +21,7 @@ from typing import Literal, TypeVar
 
 import numpy as np
 
+from commonsense_reasoning.data_folder import data_folder
 from commonsense_reasoning.generated.questions import GENERATED_TASKS, generate_records, identify_questions
 from commonsense_reasoning.prompts import Example, cloze_example, paper_example
 from commonsense_reasoning.tasks import (
@@ -155,11 +156,12 @@ def find_test_file(name: str, folder: str | None) -> Path:
     return path
 
 
-def _find(files: Sequence[str], folder: str | None) -> Path | None:
+def _find(files: Sequence[str], place: str | None) -> Path | None:
+    folder = data_folder(place)
     if folder is None:
         return None
-    places = (Path(folder).expanduser() / place / file for file in files for place in SUBFOLDERS)
-    return next((place for place in places if place.is_file()), None)
+    paths = (folder / subfolder / file for file in files for subfolder in SUBFOLDERS)
+    return next((path for path in paths if path.is_file()), None)
 
 
 def read_records(path: Path) -> list[Record]:

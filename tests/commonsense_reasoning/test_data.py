@@ -174,3 +174,42 @@ def test_the_published_files():
     found = training(REAL, count=800)
     assert len(found.validation) == 120 and found.num_available == 61_277 and len(found.train) == 800
     assert load_test_set("hellaswag", REAL, None).remarks == ()
+
+
+def test_a_hub_repository_is_a_folder_that_is_downloaded(folder, monkeypatch, tmp_path):
+    asked = []
+
+    def download(repository, **given):
+        asked.append((repository, given))
+        return str(folder)
+
+    monkeypatch.setattr("huggingface_hub.snapshot_download", download)
+    monkeypatch.chdir(tmp_path)
+    few = training("owner/tasks", form="paper", count=3)
+    assert few == training(folder, form="paper", count=3) and len(few.train) == 3
+    assert load_test_set("boolq", "owner/tasks", None).questions == load_test_set("boolq", str(folder), None).questions
+    assert identify_data("mixture", "owner/tasks") == identify_data("mixture", str(folder))
+    assert {repository for repository, _ in asked} == {"owner/tasks"}
+    assert all(given == {"repo_type": "dataset", "allow_patterns": ["*.json"]} for _, given in asked)
+    asked.clear()
+    (tmp_path / "owner").mkdir()
+    (tmp_path / "owner" / "tasks").symlink_to(folder)
+    assert identify_data("mixture", "owner/tasks") and not asked  # a folder of this name comes first
+
+
+@pytest.mark.parametrize("place", ["/nowhere/tasks", "./tasks", "tasks", "a/b/c", "~/nowhere_at_all"])
+def test_what_cannot_be_a_repository_is_not_asked_of_the_hub(monkeypatch, place):
+    monkeypatch.setattr("huggingface_hub.snapshot_download", lambda *given, **more: pytest.fail("asked the hub"))
+    with pytest.raises(MissingInputError, match=r"'mixture' is not in paths\.data="):
+        identify_data("mixture", place)
+
+
+def test_a_repository_that_the_hub_does_not_give_is_missing_data(monkeypatch):
+    def refuse(*given, **more):
+        raise OSError("no route\nto the hub")
+
+    monkeypatch.setattr("huggingface_hub.snapshot_download", refuse)
+    with pytest.raises(
+        MissingInputError, match=r"^paths.data=owner/tasks is no folder here, .* \(no route to the hub\)$"
+    ):
+        identify_data("mixture", "owner/tasks")

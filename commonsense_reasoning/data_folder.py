@@ -1,0 +1,36 @@
+"""Finds the folder that `paths.data` means: one of this machine, or a data set repository of the Hugging Face hub."""
+
+from __future__ import annotations
+
+import re
+from pathlib import Path
+
+from randlora_core.experiment.interface import MissingInputError
+from randlora_core.models.weights import in_one_line
+
+REPOSITORY = re.compile(r"[\w-][\w.-]*/[\w-][\w.-]*")
+"""A repository's name on the hub, "owner/name"."""
+
+
+def data_folder(place: str | None) -> Path | None:
+    """The folder with the data; of a hub repository its JSON files, downloaded once into the hub's own cache.
+
+    Args:
+        place: A folder, or else a repository with the files of LLM-Adapters in their folders; None for none.
+
+    Raises:
+        MissingInputError: It is no folder here, and the hub does not give a repository of this name.
+    """
+    if place is None:
+        return None
+    folder = Path(place).expanduser()
+    if folder.exists() or not REPOSITORY.fullmatch(place):
+        return folder
+    from huggingface_hub import snapshot_download
+
+    try:  # what the cache has is taken where the hub does not answer
+        return Path(snapshot_download(place, repo_type="dataset", allow_patterns=["*.json"]))
+    except Exception as error:
+        raise MissingInputError(
+            f"paths.data={place} is no folder here, and the hub gives no data set of that name ({in_one_line(error)})"
+        ) from error
