@@ -5,8 +5,8 @@ from __future__ import annotations
 import re
 from pathlib import Path
 
+from randlora_core.errors import one_line
 from randlora_core.experiment.interface import MissingInputError
-from randlora_core.models.weights import in_one_line
 
 REPOSITORY = re.compile(r"[\w-][\w.-]*/[\w-][\w.-]*")
 """A repository's name on the hub, "owner/name"."""
@@ -32,5 +32,5 @@ def data_folder(place: str | None) -> Path | None:
         return Path(snapshot_download(place, repo_type="dataset", allow_patterns=["*.json"]))
     except Exception as error:
         raise MissingInputError(
-            f"paths.data={place} is no folder here, and the hub gives no data set of that name ({in_one_line(error)})"
+            f"paths.data={place} is no folder here, and the hub gives no data set of that name ({one_line(error)})"
         ) from error

@@ -23,7 +23,7 @@ HEAVY = (
     "submitit",
 )
 
-FOUNDATION = ("randlora_core.extras", "randlora_core.files", "randlora_core.splitmix", "randlora_core.streams")
+FOUNDATION = tuple(f"randlora_core.{name}" for name in ("errors", "extras", "files", "machine", "splitmix", "streams"))
 """Modules that import nothing of this repository but each other, which every package may import."""
 
 # Package -> packages of this repository that it may import, itself and FOUNDATION left out.

@@ -5,7 +5,7 @@ from __future__ import annotations
 from collections.abc import Sequence
 from pathlib import Path
 
-from randlora_core.models.weights import in_one_line
+from randlora_core.errors import one_line
 
 
 def check_login() -> None:
@@ -20,7 +20,7 @@ def check_login() -> None:
         HfApi().whoami()
     except Exception as error:  # a missing token, a wrong one, or no network
         raise ValueError(
-            f"--push_to_hub: the hub knows no login here ({in_one_line(error)}); accepted: after `hf auth login`, or "
+            f"--push_to_hub: the hub knows no login here ({one_line(error)}); accepted: after `hf auth login`, or "
             "with HF_TOKEN set"
         ) from error
 
@@ -49,7 +49,7 @@ def upload(folder: Path, files: Sequence[str], repository: str) -> str:
         )
     except Exception as error:
         raise OSError(
-            f"{repository} could not be uploaded ({in_one_line(error)}); the adapter is in {folder}, and the same "
+            f"{repository} could not be uploaded ({one_line(error)}); the adapter is in {folder}, and the same "
             "command with --resume uploads it"
         ) from error
     return str(made)

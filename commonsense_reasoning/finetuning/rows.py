@@ -7,7 +7,7 @@ from dataclasses import dataclass
 from pathlib import Path
 from typing import Any, Literal
 
-from randlora_core.models.weights import in_one_line
+from randlora_core.errors import one_line
 
 Kind = Literal["instruction", "chat", "text"]
 
@@ -73,7 +73,7 @@ def _load(place: str) -> Any:
         return datasets.load_dataset(reader, data_files=str(path), split="train", **_csv_options(path, reader))
     except Exception as error:  # whatever a reader or the hub raises
         causes = [error.__cause__, error] if error.__cause__ else [error]
-        raise ValueError(f"--data_path {place} cannot be read: {'; '.join(map(in_one_line, causes))}") from error
+        raise ValueError(f"--data_path {place} cannot be read: {'; '.join(map(one_line, causes))}") from error
 
 
 def _csv_options(path: Path, reader: str) -> dict[str, Any]:

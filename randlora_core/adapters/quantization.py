@@ -64,6 +64,26 @@ def prepare_4bit(module: nn.Module) -> None:
         )
 
 
+def quantise_linear_layers(module: nn.Module, dtype: torch.dtype) -> None:
+    """Exchanges all plain linear layers for NF4 ones with quantised scales, which hold codes once moved to a device.
+
+    Args:
+        module: Holds them, at any depth.
+        dtype: Number format of the products.
+    """
+    from bitsandbytes.nn import Linear4bit, Params4bit
+
+    for parent in list(module.modules()):
+        for name, layer in parent.named_children():
+            if type(layer) is nn.Linear:
+                sizes = (layer.in_features, layer.out_features)
+                quantised = Linear4bit(*sizes, bias=False, compute_dtype=dtype, device="meta")
+                quantised.bias = layer.bias
+                settings = {"requires_grad": False, "quant_type": "nf4", "compress_statistics": True}
+                quantised.weight = Params4bit(layer.weight.data, module=quantised, **settings)
+                setattr(parent, name, quantised)
+
+
 def dense_4bit(module: nn.Module) -> Tensor:
     """The decoded weight (out, in), in the dtype that it had before it was quantised."""
     from bitsandbytes.functional import dequantize_4bit

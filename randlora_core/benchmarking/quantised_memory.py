@@ -24,6 +24,7 @@ import torch
 from torch import Tensor, nn
 from torch.utils.checkpoint import checkpoint
 
+from randlora_core.adapters.quantization import quantise_linear_layers
 from randlora_core.benchmarking.cases import Case
 from randlora_core.benchmarking.goals import Verdict
 from randlora_core.benchmarking.measure import measure_memory
@@ -69,25 +70,6 @@ def quantised_case(case: Case, dtype: torch.dtype, *, checkpointing: bool) -> Ca
 
     half = dtype == torch.bfloat16  # as the training loop computes where it is told bf16
     return dataclasses.replace(case, build=build, inputs=inputs, half=half, memory_limit=LIMIT)
-
-
-def quantise_linear_layers(module: nn.Module, dtype: torch.dtype) -> None:
-    """Exchanges all linear layers for NF4 ones with quantised scales, which hold codes once they are moved to a device.
-
-    Args:
-        module: Holds them, at any depth; they have no bias.
-        dtype: Number format of the products.
-    """
-    from bitsandbytes.nn import Linear4bit, Params4bit
-
-    for parent in list(module.modules()):
-        for name, layer in parent.named_children():
-            if type(layer) is nn.Linear:
-                sizes = (layer.in_features, layer.out_features)
-                quantised = Linear4bit(*sizes, bias=False, compute_dtype=dtype, device="meta")
-                settings = {"requires_grad": False, "quant_type": "nf4", "compress_statistics": True}
-                quantised.weight = Params4bit(layer.weight.data, module=quantised, **settings)
-                setattr(parent, name, quantised)
 
 
 def measure_peaks(

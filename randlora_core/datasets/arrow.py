@@ -5,9 +5,8 @@ from collections.abc import Iterator, Mapping, Sequence
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
+from randlora_core.errors import one_line
 from randlora_core.files import cache_folder
-
-from .images import one_line
 
 if TYPE_CHECKING:
     import datasets

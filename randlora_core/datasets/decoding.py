@@ -2,7 +2,6 @@
 
 import contextlib
 import json
-import os
 from collections.abc import Callable, Iterator, Mapping
 from concurrent.futures import ThreadPoolExecutor
 from functools import partial
@@ -12,9 +11,11 @@ from typing import TypeVar
 import PIL
 from PIL import Image
 
+from randlora_core.errors import one_line
 from randlora_core.files import atomic_file, cache_folder
+from randlora_core.machine import usable_cores
 
-from .images import UNREADABLE, ImageSource, one_line
+from .images import UNREADABLE, ImageSource
 from .stored import Identity
 
 Result = TypeVar("Result")
@@ -24,7 +25,7 @@ IMAGES_AT_A_TIME = 500
 
 
 def decode_all(source: ImageSource, use: Callable[[Image.Image], Result]) -> Iterator[Result | str]:
-    """Decodes every image of a source, on all processor cores.
+    """Decodes every image of a source, on all cores that this process may use.
 
     Args:
         source: The images.
@@ -34,7 +35,7 @@ def decode_all(source: ImageSource, use: Callable[[Image.Image], Result]) -> Ite
         For every image in order what `use` returns, or the reason as a string where the image cannot be read.
     """
     count = len(source.labels)
-    with ThreadPoolExecutor(os.cpu_count()) as threads:
+    with ThreadPoolExecutor(usable_cores()) as threads:
         for results in threads.map(partial(_decode_some, source, use), range(0, count, IMAGES_AT_A_TIME)):
             yield from results
 

@@ -5,10 +5,11 @@ from collections.abc import Callable, Mapping
 from pathlib import Path
 from typing import TypeVar
 
+from randlora_core.errors import one_line
+
 from .catalog import CATALOG, DatasetEntry, find_paper_dataset
 from .class_folders import ClassFolders, split_folders
 from .hub import downloaded_from_hub, fetch_from_hub
-from .images import one_line
 from .parquet import ParquetFiles, parquet_shards
 from .prompts import Prompts
 from .stored import EmbeddedData, StoredData

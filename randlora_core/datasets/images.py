@@ -8,6 +8,8 @@ import numpy as np
 import torch
 from PIL import Image
 
+from randlora_core.errors import one_line
+
 UNREADABLE = (OSError, SyntaxError, ValueError, EOFError, Image.DecompressionBombError)
 """What decoding raises where an image is broken."""
 
@@ -26,11 +28,6 @@ class ImageSource(Protocol):
 
     def where(self, index: int) -> str:
         """Says where image `index` is stored, for messages."""
-
-
-def one_line(error: Exception) -> str:
-    """Returns an error's message in one line, or its kind where it has none."""
-    return " ".join(str(error).split()) or type(error).__name__
 
 
 @dataclass(frozen=True)

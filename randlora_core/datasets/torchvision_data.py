@@ -8,10 +8,11 @@ from typing import Any
 import numpy as np
 from PIL import Image
 
+from randlora_core.errors import one_line
 from randlora_core.files import atomic_file, cache_folder
 
 from .catalog import DatasetEntry
-from .images import ImageSource, one_line
+from .images import ImageSource
 from .stored import Identity
 
 ARCHIVES = (".zip", ".gz", ".tgz", ".tar")

@@ -4,12 +4,12 @@ from __future__ import annotations
 
 import contextlib
 import hashlib
-import textwrap
 from collections.abc import Iterator
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Protocol
 
+from randlora_core.errors import one_line
 from randlora_core.files import file_fingerprint
 
 FOLDER_FILES = ("*.safetensors", "*.bin", "*.json", "*.model")
@@ -95,17 +95,12 @@ class HubWeights:
         except Exception as error:
             raise FileNotFoundError(
                 f"weights not here: {self.repository} is not in the hub cache, and the hub does not give it "
-                f"({in_one_line(error)}); a first use needs the network or a filled hub cache"
+                f"({one_line(error)}); a first use needs the network or a filled hub cache"
             ) from error
 
     def identify(self) -> str:
         """The repository and the commit."""
         return f"hub {self.repository}@{self.find_revision()}"
-
-
-def in_one_line(error: Exception) -> str:
-    """The beginning of an error's message on one line, or its type where it has none."""
-    return textwrap.shorten(str(error), 200) or type(error).__name__
 
 
 @contextlib.contextmanager
@@ -114,4 +109,4 @@ def one_line_error(name: str, library: str, weights: object) -> Iterator[None]:
     try:
         yield
     except Exception as error:
-        raise OSError(f"{name}: {library} could not load the weights {weights} ({in_one_line(error)})") from error
+        raise OSError(f"{name}: {library} could not load the weights {weights} ({one_line(error)})") from error

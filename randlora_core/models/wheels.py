@@ -17,9 +17,9 @@ from collections.abc import Callable
 from dataclasses import dataclass
 from pathlib import Path
 
+from randlora_core.errors import one_line
 from randlora_core.files import cache_folder
 from randlora_core.models.conversion import convert_gguf, convert_onnx
-from randlora_core.models.weights import in_one_line
 
 
 @dataclass(frozen=True)
@@ -129,7 +129,7 @@ class Wheel:
         try:
             self.convert(source, made)
         except Exception as error:
-            raise OSError(f"{self.name}: {source.name} could not be converted ({in_one_line(error)})") from error
+            raise OSError(f"{self.name}: {source.name} could not be converted ({one_line(error)})") from error
         origin = {field: getattr(self, field) for field in ("package", "version", "sha256", "member", "converter")}
         text = json.dumps({"description": self.description, **origin}, indent=2)
         origin_file = made / "origin.json"

@@ -22,6 +22,7 @@ from randlora_core import (
     unmerge_adapter,
 )
 from randlora_core.adapters.layer_kinds import LINEAR_4BIT, LINEAR_8BIT, kind_of
+from randlora_core.adapters.quantization import quantise_linear_layers
 from randlora_core.adapters.state import adapter_layers, model_tensors, tensor_bytes
 
 bnb = pytest.importorskip("bitsandbytes")
@@ -327,3 +328,17 @@ def test_the_lossy_format_for_some_cpus_is_undone_and_kept_off():
     unmerge_adapter(model)
     with torch.no_grad():
         assert torch.equal(model(x), output)
+
+
+def test_all_plain_linear_layers_of_a_model_are_quantised_their_biases_as_they_are():
+    torch.manual_seed(0)
+    model = nn.Sequential(nn.Linear(64, 128), nn.Sequential(nn.GELU(), nn.Linear(128, 64, bias=False)))
+    twin, x = copy.deepcopy(model), torch.randn(3, 64)
+    quantise_linear_layers(model, torch.float32)
+    model.to("cpu")
+    for name in ("0", "1.1"):
+        layer = model.get_submodule(name)
+        assert kind_of(layer) is LINEAR_4BIT and layer.weight.quant_state.nested
+        twin.get_submodule(name).weight.data.copy_(LINEAR_4BIT.dense(layer))
+    assert torch.equal(model[0].bias, twin[0].bias)
+    torch.testing.assert_close(model(x), twin(x))

@@ -8,12 +8,13 @@ from typing import Any
 
 from randlora_core.experiment.commands.execution import earlier_records
 from randlora_core.experiment.compose import groups_of
-from randlora_core.experiment.loop.hardware import pick_device, usable_cores
+from randlora_core.experiment.loop.hardware import pick_device
 from randlora_core.experiment.planning import PlannedRun
 from randlora_core.experiment.records.provenance import hardware
 from randlora_core.experiment.sweeps.estimates import Estimate, RunEstimates, estimate_by_work
 from randlora_core.experiment.sweeps.flops import measured_rate
 from randlora_core.experiment.sweeps.progress import format_seconds
+from randlora_core.machine import usable_cores
 
 COLUMNS = ("dataset", "backbone", "method", "rank", "shots", "fraction", "seed", "lr", "status")
 

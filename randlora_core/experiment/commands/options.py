@@ -13,10 +13,10 @@ from typing import Any
 
 from randlora_core.experiment.compose import CONFIGS
 from randlora_core.experiment.interface import Experiment
-from randlora_core.experiment.loop.hardware import usable_cores
 from randlora_core.experiment.sweeps.executors import Execution
 from randlora_core.experiment.sweeps.slurm import load_settings
 from randlora_core.extras import needs_extra
+from randlora_core.machine import usable_cores
 
 FAILED, BAD_INPUT, INTERRUPTED = 1, 2, 130
 """Exit codes: a run failed, bad input, stopped by a signal. 0: all is done."""

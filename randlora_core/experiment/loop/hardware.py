@@ -6,6 +6,8 @@ import os
 
 import torch
 
+from randlora_core.machine import usable_cores
+
 
 def pick_device(name: str) -> torch.device:
     """The device that a configuration names: auto, cpu or cuda.
@@ -52,11 +54,6 @@ def pick_workers(number: int | None, device: torch.device) -> int:
     if number is not None:
         return number
     return 0 if device.type == "cpu" else min(8, usable_cores())
-
-
-def usable_cores() -> int:
-    """Cores that this process may use."""
-    return len(os.sched_getaffinity(0)) if hasattr(os, "sched_getaffinity") else os.cpu_count() or 1
 
 
 def multiplies_bf16(device: torch.device) -> bool:

@@ -11,7 +11,7 @@ from typing import Any
 
 import torch
 
-from randlora_core.experiment.loop.hardware import usable_cores
+from randlora_core.machine import usable_cores
 
 PACKAGES = (
     "torch",

@@ -7,10 +7,10 @@ from dataclasses import dataclass
 from pathlib import Path
 from typing import Any, Protocol
 
-from randlora_core.experiment.loop.hardware import usable_cores
 from randlora_core.experiment.sweeps import forkserver
 from randlora_core.experiment.sweeps.child import Message
 from randlora_core.experiment.sweeps.slurm import SlurmExecutor, SlurmSettings
+from randlora_core.machine import usable_cores
 
 
 class Job(Protocol):
