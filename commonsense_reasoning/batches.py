@@ -1,4 +1,4 @@
-"""Encoded examples as batches: for training a function of their number, for validation all of them."""
+"""Texts as batches: for training a function of their number, elsewhere all of them, longest first."""
 
 from __future__ import annotations
 
@@ -19,6 +19,30 @@ GROUP_BATCHES = 50
 """Micro-batches whose examples are sorted by length together, so that less is padded."""
 
 
+def pad(
+    rows: Sequence[Sequence[int]], filler: int, side: Literal["left", "right"], device: torch.device
+) -> tuple[Tensor, Tensor]:
+    """Texts as one tensor.
+
+    Returns:
+        Tokens (B, L) and a mask (B, L), both int64; the mask is 1 where there is text, whatever the filler is.
+    """
+    length = max(map(len, rows))
+    tokens = torch.full((len(rows), length), filler)
+    mask = torch.zeros_like(tokens)
+    for number, row in enumerate(rows):
+        place = slice(length - len(row), length) if side == "left" else slice(len(row))
+        tokens[number, place], mask[number, place] = torch.tensor(row), 1
+    return tokens.to(device), mask.to(device)
+
+
+def batches_of_similar_length(lengths: Sequence[int], batch_size: int) -> Iterator[list[int]]:
+    """The places of all texts, the longest first, so that what does not fit into memory fails at once."""
+    order = sorted(range(len(lengths)), key=lambda place: -lengths[place])
+    for first in range(0, len(order), batch_size):
+        yield order[first : first + batch_size]
+
+
 def collate(examples: Sequence[EncodedExample], filler: int, loss_on: LossOn) -> tuple[Tensor, Tensor]:
     """Pads examples at their end to the longest one.
 
@@ -33,11 +57,9 @@ def collate(examples: Sequence[EncodedExample], filler: int, loss_on: LossOn) ->
     Returns:
         Tokens (B, L), int64, and the tokens that are to be predicted (B, L), bool; never a text's first token.
     """
-    length = max(len(example.tokens) for example in examples)
-    tokens = torch.full((len(examples), length), filler)
-    is_target = torch.zeros(len(examples), length, dtype=torch.bool)
+    tokens, _ = pad([example.tokens for example in examples], filler, "right", torch.device("cpu"))
+    is_target = torch.zeros_like(tokens, dtype=torch.bool)
     for row, example in enumerate(examples):
-        tokens[row, : len(example.tokens)] = torch.tensor(example.tokens)
         first = example.answer_start if loss_on == "answer" else 0
         is_target[row, max(first, 1) : len(example.tokens)] = True
         if loss_on == "answer":
@@ -113,6 +135,5 @@ def validation_batches(
     examples: Sequence[EncodedExample], *, batch_size: int, filler: int, loss_on: LossOn
 ) -> Iterator[tuple[Tensor, Tensor]]:
     """All examples in batches of similar length, as `collate` gives them."""
-    by_length = sorted(examples, key=lambda example: len(example.tokens))
-    for first in range(0, len(by_length), batch_size):
-        yield collate(by_length[first : first + batch_size], filler, loss_on)
+    for places in batches_of_similar_length([len(example.tokens) for example in examples], batch_size):
+        yield collate([examples[place] for place in places], filler, loss_on)

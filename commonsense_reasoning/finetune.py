@@ -14,7 +14,7 @@ from commonsense_reasoning.finetuning.checkpoints import find_checkpoints
 from commonsense_reasoning.finetuning.hub import upload
 from commonsense_reasoning.finetuning.options import Options, read_options
 from commonsense_reasoning.finetuning.output import FILES, read_record
-from commonsense_reasoning.finetuning.plan import Plan, make_plan
+from commonsense_reasoning.finetuning.planning import PlannedTuning, plan_tuning
 from commonsense_reasoning.finetuning.tuning import tune
 from randlora_core.experiment.commands.options import INTERRUPTED, run_command
 from randlora_core.experiment.loop.hardware import is_first_process
@@ -28,7 +28,7 @@ def main(arguments: Sequence[str] | None = None) -> int:
 def _main(arguments: Sequence[str]) -> int:
     options = read_options(arguments)
     folder = Path(options.output_dir).expanduser()
-    plan = make_plan(options)
+    plan = plan_tuning(options)
     if read_record(folder) is not None:
         print(f"{folder} holds the finished adapter: nothing is left to train")
     else:
@@ -42,7 +42,7 @@ def _main(arguments: Sequence[str]) -> int:
     return 0
 
 
-def _announce(plan: Plan) -> None:
+def _announce(plan: PlannedTuning) -> None:
     if not is_first_process():
         return
     data, options = plan.data, plan.options
@@ -55,7 +55,7 @@ def _announce(plan: Plan) -> None:
     print(f"{label}: {plan.steps} steps of {rows} rows in {plan.precision}{start}", flush=True)
 
 
-def _stopped(plan: Plan, arguments: Sequence[str]) -> int:
+def _stopped(plan: PlannedTuning, arguments: Sequence[str]) -> int:
     """Says how a run that a signal stopped goes on."""
     if not is_first_process():
         return INTERRUPTED

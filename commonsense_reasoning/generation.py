@@ -13,8 +13,8 @@ import numpy as np
 import torch
 from torch import nn
 
+from commonsense_reasoning.batches import batches_of_similar_length, pad
 from commonsense_reasoning.prompts import encode_context, end_token, paper_prompt
-from commonsense_reasoning.scoring import batches_of_similar_length, pad
 from commonsense_reasoning.tasks import Layout, Question, Record
 from randlora_core.experiment.interface import Score
 from randlora_core.experiment.loop.fit import compute

@@ -7,14 +7,14 @@ keys and values.
 
 from __future__ import annotations
 
-from collections.abc import Iterator, Sequence
+from collections.abc import Sequence
 from dataclasses import dataclass
-from typing import Literal
 
 import numpy as np
 import torch
 from torch import Tensor, nn
 
+from commonsense_reasoning.batches import batches_of_similar_length, pad
 from commonsense_reasoning.objective import run_body, token_log_likelihoods
 from commonsense_reasoning.prompts import EncodedChoice
 from randlora_core.experiment.interface import Score
@@ -122,27 +122,3 @@ def _score_batch(model: nn.Module, choices: Sequence[EncodedChoice], filler: int
     found = torch.zeros(options.shape, device=device)
     found[is_scored] = token_log_likelihoods(model, hidden[is_scored], options[is_scored])
     return found.sum(dim=1)
-
-
-def pad(
-    rows: Sequence[Sequence[int]], filler: int, side: Literal["left", "right"], device: torch.device
-) -> tuple[Tensor, Tensor]:
-    """Texts as one tensor.
-
-    Returns:
-        Tokens (B, L) and a mask (B, L), both int64; the mask is 1 where there is text, whatever the filler is.
-    """
-    length = max(map(len, rows))
-    tokens = torch.full((len(rows), length), filler)
-    mask = torch.zeros_like(tokens)
-    for number, row in enumerate(rows):
-        place = slice(length - len(row), length) if side == "left" else slice(len(row))
-        tokens[number, place], mask[number, place] = torch.tensor(row), 1
-    return tokens.to(device), mask.to(device)
-
-
-def batches_of_similar_length(lengths: Sequence[int], batch_size: int) -> Iterator[list[int]]:
-    """The places of all texts, the longest first, so that what does not fit into memory fails at once."""
-    order = sorted(range(len(lengths)), key=lambda place: -lengths[place])
-    for first in range(0, len(order), batch_size):
-        yield order[first : first + batch_size]

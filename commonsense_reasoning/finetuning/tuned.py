@@ -7,7 +7,7 @@ from pathlib import Path
 from typing import Any
 
 from commonsense_reasoning.finetuning.output import read_record
-from commonsense_reasoning.finetuning.plan import find_base
+from commonsense_reasoning.finetuning.planning import find_base
 from commonsense_reasoning.finetuning.rows import Kind
 from randlora_core.adapters.checkpoint import load_adapter
 from randlora_core.adapters.files import CONFIG_FILE

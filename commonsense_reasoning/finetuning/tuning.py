@@ -13,13 +13,13 @@ import torch
 from commonsense_reasoning.batches import ExampleBatches, validation_batches
 from commonsense_reasoning.finetuning.checkpoints import Checkpoints
 from commonsense_reasoning.finetuning.output import write_adapter, write_description
-from commonsense_reasoning.finetuning.plan import Plan
+from commonsense_reasoning.finetuning.planning import PlannedTuning
 from commonsense_reasoning.finetuning.progress import ProgressBar
 from commonsense_reasoning.objective import LanguageModelLoss, check_head, mean_loss
 from commonsense_reasoning.prompts import end_token
 from randlora_core.adapters.inject import inject_adapter
 from randlora_core.adapters.state import count_parameters
-from randlora_core.experiment.loop.distributed import evaluating
+from randlora_core.experiment.loop.distributed import evaluating, gathered
 from randlora_core.experiment.loop.fit import FitResult, FitSettings, fit
 from randlora_core.experiment.loop.hardware import forbid_tf32, is_first_process, pick_device
 from randlora_core.experiment.loop.measuring import Measurement, measured
@@ -35,11 +35,8 @@ LAST_LOSSES = 0.1
 """Share of the steps, at their end, whose mean is the training loss of the record."""
 
 
-def tune(plan: Plan) -> dict[str, Any]:
-    """Trains, and writes the adapter with its record and model card.
-
-    Returns:
-        The record.
+def tune(plan: PlannedTuning) -> None:
+    """Trains, and writes the adapter with its record and model card; of several processes the first one writes.
 
     Raises:
         ValueError: The model cannot be trained in this way.
@@ -58,15 +55,15 @@ def tune(plan: Plan) -> dict[str, Any]:
         except BaseException:  # an interruption, too
             tracker.finish({"status": "failed"})
             raise
-    record = _describe(plan, backbone, batches, fitted, measurement)
-    if is_first_process():
-        record["format"], record["format_reason"] = write_adapter(backbone.model, plan.folder)
-        write_description(plan.folder, record)
-    tracker.finish({**record, "status": "finished"})
-    return record
+    with gathered(backbone.model):
+        if is_first_process():
+            record = _describe(plan, backbone, batches, fitted, measurement)
+            record["format"], record["format_reason"] = write_adapter(backbone.model, plan.folder)
+            write_description(plan.folder, record)
+            tracker.finish({**record, "status": "finished"})
 
 
-def adapted_model(plan: Plan, device: torch.device) -> Backbone:
+def adapted_model(plan: PlannedTuning, device: torch.device) -> Backbone:
     """The base model with its adapter."""
     options = plan.options
     place = str(device) if options.bits else "cpu"  # the loop moves a model that is not quantised
@@ -80,7 +77,7 @@ def adapted_model(plan: Plan, device: torch.device) -> Backbone:
     return backbone
 
 
-def training_batches(plan: Plan) -> ExampleBatches:
+def training_batches(plan: PlannedTuning) -> ExampleBatches:
     """The micro-batches of all steps."""
     options = plan.options
     return ExampleBatches(
@@ -95,7 +92,7 @@ def training_batches(plan: Plan) -> ExampleBatches:
 
 
 def _train(
-    plan: Plan, backbone: Backbone, batches: ExampleBatches, device: torch.device, tracker: Tracker
+    plan: PlannedTuning, backbone: Backbone, batches: ExampleBatches, device: torch.device, tracker: Tracker
 ) -> FitResult:
     options, module = plan.options, LanguageModelLoss(backbone.model)
     validates = bool(plan.data.validation)
@@ -142,7 +139,7 @@ def _train(
         )
 
 
-def _make_tracker(plan: Plan) -> Tracker:
+def _make_tracker(plan: PlannedTuning) -> Tracker:
     if plan.options.tracking == "none" or not is_first_process():
         return NoTracker()
     plan.folder.mkdir(parents=True, exist_ok=True)
@@ -159,7 +156,7 @@ def _make_tracker(plan: Plan) -> Tracker:
 
 
 def _describe(
-    plan: Plan, backbone: Backbone, batches: ExampleBatches, fitted: FitResult, measurement: Measurement
+    plan: PlannedTuning, backbone: Backbone, batches: ExampleBatches, fitted: FitResult, measurement: Measurement
 ) -> dict[str, Any]:
     """The record of a run, without the adapter's format."""
     options, data = plan.options, plan.data
@@ -196,7 +193,9 @@ def _describe(
     }
 
 
-def _metrics(plan: Plan, batches: ExampleBatches, fitted: FitResult, measurement: Measurement) -> dict[str, Any]:
+def _metrics(
+    plan: PlannedTuning, batches: ExampleBatches, fitted: FitResult, measurement: Measurement
+) -> dict[str, Any]:
     last = fitted.losses[-max(1, int(LAST_LOSSES * plan.steps)) :]
     tokens = sum(batches.num_tokens(index) for index in range(len(batches)))
     metrics = {"steps": plan.steps, "train_loss": sum(last) / len(last)}

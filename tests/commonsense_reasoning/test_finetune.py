@@ -14,13 +14,20 @@ from test_objective import plain_loss
 from tiny_tuning import command, instruction, make_model, write_json
 
 from commonsense_reasoning import finetune
-from commonsense_reasoning.finetuning import plan, progress, tuning
+from commonsense_reasoning.finetuning import planning, progress, tuning
 from commonsense_reasoning.finetuning.options import read_options
-from commonsense_reasoning.finetuning.plan import make_plan
+from commonsense_reasoning.finetuning.planning import plan_tuning
 from randlora_core import load_adapter
 from randlora_core.models.language_models import build_language_model
 
 TOKENS = torch.arange(40)[None] % 37
+SHARDED = {
+    "ACCELERATE_USE_FSDP": "true",
+    "FSDP_VERSION": "2",
+    "FSDP_AUTO_WRAP_POLICY": "TRANSFORMER_BASED_WRAP",
+    "FSDP_TRANSFORMER_CLS_TO_WRAP": "LlamaDecoderLayer",
+}
+"""What `accelerate launch` leaves in the environment for configs/accelerate/fsdp2.yaml, as far as it counts here."""
 
 
 @pytest.fixture(scope="module", autouse=True)
@@ -75,7 +82,7 @@ def test_a_run_from_rows_to_an_adapter_of_peft(model, data, tmp_path, others, ca
     arguments = command(model, data, folder, *others)
     assert finetune.main(arguments) == 0
     peft_model = check_opens_in_peft(model, folder)
-    record, held_out = record_of(folder), make_plan(read_options([*arguments, "--resume"])).data.validation
+    record, held_out = record_of(folder), plan_tuning(read_options([*arguments, "--resume"])).data.validation
     with torch.no_grad():
         loss, count = plain_loss(peft_model, held_out, "answer" if "--answer_only" in others else "full")
     metrics = record["metrics"]
@@ -185,10 +192,11 @@ def test_another_file_of_rows_is_not_resumed_with(model, data, tmp_path, capsys)
 
 
 @pytest.mark.slow
-def test_two_processes_give_the_adapter_of_one(model, data, tmp_path):
+@pytest.mark.parametrize("environment", [{}, SHARDED], ids=["whole", "sharded"])
+def test_two_processes_give_the_adapter_of_one(model, data, tmp_path, environment):
     others = ["--randlora_dropout", "0", "--num_epochs", "1"]
     script = Path(__file__).with_name("finetune_in_processes.py")
-    output = launch(script, *command(model, data, tmp_path / "two", *others))
+    output = launch(script, *command(model, data, tmp_path / "two", *others), **environment)
     assert output.count("adapter in PEFT's format") == 1
     assert finetune.main(command(model, data, tmp_path / "one", *others)) == 0
     two, one = record_of(tmp_path / "two"), record_of(tmp_path / "one")
@@ -318,5 +326,5 @@ def test_curves_go_to_wandb(model, data, tmp_path, monkeypatch):
 
 
 def test_the_plan_knows_names_of_models():
-    assert plan.find_base("smollm2_135m") == ("smollm2_135m", None)
-    assert plan.find_base("owner/model") == ("causal_lm", "owner/model")
+    assert planning.find_base("smollm2_135m") == ("smollm2_135m", None)
+    assert planning.find_base("owner/model") == ("causal_lm", "owner/model")

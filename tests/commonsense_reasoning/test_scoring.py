@@ -3,8 +3,9 @@ import pytest
 import torch
 from tiny_language_models import ARCHITECTURES, make_model, random_tokens
 
+from commonsense_reasoning.batches import pad
 from commonsense_reasoning.prompts import EncodedChoice
-from commonsense_reasoning.scoring import OptionScores, pad, score_choices, score_options
+from commonsense_reasoning.scoring import OptionScores, score_choices, score_options
 
 CPU = torch.device("cpu")
 SETTINGS = {"device": CPU, "precision": "fp32", "filler": 0}

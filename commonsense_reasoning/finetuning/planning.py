@@ -28,7 +28,7 @@ FREE = ("data_path", "output_dir", "device", "save_step", "resume", "push_to_hub
 
 
 @dataclass(frozen=True)
-class Plan:
+class PlannedTuning:
     """A fine-tuning that was checked and can be carried out.
 
     Attributes:
@@ -75,7 +75,7 @@ def find_base(base_model: str) -> tuple[str, str | None]:
     return (base_model, None) if base_model in LANGUAGE_MODELS else ("causal_lm", base_model)
 
 
-def make_plan(options: Options) -> Plan:
+def plan_tuning(options: Options) -> PlannedTuning:
     """Reads tokenizer and data and checks them, the model's structure, the output folder and the hub's login.
 
     Raises:
@@ -107,7 +107,7 @@ def make_plan(options: Options) -> Plan:
     precision = pick_precision(options.precision, pick_device(options.device))
     settings = _settings(options, data, precision)
     resumed_at = check_resumable(folder, settings) if options.resume else 0
-    return Plan(options, folder, name, path, tokenizer, data, precision, settings, resumed_at)
+    return PlannedTuning(options, folder, name, path, tokenizer, data, precision, settings, resumed_at)
 
 
 @contextlib.contextmanager
