@@ -9,8 +9,9 @@ What it guarantees:
   does for one node only, and its holder touches it every `BEAT_SECONDS`. A file that has not been touched for
   `LEASE_SECONDS`, by the file server's clock, belongs to a holder that is gone, and is taken over.
 - What remains: where `flock` does not reach the other node, a holder that stands still for longer than
-  `LEASE_SECONDS` loses its lock without noticing, and two nodes that find an abandoned file within the same instant
-  may both take it. The run is then done twice, which costs time and no result: both write the same record, whole.
+  `LEASE_SECONDS` loses its lock without noticing (it leaves the file to whoever took it over), and two nodes that find
+  an abandoned file within the same instant may both take it. The run is then done twice, which costs time and no
+  result: both write the same record, whole.
 """
 
 from __future__ import annotations
@@ -22,11 +23,14 @@ import os
 import platform
 import tempfile
 import threading
+import time
 from collections.abc import Iterator
 from pathlib import Path
 
 BEAT_SECONDS = 15.0
 LEASE_SECONDS = 120.0
+LOOKS, SECONDS_BETWEEN_LOOKS = 4, 0.05
+"""How often, and how far apart, a held lock is looked at before a process gives up."""
 
 
 class UnderWayError(RuntimeError):
@@ -43,16 +47,16 @@ def run_lock(path: Path) -> Iterator[None]:
     Raises:
         UnderWayError: Another process holds it; the message names that process.
     """
-    descriptor = _acquire(path)
+    descriptor, name = _acquire(path)
     ended = threading.Event()
-    beat = threading.Thread(target=_beat, args=(descriptor, ended), daemon=True)
+    beat = threading.Thread(target=_beat, args=(descriptor, name, ended), daemon=True)
     beat.start()
     try:
         yield
     finally:
         ended.set()
         beat.join()
-        if _is_file_at(descriptor, path):
+        if _is_file_at(descriptor, path) and _reads(descriptor, name):  # else it was taken over, and is another's
             path.unlink()
         os.close(descriptor)
 
@@ -69,8 +73,9 @@ def find_holder(path: Path) -> str | None:
         os.close(descriptor)
 
 
-def _acquire(path: Path) -> int:
-    """An open file that is locked, at `path`, and names this process."""
+def _acquire(path: Path) -> tuple[int, bytes]:
+    """An open file that is locked, at `path`, and what it says: this process's name."""
+    looks = 0
     while True:
         try:
             descriptor = os.open(path, os.O_RDWR | os.O_CREAT | os.O_EXCL, 0o644)
@@ -82,15 +87,19 @@ def _acquire(path: Path) -> int:
                 continue
             if (holder := _find_holder(descriptor, fcntl.LOCK_EX, path.parent)) is not None:
                 os.close(descriptor)
-                raise UnderWayError(f"{path.stem} is under way in {holder}") from None
+                if (looks := looks + 1) == LOOKS:
+                    raise UnderWayError(f"{path.stem} is under way in {holder}") from None
+                time.sleep(SECONDS_BETWEEN_LOOKS)  # `find_holder` of another process may have locked it for an instant
+                continue
             locked = _flock(descriptor, fcntl.LOCK_EX)  # it is already, where that is possible
         if _is_file_at(descriptor, path):
             break
         os.close(descriptor)  # its holder has removed it in the meantime
     facts = {"process": os.getpid(), "host": platform.node(), "kernel": _kernel() if locked else None}
+    name = json.dumps(facts).encode()
     os.ftruncate(descriptor, 0)
-    os.pwrite(descriptor, json.dumps(facts).encode(), 0)
-    return descriptor
+    os.pwrite(descriptor, name, 0)
+    return descriptor, name
 
 
 def _find_holder(descriptor: int, kind: int, folder: Path) -> str | None:
@@ -131,10 +140,15 @@ def _age(descriptor: int, folder: Path) -> float:
         return os.fstat(probe.fileno()).st_mtime - os.fstat(descriptor).st_mtime
 
 
-def _beat(descriptor: int, ended: threading.Event) -> None:
+def _beat(descriptor: int, name: bytes, ended: threading.Event) -> None:
     while not ended.wait(BEAT_SECONDS):
         with contextlib.suppress(OSError):
-            os.utime(descriptor)
+            if _reads(descriptor, name):
+                os.utime(descriptor)
+
+
+def _reads(descriptor: int, name: bytes) -> bool:
+    return os.pread(descriptor, 4096, 0) == name
 
 
 def _is_file_at(descriptor: int, path: Path) -> bool:

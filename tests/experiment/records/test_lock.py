@@ -3,6 +3,7 @@ import json
 import os
 import subprocess
 import sys
+import threading
 import time
 
 import pytest
@@ -105,6 +106,27 @@ def test_a_holder_that_lost_it_leaves_the_next_ones_alone(path):
         path.unlink()
         path.write_text("another's")
     assert path.read_text() == "another's"
+
+
+def test_a_holder_whose_file_was_taken_over_leaves_it(path, monkeypatch):
+    monkeypatch.setattr(lock, "BEAT_SECONDS", 0.01)
+    with run_lock(path):
+        path.write_text(
+            json.dumps({"process": 1, "host": "elsewhere", "kernel": None})
+        )  # as a taker writes it, in place
+        os.utime(path, (1, 1))
+        time.sleep(0.1)
+        assert path.stat().st_mtime == 1  # it does not beat for the other
+    assert json.loads(path.read_text())["host"] == "elsewhere"
+
+
+def test_a_look_at_the_lock_keeps_nobody_from_taking_it(path):
+    leave(path, process=1, host=lock.platform.node(), kernel=lock._kernel())
+    looking = os.open(path, os.O_RDONLY)
+    lock.fcntl.flock(looking, lock.fcntl.LOCK_SH)  # as `find_holder` does for an instant
+    threading.Timer(lock.SECONDS_BETWEEN_LOOKS, os.close, [looking]).start()
+    with run_lock(path):
+        assert json.loads(path.read_text())["process"] == os.getpid()
 
 
 def test_where_the_file_system_has_no_locks_the_lease_decides(path, monkeypatch):
