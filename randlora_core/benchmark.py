@@ -36,7 +36,7 @@ from randlora_core.experiment.loop.hardware import multiplies_bf16
 
 DEFAULT_OUT = Path("results/benchmark")
 DEFAULT_ROUNDS, DEFAULT_BATCH, DEFAULT_TOKENS = 11, 16, 8192
-QUICK_METHODS = ("frozen", "full", "lora", "randlora", "peft_lora", "peft_randlora")
+QUICK_METHODS = ("frozen", "full", "lora", "randlora", "randlora_blocks", "peft_lora", "peft_randlora")
 PEFT_METHODS = tuple(name for name in MEASURED_METHODS if "peft" in name)
 
 
@@ -233,7 +233,7 @@ def _run_grid(options: argparse.Namespace, device: torch.device) -> None:
 def _run_profile(options: argparse.Namespace, device: torch.device) -> None:
     case = cases.quick_cases(options.half)[0]
     print(f"{case.name}, T = {case.tokens}, {case.format}, {hardware(device)}")
-    for method in ("randlora", "full"):
+    for method in ("randlora", "randlora_blocks", "full"):
         step = Step(case, apply_method(method, case, device), case.inputs(device))
         step.forward_backward()
         step.clear()

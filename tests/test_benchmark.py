@@ -8,7 +8,7 @@ import pytest
 import torch
 
 from randlora_core import benchmark
-from randlora_core.adapters.state import adapter_bases, tensor_bytes
+from randlora_core.adapters.state import adapter_bases, adapter_layers, tensor_bytes
 from randlora_core.benchmarking import cases, grid, table10, whole_models
 from randlora_core.benchmarking import measure as measuring
 from randlora_core.benchmarking.goals import verdicts
@@ -121,6 +121,32 @@ def test_goals_that_apply(tokens, half, kind, limits):
     for verdict in found:
         expected = {"(a)": verdict.limit >= 0.65, "(b)": False, "(c)": True}[verdict.goal[:3]]
         assert verdict.met == expected
+
+
+@pytest.mark.parametrize(
+    ("kind", "tokens", "limits"),
+    [
+        ("layer", 80, {"(b)": 1.0, "(d)": 1.02}),
+        ("block", 80, {"(a)": 1.15, "(b)": 1.0, "(d)": 1.02}),
+        ("block", 100, {"(a)": 1.15, "(b)": 1.0, "(c)": 1.0, "(d)": 1.02}),
+    ],
+)
+def test_goals_of_bases_in_groups(kind, tokens, limits):
+    case = dataclasses.replace(SMALL, tokens=tokens, smaller=100, kind=kind)
+    timings = {m: timing(m, *times, peak=peak) for m, times, peak in MADE_TIMINGS}
+    for seconds, peak, met in ((0.4, 101, True), (0.9, 103, False)):
+        timings["randlora_blocks"] = timing("randlora_blocks", *(3 * [seconds]), peak=peak)
+        timings |= {"randlora": timing("randlora", *(3 * [0.5])), "lora": timing("lora", *(3 * [0.4]), peak=100)}
+        found = [verdict for verdict in Result(case, timings).verdicts if verdict.goal.startswith("blocks ")]
+        assert {verdict.goal[7:10]: verdict.limit for verdict in found} == pytest.approx(limits)
+        assert all(verdict.met == met for verdict in found)
+    assert cases.language_case("tiny", (128, 192, 64), 1, 6, rank=16).blocks_limit == 1.10
+
+
+def test_the_measured_blocks_are_in_groups_and_have_randloras_parameters():
+    dense, blocks = (apply_method(method, SMALL, CPU) for method in ("randlora", "randlora_blocks"))
+    assert [p.shape for p in dense.trained] == [p.shape for p in blocks.trained]
+    assert {layer.update.config.groups for layer in adapter_layers(blocks.module).values()} == {8}
 
 
 def test_peak_memory_counts_what_a_step_holds():
@@ -253,12 +279,13 @@ def test_grid_rows_are_judged_by_the_faster_path(tmp_path, monkeypatch):
     monkeypatch.setattr(
         grid,
         "points",
-        lambda halves=(): iter([grid.Point(16, 24, 64, True, True), grid.Point(16, 16, 8, False, False)]),
+        lambda halves=(), groups=(): iter([grid.Point(16, 24, 64, True, True), grid.Point(16, 16, 8, False, False, 8)]),
     )
     benchmark.main(["--grid", "--rounds", "3", "--device", "cpu", "--out", str(tmp_path)])
     found = grid.read_grid(tmp_path / "grid_cpu.csv")
     assert len(found) == 2
-    assert grid.is_complete(found) and not grid.is_complete(found[:1]) and not grid.is_complete([])
+    assert grid.is_complete(found)
+    assert not grid.is_complete(found[:1]) and not grid.is_complete([])
     point = grid.Point(768, 768, 10**6, half=False, train=True)
     assert grid.prediction(point, "cpu") == "weight"
     spread = {f"{path}_ms_q{q}": 1.0 for path in grid.PATHS for q in (1, 3)}

@@ -1,5 +1,6 @@
 """The tables of time and memory in the pages are those of the committed results."""
 
+import csv
 import shutil
 
 import pytest
@@ -38,6 +39,29 @@ def test_a_missed_goal_is_marked_where_it_was_missed(tmp_path):
     first = pages.table(path).splitlines()[2]
     assert "7.78 (> 0.70)" in first
     assert "Goals met:" in pages.table(path)
+
+
+def test_bases_in_groups_get_columns_where_they_were_measured(tmp_path):
+    path = tmp_path / "quick.csv"
+    heading, first, *rest = (pages.RESULTS / "quick.csv").read_text(encoding="utf-8").splitlines()
+    table = list(csv.DictReader([heading, first, *rest]))
+    assert "blocks" not in pages.table(pages.RESULTS / "quick.csv") or "randlora_blocks" in first + "".join(rest)
+    ours = next(row for row in table if row["method"] == "randlora")
+    made = {"method": "randlora_blocks", "to_lora": "1.23", "to_full": "0.5", "blocks_limit": "1.15"}
+    made |= {"to_dense": "0.8", "to_dense_q1": "0.7", "to_dense_q3": "0.9", "peak_bytes": "1"}
+    with path.open("w", encoding="utf-8", newline="") as file:
+        writer = csv.DictWriter(file, dict.fromkeys([*table[0], *made]), restval="", lineterminator="\n")
+        writer.writeheader()
+        writer.writerows([*(row for row in table if row["method"] != "randlora_blocks"), ours | made])
+    heading, _, first, second, *_ = pages.table(path).splitlines()
+    assert [cell.strip() for cell in heading.split("|")[-5:-1]] == [
+        "blocks / LoRA",
+        "/ dense",
+        "/ full",
+        "memory / LoRA",
+    ]
+    assert [cell.strip() for cell in first.split("|")[-5:-1]] == ["1.23 (> 1.15)", "0.80", "0.50", "0.00"]
+    assert [cell.strip() for cell in second.split("|")[-5:-1]] == ["-"] * 4
 
 
 def test_unknown_files_and_pages_without_tables_are_refused():

@@ -26,6 +26,7 @@ class Case:
         smaller: Smaller side of the adapted layers, d.
         rank: RandLoRA's rank.
         memory_limit: Goal (c): allowed peak relative to LoRA's with equal parameters.
+        blocks_limit: Goal (a) of bases in groups: allowed step time relative to LoRA's with equal parameters.
         half: Whether the step runs under bfloat16 autocast.
         for_peft: Whether PEFT can adapt the same layers.
     """
@@ -39,6 +40,7 @@ class Case:
     smaller: int
     rank: int
     memory_limit: float = 1.02
+    blocks_limit: float = 1.15
     half: bool = False
     for_peft: bool = True
 
@@ -191,6 +193,7 @@ def language_case(
         rank=rank,
         half=half,
         memory_limit=memory_limit,
+        blocks_limit=1.10,
     )
 
 
@@ -210,9 +213,12 @@ def standard_cases(half: bool) -> tuple[Case, ...]:
         for out, in_, rank in ((768, 768, 6), (3072, 768, 6), (768, 3072, 6), (1024, 1024, 8), (4096, 1024, 8))
         for tokens in (min(out, in_) // 2, 2 * min(out, in_), 4 * min(out, in_), 8 * min(out, in_))
     ]
+    few = [vision_case("ViT-B", 768, batch, length, rank=6, half=half) for batch, length in ((1, 64), (8, 50))]
     blocks = [vision_case("ViT-B", 768, batch, 50, rank=6, half=half) for batch in (16, 64, 128, 256)] + [
         vision_case("ViT-L", 1024, 16, 257, rank=8, half=half),
         vision_case("ViT-H", 1280, 20, 257, rank=10, half=half),
         language_case("Qwen2-0.5B", block_sizes("qwen2_0_5b"), 16, 256, rank=6, half=half),
+        language_case("SmolLM2-135M", block_sizes("smollm2_135m"), 16, 40, rank=10, half=half),
+        language_case("Llama-3-8B", block_sizes("llama3_8b"), 4, 160, rank=30, half=half),
     ]
-    return (*layers, *blocks)
+    return (*layers, *few, *blocks)

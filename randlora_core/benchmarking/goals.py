@@ -9,6 +9,9 @@ from typing import Any
 Row = Mapping[str, Any]
 """What `randlora_core.benchmarking.report` keeps of a method on a case: numbers, or their text from a CSV file."""
 
+BLOCKS = "randlora_blocks"
+"""Method with bases in groups, which has goals of its own."""
+
 OWN_METHODS = {"randlora": "RandLoRA", "lora": "LoRA", "dora": "DoRA", "vera": "VeRA"}
 """Methods here that PEFT has, too -> their names in words."""
 
@@ -46,6 +49,10 @@ def verdicts(rows: Mapping[str, Row]) -> list[Verdict]:
     to LoRA's with equal parameters, from T = 4 d: the paper's batches; below, the sizes of the weights decide. LoRA,
     DoRA and VeRA: no slower than PEFT's by more than the interquartile range.
 
+    RandLoRA with bases in groups: (a) its step relative to that of LoRA with equal parameters: 1.15, and 1.10 for
+    blocks of language models; for a lone layer there is no goal. (b) No slower than with dense bases by more than the
+    interquartile range. (c) No slower than full fine-tuning from T = d. (d) Peak memory at most LoRA's plus 2 %.
+
     Args:
         rows: Method -> its row.
     """
@@ -64,6 +71,23 @@ def verdicts(rows: Mapping[str, Row]) -> list[Verdict]:
         if method != "randlora" and method in rows and _has(rows[method], "to_peft"):
             row = rows[method]
             found.append(Verdict(f"{name}'s step time / PEFT's {name}", float(row["to_peft"]), 1.0 + _spread(row)))
+    return [*found, *(_blocks_verdicts(rows[BLOCKS], rows.get("lora")) if BLOCKS in rows else ())]
+
+
+def _blocks_verdicts(row: Row, lora: Row | None) -> list[Verdict]:
+    """Judges the goals of bases in groups."""
+    found = []
+    if _has(row, "to_lora") and row["kind"] != "layer":
+        goal = "blocks (a) step time / LoRA with equal parameters"
+        found.append(Verdict(goal, float(row["to_lora"]), float(row["blocks_limit"])))
+    if _has(row, "to_dense"):
+        limit = 1.0 + float(row["to_dense_q3"]) - float(row["to_dense_q1"])
+        found.append(Verdict("blocks (b) step time / dense bases", float(row["to_dense"]), limit))
+    if _has(row, "to_full") and float(row["tokens_per_side"]) >= 1:
+        found.append(Verdict("blocks (c) step time / full fine-tuning", float(row["to_full"]), 1.0))
+    if lora is not None and int(row["peak_bytes"]):
+        ratio = int(row["peak_bytes"]) / int(lora["peak_bytes"])
+        found.append(Verdict("blocks (d) peak memory / LoRA with equal parameters", ratio, 1.02))
     return found
 
 

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import csv
+import itertools
 import time
 from collections.abc import Iterator, Sequence
 from dataclasses import dataclass
@@ -33,6 +34,7 @@ class Point:
         tokens: Rows of the input.
         half: Whether the products run in bfloat16.
         train: Forward and backward with all gradients; else forward alone without.
+        groups: Number of groups that the bases are divided into; 1 for dense ones.
     """
 
     out_features: int
@@ -40,6 +42,7 @@ class Point:
     tokens: int
     half: bool
     train: bool
+    groups: int = 1
 
     def problem(self, device_type: str) -> Problem:
         """Describes the point as the cost model takes it."""
@@ -54,15 +57,16 @@ class Point:
             may_sum=not self.half,
             input_grad=self.train,
             vector_grad=self.train,
+            groups=self.groups,
         )
 
 
-def points(halves: Sequence[bool] = (False, True)) -> Iterator[Point]:
-    """Lists the grid's points in float32 (False), bfloat16 (True), or both."""
-    for out, in_ in SIDES:
-        for ratio in TOKENS_PER_SIDE:
-            tokens = int(ratio * min(out, in_))
-            yield from (Point(out, in_, tokens, half, train) for half in halves for train in (True, False))
+def points(halves: Sequence[bool] = (False, True), groups: Sequence[int] = (1, RANK)) -> Iterator[Point]:
+    """Lists the grid's points in float32 (False), bfloat16 (True), or both, for dense bases (1), groups, or both."""
+    for (out, in_), ratio in itertools.product(SIDES, TOKENS_PER_SIDE):
+        tokens = int(ratio * min(out, in_))
+        for half, train, number in itertools.product(halves, (True, False), groups):
+            yield Point(out, in_, tokens, half, train, number)
 
 
 def measure_point(point: Point, rounds: int, device: torch.device) -> dict[str, Any]:
@@ -73,8 +77,9 @@ def measure_point(point: Point, rounds: int, device: torch.device) -> dict[str, 
     dtype = torch.bfloat16 if point.half else torch.float32
     weight = torch.randn(point.out_features, point.in_features, device=device, dtype=dtype) / point.in_features**0.5
     lambda_, gamma = torch.randn(RANK, n, device=device), torch.randn(n, smaller, device=device)
-    a = torch.randn(RANK, smaller, device=device, dtype=torch.bfloat16)
-    b = torch.randn(larger, n, RANK, device=device, dtype=torch.bfloat16)
+    rows = RANK // point.groups
+    a = torch.randn(rows, smaller, device=device, dtype=torch.bfloat16)
+    b = torch.randn(larger, n, rows, device=device, dtype=torch.bfloat16)
     x = torch.randn(point.tokens, point.in_features, device=device, dtype=dtype)
     upstream = torch.randn(point.tokens, point.out_features, device=device, dtype=dtype)
     leaves = [tensor.requires_grad_(point.train) for tensor in (x, lambda_, gamma)]
@@ -123,13 +128,15 @@ def _is_fastest(path: str, row: dict[str, Any]) -> bool:
 
 def _point(row: dict[str, Any]) -> Point:
     sizes = (int(row[name]) for name in ("out_features", "in_features", "tokens"))
-    return Point(*sizes, half=str(row["half"]) == "True", train=str(row["train"]) == "True")
+    half, train = (str(row[name]) == "True" for name in ("half", "train"))
+    return Point(*sizes, half, train, int(row.get("groups", 1)))  # earlier files have dense bases only
 
 
 def is_complete(rows: Sequence[dict[str, Any]]) -> bool:
     """Whether the rows are the whole grid, in the formats that they hold."""
     found = [_point(row) for row in rows]
-    return bool(found) and found == list(points(sorted({point.half for point in found})))
+    halves, groups = (sorted({getattr(point, name) for point in found}) for name in ("half", "groups"))
+    return bool(found) and found == list(points(halves, groups))
 
 
 def read_grid(path: Path) -> list[dict[str, str]]:

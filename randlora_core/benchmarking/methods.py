@@ -6,6 +6,7 @@ import copy
 import functools
 from collections.abc import Callable
 from dataclasses import dataclass
+from typing import Any
 
 import torch
 from torch import nn
@@ -41,8 +42,8 @@ def _full(case: Case, module: nn.Module) -> nn.Module:
     return module.requires_grad_(True)
 
 
-def _ours(method: str, case: Case, module: nn.Module) -> nn.Module:
-    return inject_adapter(module, make_config(method, rank=_rank(method, case)), case.targets)
+def _ours(method: str, case: Case, module: nn.Module, **settings: Any) -> nn.Module:
+    return inject_adapter(module, make_config(method, rank=_rank(method, case), **settings), case.targets)
 
 
 def _peft(method: str, case: Case, module: nn.Module) -> nn.Module:
@@ -73,6 +74,7 @@ MEASURED_METHODS: dict[str, Callable[[Case, nn.Module], nn.Module]] = {
     "vera": functools.partial(_ours, "vera"),
     "nola": functools.partial(_ours, "nola"),
     "randlora": functools.partial(_ours, "randlora"),
+    "randlora_blocks": functools.partial(_ours, "randlora", groups="max"),
     "peft_lora": functools.partial(_peft, "lora"),
     "peft_dora": functools.partial(_peft, "dora"),
     "peft_vera": functools.partial(_peft, "vera"),
@@ -80,7 +82,7 @@ MEASURED_METHODS: dict[str, Callable[[Case, nn.Module], nn.Module]] = {
     "accelerated_peft_randlora": _accelerated,
 }
 """Name in tables -> puts the method on a case's module. LoRA and DoRA get the rank whose parameters come closest to
-RandLoRA's."""
+RandLoRA's; RandLoRA with bases in groups has the same rank, and as many groups as the case's layers allow."""
 
 
 def _rank(method: str, case: Case) -> int:

@@ -14,7 +14,7 @@ from collections.abc import Iterable, Mapping, Sequence
 from pathlib import Path
 
 from randlora_core.benchmarking import table10
-from randlora_core.benchmarking.goals import OWN_METHODS, verdicts
+from randlora_core.benchmarking.goals import BLOCKS, OWN_METHODS, verdicts
 from randlora_core.benchmarking.report import read_cases, read_rows
 from randlora_core.experiment.reports.formats import TextTable, to_markdown
 from randlora_core.experiment.reports.pages import filled, write_or_check
@@ -24,6 +24,7 @@ PAGES = (ROOT / "README.md", ROOT / "docs" / "performance.md")
 RESULTS = ROOT / "docs" / "performance"
 
 CASE_HEADINGS = ("case", "T / d", "RandLoRA / PEFT's", "/ full", "/ LoRA", "memory / LoRA", "others / PEFT's")
+BLOCKS_HEADINGS = ("blocks / LoRA", "/ dense", "/ full", "memory / LoRA")
 PERCENT_HEADINGS = ("model", "method", "of", "time %", "quartiles", "paper", "memory %", "paper")
 
 
@@ -42,7 +43,10 @@ def table(path: Path) -> str:
     if path.stem.startswith("table10"):
         return _percent_table(path)
     cases = read_cases(path)
-    lines = _markdown(CASE_HEADINGS, [_case_cells(rows) for rows in cases])
+    with_blocks = any(BLOCKS in rows for rows in cases)  # earlier files have none
+    headings = (*CASE_HEADINGS, *(BLOCKS_HEADINGS if with_blocks else ()))
+    cells = [[*_case_cells(rows), *(_blocks_cells(rows) if with_blocks else ())] for rows in cases]
+    lines = _markdown(headings, cells)
     judged = [verdict for rows in cases for verdict in verdicts(rows)]
     met = sum(verdict.met for verdict in judged)
     ours = cases[0]["randlora"]
@@ -70,6 +74,18 @@ def _case_cells(rows: Mapping[str, Mapping[str, str]]) -> list[str]:
         _ratio(ours, "to_lora"),
         memory + _limit("(c)", missed),
         ", ".join(others) or "-",
+    ]
+
+
+def _blocks_cells(rows: Mapping[str, Mapping[str, str]]) -> list[str]:
+    row = rows.get(BLOCKS, {})
+    missed = {verdict.goal: f" (> {verdict.limit:.2f})" for verdict in verdicts(rows) if not verdict.met}
+    memory = f"{int(row['peak_bytes']) / int(rows['lora']['peak_bytes']):.2f}" if row and "lora" in rows else "-"
+    return [
+        _ratio(row, "to_lora") + _limit("blocks (a)", missed),
+        _ratio(row, "to_dense") + _limit("blocks (b)", missed),
+        _ratio(row, "to_full") + _limit("blocks (c)", missed),
+        memory + _limit("blocks (d)", missed),
     ]
 
 

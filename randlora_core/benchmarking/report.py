@@ -15,7 +15,7 @@ from typing import Any
 import torch
 
 from randlora_core.benchmarking.cases import Case
-from randlora_core.benchmarking.goals import OWN_METHODS, Verdict, verdicts
+from randlora_core.benchmarking.goals import BLOCKS, OWN_METHODS, Verdict, verdicts
 from randlora_core.benchmarking.measure import Timing
 from randlora_core.files import atomic_file
 
@@ -51,7 +51,8 @@ def hardware(device: torch.device) -> str:
 def rows(result: Result) -> list[dict[str, Any]]:
     """Makes one flat row a method: times in milliseconds, ratios of rounds with their quartiles, bytes.
 
-    `to_peft` is relative to PEFT's same method, the other ratios to `BASELINES`.
+    `to_peft` is relative to PEFT's same method, `to_dense` of bases in groups to dense ones, the other ratios to
+    `BASELINES`.
     """
     case, found = result.case, []
     for timing in result.timings.values():
@@ -77,6 +78,9 @@ def rows(result: Result) -> list[dict[str, Any]]:
         if timing.method in OWN_METHODS and f"peft_{timing.method}" in result.timings:
             q1, q2, q3 = timing.ratio_to(result.timings[f"peft_{timing.method}"])
             row |= {"to_peft": q2, "to_peft_q1": q1, "to_peft_q3": q3}
+        if timing.method == BLOCKS and "randlora" in result.timings:
+            q1, q2, q3 = timing.ratio_to(result.timings["randlora"])
+            row |= {"to_dense": q2, "to_dense_q1": q1, "to_dense_q3": q3, "blocks_limit": case.blocks_limit}
         row |= {"peak_bytes": timing.peak_bytes, "memory_limit": case.memory_limit, "counter": timing.counter}
         found.append({key: round(value, 4) if isinstance(value, float) else value for key, value in row.items()})
     return found

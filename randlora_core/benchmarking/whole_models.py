@@ -12,8 +12,6 @@ from randlora_core.benchmarking.cases import Case, random_input
 from randlora_core.models import Backbone, build_backbone
 from randlora_core.models.language_models import LANGUAGE_MODELS
 
-LANGUAGE_LENGTH = 256
-
 
 @dataclass(frozen=True)
 class Known:
@@ -21,7 +19,7 @@ class Known:
 
     Attributes:
         rank: RandLoRA's rank, one of the paper's for this model.
-        length: Tokens of one row of the input.
+        length: Tokens of one row of the input; of SmolLM2 that of a short question.
         smaller: Smaller side d of the adapted layers, which is the width.
     """
 
@@ -30,8 +28,8 @@ class Known:
     smaller: int
 
 
-def _language(name: str, rank: int) -> Known:
-    return Known(rank, LANGUAGE_LENGTH, LANGUAGE_MODELS[name].sizes["hidden_size"])
+def _language(name: str, rank: int, length: int = 256) -> Known:
+    return Known(rank, length, LANGUAGE_MODELS[name].sizes["hidden_size"])
 
 
 KNOWN: dict[str, Known] = {
@@ -39,7 +37,9 @@ KNOWN: dict[str, Known] = {
     "clip_vit_b32": Known(6, 50, 768),
     "clip_vit_l14": Known(8, 257, 1024),
     "clip_vit_h14": Known(10, 257, 1280),
+    "dinov2_vit_s14": Known(6, 257, 384),
     "dinov2_vit_b14": Known(6, 257, 768),
+    "smollm2_135m": _language("smollm2_135m", 10, 40),
     "qwen2_0_5b": _language("qwen2_0_5b", 5),
     "phi3_mini": _language("phi3_mini", 20),
     "llama3_8b": _language("llama3_8b", 30),
@@ -75,7 +75,7 @@ _WRAPPERS = {"clip": _ImageTower, "causal_lm": _Logits}
 def model_case(name: str, batch: int, *, half: bool = False) -> Case:
     """Makes a case of a whole model with random weights.
 
-    Vision models get images (of CLIP it is the image tower), language models 256 tokens a row.
+    Vision models get images (of CLIP it is the image tower), language models tokens.
 
     Args:
         name: A key of `KNOWN`.
@@ -98,7 +98,7 @@ def model_case(name: str, batch: int, *, half: bool = False) -> Case:
         smaller=known.smaller,
         rank=known.rank,
         half=half,
-        for_peft=name in LANGUAGE_MODELS or name == "dinov2_vit_b14",  # PEFT has no attn.in_proj
+        for_peft=name in LANGUAGE_MODELS or name.startswith("dinov2"),  # PEFT has no attn.in_proj
     )
 
 
@@ -119,7 +119,7 @@ def _inputs(name: str, batch: int, device: torch.device) -> Tensor:
         size = _shapes(name).image_size
         return random_input((batch, 3, size, size), device)
     if device.type == "meta":
-        return torch.empty(batch, LANGUAGE_LENGTH, dtype=torch.long, device=device)
+        return torch.empty(batch, KNOWN[name].length, dtype=torch.long, device=device)
     vocabulary = LANGUAGE_MODELS[name].sizes["vocab_size"]
     generator = torch.Generator().manual_seed(1)
-    return torch.randint(vocabulary, (batch, LANGUAGE_LENGTH), generator=generator).to(device)
+    return torch.randint(vocabulary, (batch, KNOWN[name].length), generator=generator).to(device)

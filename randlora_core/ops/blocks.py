@@ -87,11 +87,11 @@ def by_group(z: Tensor, groups: int) -> Tensor:
 
 
 def scaled_a_blocks(lambda_: Tensor, gamma: Tensor, stored_a: Tensor, scale: float) -> Tensor:
-    """Forms the blocks (g, t, n, w) of the scaled A, in the dtype of the trained vectors."""
+    """Forms the blocks (g, t, n, w) of the scaled A, in the dtype of lambda; not differentiable."""
     groups = lambda_.shape[0] // stored_a.shape[0]
     weights = (scale * lambda_).unflatten(0, (-1, groups)).transpose(0, 1)  # (g, t, n)
     a = by_group(stored_a.to(lambda_.dtype), groups)  # (g, t, w)
-    return weights[..., None] * a[:, :, None] * by_group(gamma, groups)[:, None]
+    return (weights[..., None] * a[:, :, None]).mul_(by_group(gamma, groups)[:, None])
 
 
 def b_blocks(flat_b: Tensor, groups: int) -> Tensor:
@@ -103,10 +103,13 @@ def b_blocks(flat_b: Tensor, groups: int) -> Tensor:
 def vector_gradients_in_blocks(
     grad_m: Tensor, lambda_: Tensor, gamma: Tensor, stored_a: Tensor, scale: float
 ) -> tuple[Tensor, Tensor]:
-    """Computes the gradients of lambda (r, n) and gamma (n, d) from that of the scaled A's blocks (g, t, n, w)."""
+    """Computes the gradients of lambda (r, n) and gamma (n, d) from that of the scaled A's blocks (g, t, n, w).
+
+    All are of one dtype. The blocks' gradient is multiplied by A in place.
+    """
     groups = len(grad_m)
-    p = grad_m * (scale * by_group(stored_a.to(lambda_.dtype), groups))[:, :, None]
-    weights = lambda_.unflatten(0, (-1, groups)).transpose(0, 1)
-    grad_lambda = (p * by_group(gamma, groups)[:, None]).sum(-1)  # (g, t, n)
-    grad_gamma = (p * weights[..., None]).sum(1)  # (g, n, w)
-    return grad_lambda.transpose(0, 1).flatten(0, 1), grad_gamma.permute(1, 2, 0).flatten(1)[:, : gamma.shape[1]]
+    p = grad_m.mul_((scale * by_group(stored_a.to(lambda_.dtype), groups))[:, :, None]).transpose(1, 2)  # (g, n, t, w)
+    weights = lambda_.unflatten(0, (-1, groups)).permute(1, 2, 0)  # (g, n, t)
+    grad_lambda = (p @ by_group(gamma, groups)[..., None])[..., 0]  # (g, n, t)
+    grad_gamma = (weights[:, :, None] @ p)[:, :, 0]  # (g, n, w)
+    return grad_lambda.permute(2, 0, 1).flatten(0, 1), grad_gamma.permute(1, 2, 0).flatten(1)[:, : gamma.shape[1]]

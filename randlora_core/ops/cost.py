@@ -53,6 +53,10 @@ FORMING_COST: dict[tuple[str, bool], float] = {
 """How long a multiply-add in the product B M takes, relative to one in the product of T tokens; as `ELEMENT_COST`."""
 
 
+SORTING_COST = 12.0
+"""The multiply-adds that take as long as moving one element to or from its group's place."""
+
+
 @dataclass(frozen=True)
 class Problem:
     """Describes a layer and a step on it, as far as the choice of paths depends on them.
@@ -170,10 +174,10 @@ def _forming(problem: Problem, way: str) -> float:
     """Estimates the work of forming M, and of the update from it unless `way` is by activations."""
     larger, smaller = _sides(problem)
     element, forming = _rates(problem)
-    work = element * (3 * problem.inner * smaller + larger * problem.inner)
-    if way != ACTIVATION:
-        work += forming * larger * smaller * problem.inner / problem.groups + element * larger * smaller
-    return work
+    m, b = 3 * problem.inner * smaller, larger * problem.inner / problem.groups
+    if way == ACTIVATION:
+        return element * (m / problem.groups + b)
+    return element * (m + b + larger * smaller) + forming * larger * smaller * problem.inner / problem.groups
 
 
 def _product(problem: Problem, way: str, columns: int) -> float:
@@ -186,7 +190,8 @@ def _product(problem: Problem, way: str, columns: int) -> float:
     if way == TWO_PRODUCTS:
         return tokens * larger * smaller + element * tokens * columns
     products = tokens * problem.inner * (larger + smaller) / problem.groups
-    return products + element * tokens * (columns + problem.inner)
+    sorting = SORTING_COST * tokens * (larger + smaller) if problem.groups > 1 else 0.0
+    return products + element * tokens * (columns + problem.inner) + sorting
 
 
 def _vector_gradient(problem: Problem, way: str, *, has_product_with_b: bool) -> float:
@@ -197,5 +202,6 @@ def _vector_gradient(problem: Problem, way: str, *, has_product_with_b: bool) ->
     if way == WEIGHT:
         formed = forming * larger * smaller * inner / problem.groups
         return reduction + tokens * larger * smaller + formed + element * larger * smaller
-    by_b = tokens * inner * larger / problem.groups + element * tokens * inner
-    return reduction + tokens * inner * smaller / problem.groups + (0.0 if has_product_with_b else by_b)
+    sorting = SORTING_COST * tokens if problem.groups > 1 else 0.0
+    by_b = 0.0 if has_product_with_b else tokens * inner * (larger / problem.groups + element) + sorting * larger
+    return reduction / problem.groups + tokens * inner * smaller / problem.groups + sorting * smaller + by_b

@@ -94,7 +94,7 @@ def vector_gradients(
     dtype = torch.promote_types(lambda_.dtype, torch.float32)
     lambda_, gamma = lambda_.to(dtype), gamma.to(dtype)
     if grad_m.dim() == 4:
-        return vector_gradients_in_blocks(grad_m, lambda_, gamma, basis_a, scale)
+        return vector_gradients_in_blocks(grad_m.to(dtype), lambda_, gamma, basis_a, scale)
     by_basis = grad_m.view(*lambda_.shape, -1).transpose(0, 1)
     a = _dense_a(lambda_, basis_a).to(dtype)
     p = torch.mul(by_basis, scale * a, out=gamma.new_empty(by_basis.shape))

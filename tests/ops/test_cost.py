@@ -72,6 +72,24 @@ def test_a_lower_rank_than_full_prefers_activations_for_longer():
     assert cost.choose(problem(tokens=tokens, inner=32)).output == "activation"
 
 
+def test_groups_divide_the_products_and_prefer_activations_for_longer():
+    """Products with k in them cost 1 / g; the summed weight gains less, since it has d D elements to write all the same.
+
+    With many tokens the weight is still summed, and only the gradient of the vectors stays by activations.
+    """
+    tokens = next(t for t in range(8, 10**5, 8) if cost.choose(problem(tokens=t)).output == "summed")
+    assert cost.choose(problem(tokens=tokens, groups=6)).output == "activation"
+    for shape in ((768, 768), (3072, 768), (768, 3072)):
+        sizes = {"out_features": shape[0], "in_features": shape[1], "groups": 6}
+        assert cost.choose(problem(tokens=10**5, **sizes)) == StepPaths("summed", "summed", "activation")
+        assert cost.choose(problem(tokens=64, **sizes)) == StepPaths("activation", "activation", "activation")
+    whole = StepPaths("activation", "activation", "activation")
+    products = 5 * 10**5 * 768 * 768  # of a square layer; the rest is what is written
+    dense, blocks = (cost.estimate(problem(tokens=10**5, groups=groups), whole) for groups in (1, 6))
+    assert dense - products > 0 and blocks - products / 6 > dense - products  # blocks are sorted, besides
+    assert blocks < dense / 2
+
+
 def test_a_kept_product_with_b_is_not_counted_again():
     """T k D less where the vectors' gradient finds the product of the larger side with B: out < in in the output."""
     for sizes, part in (((768, 3072), "output"), ((3072, 768), "input_grad")):
