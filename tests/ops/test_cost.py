@@ -73,7 +73,7 @@ def test_a_lower_rank_than_full_prefers_activations_for_longer():
 
 
 def test_groups_divide_the_products_and_prefer_activations_for_longer():
-    """Products with k in them cost 1 / g; the summed weight gains less, since it has d D elements to write all the same.
+    """Products with k in them cost 1 / g; the summed weight gains less, since it writes as many elements.
 
     With many tokens the weight is still summed, and only the gradient of the vectors stays by activations.
     """
