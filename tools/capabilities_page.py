@@ -40,6 +40,7 @@ SHOWN_METHODS: dict[str, AdapterConfig] = {
     "RandLoRA with magnitude": make_config("randlora", rank=4, magnitude=True),
     "RandLoRA-a": make_config("randlora", rank=4, distinct_a=True, num_bases=3),
     "RandLoRA-b": make_config("randlora", rank=4, num_bases=2),
+    "RandLoRA, blocks": make_config("randlora", rank=3, groups=3),
     "LoRA": make_config("lora", rank=4),
     "rsLoRA": make_config("lora", rank=4, rank_stabilized=True),
     "DoRA": make_config("dora", rank=4),

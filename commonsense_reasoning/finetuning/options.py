@@ -20,6 +20,7 @@ ADAPTERS: dict[str, tuple[str, dict[str, Any]]] = {
     "randlora": ("randlora", {}),
     "randlora_sparse": ("randlora", {"basis": "sparse"}),
     "randlora_very_sparse": ("randlora", {"basis": "very_sparse"}),
+    "randlora_blocks": ("randlora", {"groups": "max"}),
     "randdora": ("randlora", {"magnitude": True}),
     "lora": ("lora", {}),
     "rslora": ("lora", {"rank_stabilized": True}),

@@ -77,3 +77,14 @@ def test_full_rank_on_every_layer_of_the_papers_models():
         groups = numbers_of_groups(smaller, rank)
         for number in groups if smaller < 1000 else groups[-1:]:
             assert rank_of_update(larger, smaller, rank, number) == smaller, (larger, smaller, rank, number)
+
+
+@pytest.mark.parametrize(("groups", "rank"), [(1, 246), (2, 240), (3, 234), (6, 216)])
+def test_directions_that_training_can_take(groups, rank):
+    """The rank of the update's Jacobian in lambda and gamma, 252 parameters on 36 x 36, r = 6; at g = r it is n d."""
+    bases = RandLoRAUpdate.make_bases(RandLoRAConfig(rank=6, groups=groups), [(36, 36)], "cpu")
+    generator = torch.Generator().manual_seed(0)
+    vectors = tuple(torch.randn(shape, generator=generator, dtype=torch.float64) for shape in ((6, 6), (6, 36)))
+    parts = torch.autograd.functional.jacobian(lambda *given: ops.delta(*given, bases.A, bases.B).flatten(), vectors)
+    values = torch.linalg.svdvals(torch.cat([part.flatten(1) for part in parts], dim=1))
+    assert int((values > 1e-9 * values[0]).sum()) == rank
