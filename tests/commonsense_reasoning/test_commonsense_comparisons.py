@@ -8,7 +8,7 @@ import pytest
 from commonsense_reasoning.experiment import EXPERIMENT
 from commonsense_reasoning.generated.questions import GENERATED_TASKS
 from randlora_core.experiment.commands.tune import find_searches
-from randlora_core.experiment.rates import build_config
+from randlora_core.experiment.rates import build_config, choose_rate
 from randlora_core.experiment.sweeps.comparison_file import load_comparison
 from randlora_core.models.counts import closest_rank, count_trainable
 
@@ -106,3 +106,12 @@ def test_the_demonstration_is_what_is_taken_where_no_scale_is_said_and_needs_no_
     assert {(config.dataset, config.seed, config.paths.data) for config in found} == {("generated", 1, None)}
     assert {(config.training.steps, config.training.batch_size) for config in found} == {(40, 16)}
     assert comparison.file.pairs == ()  # with one seed nothing could be claimed
+
+
+def test_the_demonstration_takes_the_rates_that_were_tuned_for_the_miniature():
+    own = {config.adapter.label: config for config in configs("commonsense", "mini") if config.seed == 1}
+    for row, overrides in load_comparison("commonsense").runs(EXPERIMENT.name):
+        if row.tuned_on:
+            taken = build_config(EXPERIMENT, [*overrides, *row.tuned_on])
+            assert taken.identity(0.1) == own[taken.adapter.label].identity(0.1)
+            assert choose_rate(EXPERIMENT, build_config(EXPERIMENT, overrides), overrides).grid

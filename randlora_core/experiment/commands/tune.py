@@ -66,6 +66,8 @@ def _main(experiment: Experiment | None, arguments: Sequence[str]) -> int:
     options, comparison, experiments = parse_comparison(experiment, arguments, "tune", __doc__ or "", _add_options)
     print(comparison.describe(), flush=True)
     searches = find_searches(comparison, experiments, options.methods)
+    if not searches:
+        raise ValueError(f"{comparison.name}: no row has a learning rate to choose; accepted: another name or scale")
     failures = 0
     for name, ours in searches.items():
         path = options.records or experiments[name].records_folder / f"tuning_{comparison.name}.jsonl"

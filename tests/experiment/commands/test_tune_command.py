@@ -56,6 +56,13 @@ def test_a_grid_is_widened_only_where_the_best_lies_at_an_end(tiny, tune, capsys
     assert rows == ["sum, LoRA-2 0.001 100.0 % 5 from 0.0002 to 0.005", "sum, LoRA-3 0.02 100.0 % 9 from 0.0002 to 0.1"]
 
 
+def test_a_comparison_without_anything_to_tune_says_so(tmp_path, capsys):
+    experiment = with_comparison(tmp_path, ROWS.replace(", centre: 1.0e-3", ""), build_task=ScoredByRate)
+    assert main(experiment, ["small"]) == 2
+    error = "error: small: no row has a learning rate to choose; accepted: another name or scale\n"
+    assert capsys.readouterr().err == error
+
+
 def test_weights_that_cannot_be_had_are_told_in_one_line(tiny, tune, capsys, monkeypatch):
     def no_index(config):
         raise MissingInputError("the package index does not have them")
