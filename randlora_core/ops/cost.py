@@ -54,7 +54,8 @@ FORMING_COST: dict[tuple[str, bool], float] = {
 
 
 SORTING_COST = 12.0
-"""The multiply-adds that take as long as moving one element to or from its group's place."""
+"""The multiply-adds that take as long as moving one element to or from its group's place: measured on a CPU with AVX2
+in float32, where a copy of this kind takes about 0.4 ns an element, and taken for all devices."""
 
 
 @dataclass(frozen=True)

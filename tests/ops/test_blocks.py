@@ -161,3 +161,15 @@ def test_blocks_cost_one_part_in_g_of_the_multiplications():
 
     dense, blocks = grouped((48, 36), 4, 4, dtype=torch.float32)
     assert 0.95 <= flops(blocks) / (flops(dense) / 4) <= 1.0
+
+
+@pytest.mark.parametrize("half", [False, True])
+def test_peak_memory_of_a_transformer_block_is_within_loras(half):
+    """Goal (d) of docs/performance.md, counted in live bytes."""
+    from randlora_core.benchmarking.cases import vision_case
+    from randlora_core.benchmarking.measure import measure_memory
+
+    case = vision_case("small", 192, 8, 50, rank=6, half=half)
+    methods = ("lora", "randlora_blocks")
+    peaks = {name: peak for name, (peak, _) in measure_memory(case, methods, device=torch.device("cpu")).items()}
+    assert peaks["randlora_blocks"] <= 1.02 * peaks["lora"]
