@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import functools
 import re
 from pathlib import Path
 
@@ -26,11 +27,18 @@ def data_folder(place: str | None) -> Path | None:
     folder = Path(place).expanduser()
     if folder.exists() or not REPOSITORY.fullmatch(place):
         return folder
-    from huggingface_hub import snapshot_download
-
-    try:  # what the cache has is taken where the hub does not answer
-        return Path(snapshot_download(place, repo_type="dataset", allow_patterns=["*.json"]))
+    try:
+        return _downloaded(place)
     except Exception as error:
         raise MissingInputError(
             f"paths.data={place} is no folder here, and the hub gives no data set of that name ({one_line(error)})"
         ) from error
+
+
+@functools.cache
+def _downloaded(repository: str) -> Path:
+    """A repository's files; asked for once in a process, so that all are of one revision."""
+    from huggingface_hub import snapshot_download
+
+    # What the cache has is taken where the hub does not answer.
+    return Path(snapshot_download(repository, repo_type="dataset", allow_patterns=["*.json"]))

@@ -20,7 +20,6 @@ from __future__ import annotations
 import argparse
 import math
 import os
-import tempfile
 from collections.abc import Iterable, Sequence
 from pathlib import Path
 
@@ -31,7 +30,7 @@ from randlora_core.benchmarking.cases import Case
 from randlora_core.benchmarking.measure import Step, measure
 from randlora_core.benchmarking.memory import check_fits
 from randlora_core.benchmarking.methods import MEASURED_METHODS, apply_method
-from randlora_core.benchmarking.report import Result, ResultsFile, hardware, plot, print_result, rows
+from randlora_core.benchmarking.report import Result, ResultsFile, check_out, hardware, plot, print_result, rows
 from randlora_core.experiment.loop.hardware import multiplies_bf16
 
 DEFAULT_OUT = Path("results/benchmark")
@@ -127,7 +126,7 @@ def _check(parser: argparse.ArgumentParser, options: argparse.Namespace) -> None
     except (RuntimeError, AssertionError) as error:
         parser.error(f"device {options.device!r} cannot be used: {str(error).splitlines()[0]}")
     if not options.profile:
-        _check_out(parser, options)
+        check_out(ResultsFile(_table_path(options)), parser.error)
 
 
 def _check_effects(parser: argparse.ArgumentParser, options: argparse.Namespace) -> None:
@@ -145,21 +144,6 @@ def _check_effects(parser: argparse.ArgumentParser, options: argparse.Namespace)
         parser.error("--rounds has no effect on --profile, which shows one step")
     if options.profile and options.out:
         parser.error("--out has no effect on --profile, which prints its tables")
-
-
-def _check_out(parser: argparse.ArgumentParser, options: argparse.Namespace) -> None:
-    try:
-        options.out.mkdir(parents=True, exist_ok=True)
-        with tempfile.TemporaryFile(dir=options.out):
-            pass
-    except OSError as error:
-        parser.error(f"--out {str(options.out)!r} is no folder that files can be written to: {error.strerror}")
-    table = ResultsFile(_table_path(options))
-    for path in (table.path, table.part, table.path.with_suffix(".png")):
-        if path.is_dir():
-            parser.error(f"{path} is a folder, where a file of this name is to be written")
-    if table.part.exists():
-        parser.error(f"{table.part} is left from a run that was stopped; move or delete it, or choose another --out")
 
 
 def _check_memory(parser: argparse.ArgumentParser, options: argparse.Namespace, device: torch.device) -> None:

@@ -13,6 +13,8 @@ def test_a_message_is_put_on_one_line_and_cut_where_it_is_long():
     assert one_line(KeyError()) == "KeyError" and one_line(OSError("\n")) == "OSError"
     shown = one_line(ValueError("word " * 1000))
     assert shown.startswith("word word") and shown.endswith("[...]") and WIDTH - 10 < len(shown) <= WIDTH
+    path = one_line(OSError("cannot read /" + "a" * 1000))
+    assert path.startswith("cannot read /aaa") and path.endswith("a [...]") and len(path) == WIDTH
 
 
 def test_cores_that_this_process_may_not_use_are_not_counted(monkeypatch):

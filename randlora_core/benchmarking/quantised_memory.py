@@ -29,8 +29,9 @@ from randlora_core.benchmarking.cases import Case
 from randlora_core.benchmarking.goals import Verdict
 from randlora_core.benchmarking.measure import measure_memory
 from randlora_core.benchmarking.memory import check_fits
-from randlora_core.benchmarking.report import ResultsFile, hardware
+from randlora_core.benchmarking.report import ResultsFile, check_out, hardware
 from randlora_core.benchmarking.table10 import STACKS, Stack
+from randlora_core.errors import one_line
 from randlora_core.experiment.loop.hardware import multiplies_bf16
 
 METHODS = ("lora", "randlora")
@@ -129,8 +130,8 @@ def main(arguments: Sequence[str] | None = None) -> int:
     dtype = DTYPES[options.dtype or ("bfloat16" if multiplies_bf16(device) else "float32")]
     stack = next(stack for stack in STACKS if stack.model == "Llama-3-8B")
     stack = dataclasses.replace(stack, batch=options.rows or stack.batch)
-    options.out.mkdir(parents=True, exist_ok=True)
     table, found = ResultsFile(options.out / f"quantised_memory_{device.type}.csv"), []
+    check_out(table, parser.error)
     print(hardware(device))
     for checkpointing in (False, True):
         try:
@@ -161,7 +162,7 @@ def _check(refuse: Callable[[str], None], device: str, rows: int | None) -> None
             quantise_linear_layers(quantised, torch.bfloat16)
             quantised.to(device)(torch.ones(1, 64, device=device, dtype=torch.bfloat16))
         except Exception as error:  # bitsandbytes says in many ways that it has no kernels for this GPU
-            refuse(f"this bitsandbytes cannot quantise on {device}: {' '.join(str(error).split())[:300]}")
+            refuse(f"this bitsandbytes cannot quantise on {device}: {one_line(error)}")
 
 
 def _print(row: dict[str, Any]) -> None:

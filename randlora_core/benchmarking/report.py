@@ -7,7 +7,8 @@ import io
 import math
 import os
 import platform
-from collections.abc import Mapping, Sequence
+import tempfile
+from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
@@ -142,6 +143,22 @@ class ResultsFile:
         """Puts the file in its place and returns all its rows."""
         self.part.replace(self.path)
         return self._rows
+
+
+def check_out(table: ResultsFile, refuse: Callable[[str], None]) -> None:
+    """Makes the folder of a results file, and refuses in one line what it could not be written to or would replace."""
+    folder = table.path.parent
+    try:
+        folder.mkdir(parents=True, exist_ok=True)
+        with tempfile.TemporaryFile(dir=folder):
+            pass
+    except OSError as error:
+        refuse(f"--out {str(folder)!r} is no folder that files can be written to: {error.strerror}")
+    for path in (table.path, table.part, table.path.with_suffix(".png")):
+        if path.is_dir():
+            refuse(f"{path} is a folder, where a file of this name is to be written")
+    if table.part.exists():
+        refuse(f"{table.part} is left from a run that was stopped; move or delete it, or choose another --out")
 
 
 TEXT_COLUMNS = ("case", "kind", "format", "method", "counter", "hardware", "model", "baseline")

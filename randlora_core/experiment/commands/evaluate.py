@@ -34,7 +34,8 @@ from randlora_core.files import atomic_file
 
 def main(experiment: Experiment, arguments: Sequence[str] | None = None) -> int:
     """Runs the command line of an experiment and returns the exit code."""
-    return run_command(lambda words: _main(experiment, words), arguments, "nothing is kept")
+    kept = "what was scored before is in the file of --output, if there is one"
+    return run_command(lambda words: _main(experiment, words), arguments, kept)
 
 
 def _main(experiment: Experiment, arguments: Sequence[str]) -> int:

@@ -11,7 +11,7 @@ from typing import TYPE_CHECKING
 import torch
 from torch import Tensor, nn
 from torch.distributed.device_mesh import init_device_mesh
-from torch.distributed.fsdp import FSDPModule, fully_shard
+from torch.distributed.fsdp import CPUOffloadPolicy, FSDPModule, fully_shard
 from torch.distributed.tensor import DTensor
 from torch.utils.data import Dataset
 
@@ -135,22 +135,22 @@ def shard(module: nn.Module, device: torch.device) -> None:
         ("version", plugin.fsdp_version, 2),
         ("activation_checkpointing", plugin.activation_checkpointing, False),
         ("cpu_ram_efficient_loading", plugin.cpu_ram_efficient_loading, False),
+        ("reshard_after_forward", plugin.reshard_after_forward, True),  # else blocks stay gathered after an evaluation
+        ("offload_params", isinstance(plugin.cpu_offload, CPUOffloadPolicy), False),
     ):
         if found != accepted:
             raise ValueError(f"accelerate's fsdp_{name}={found}; accepted: {accepted}")
     names = plugin.transformer_cls_names_to_wrap or []
     blocks = [part for part in module.modules() if type(part).__name__ in names]
-    if not blocks:
+    if not blocks or {type(block).__name__ for block in blocks} != set(names):
         there = ", ".join(sorted({type(part).__name__ for part in module.modules() if list(part.children())}))
         raise ValueError(f"accelerate's fsdp_transformer_layer_cls_to_wrap={','.join(names)}; accepted: among {there}")
     if quantised_layers(module):
         raise ValueError("a quantised base cannot be spread over processes; accepted: without FSDP, or not quantised")
     mesh = init_device_mesh(device.type, (torch.distributed.get_world_size(),))
     for block in blocks:
-        fully_shard(
-            block, mesh=mesh, reshard_after_forward=plugin.reshard_after_forward, offload_policy=plugin.cpu_offload
-        )
-    fully_shard(module, mesh=mesh, offload_policy=plugin.cpu_offload)
+        fully_shard(block, mesh=mesh)
+    fully_shard(module, mesh=mesh)
 
 
 @contextlib.contextmanager

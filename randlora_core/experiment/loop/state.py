@@ -147,6 +147,9 @@ def load_state(
         group, _, rest = name.partition("/")
         groups[group][rest] = tensor
     trained = _trained_tensors(model)
+    frozen = dict(model.named_parameters(remove_duplicate=False)).keys() - trained.keys()
+    for group in ("model", "best"):  # a state of earlier code may hold a frozen tensor that is tied to another
+        groups[group] = {name: tensor for name, tensor in groups[group].items() if name not in frozen}
     fits = _fit(groups["losses"], {"": losses}) and _fit(groups["model"], trained)
     if not fits or (groups["best"] and not _fit(groups["best"], trained)):
         raise ValueError(f"{path}: the state of another model or number of steps; delete it to start afresh")

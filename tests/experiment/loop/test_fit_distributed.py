@@ -117,6 +117,12 @@ def test_micro_batches_that_cannot_be_dealt_out_evenly_are_refused(processes):
             {"FSDP_TRANSFORMER_CLS_TO_WRAP": "Linea"},
             "fsdp_transformer_layer_cls_to_wrap=Linea; accepted: among Regress",
         ),
+        ({"FSDP_RESHARD_AFTER_FORWARD": "false"}, "fsdp_reshard_after_forward=False; accepted: True"),
+        ({"FSDP_OFFLOAD_PARAMS": "true"}, "fsdp_offload_params=True; accepted: False"),
+        (
+            {"FSDP_TRANSFORMER_CLS_TO_WRAP": "Linear,Linea"},
+            "fsdp_transformer_layer_cls_to_wrap=Linear,Linea; accepted: among Regress",
+        ),
         ({"FSDP_AUTO_WRAP_POLICY": "NO_WRAP"}, "fsdp_transformer_layer_cls_to_wrap=; accepted: among Regression"),
     ],
 )
