@@ -263,3 +263,17 @@ def test_the_report_has_the_papers_tables_and_lines(planned, records):
     assert "92 of 92 cells of ours are filled" in " ".join(report.notes)
     assert {"accuracy", "data", "costs"} <= set(report.figures) and report.paper
     assert dataclasses.replace(report, paper=()).figures.keys() == report.figures.keys()
+
+
+def test_costs_of_different_machines_are_not_averaged(planned):
+    runs = plan_runs(EXPERIMENT, [overrides("dtd", size, "LoRA-32") for size in SIZES], inputs_needed=False)
+    runs += plan_runs(EXPERIMENT, [overrides("sun397", size, "LoRA-32") for size in SIZES], inputs_needed=False)
+    records = [record_of(entry) for entry in runs]
+    (together,) = cost_tables(collect(runs, records), [])
+    assert "over 4 points" in together.title and together.rows[0][1] == "10.0"
+    for record in records[2:]:
+        record["time"], record["provenance"] = {"train_seconds": 1000.0}, copy.deepcopy(record["provenance"])
+        record["provenance"]["hardware"]["gpu"] = "another"
+    here, elsewhere = cost_tables(collect(runs, records), [])
+    assert [table.rows[0][1] for table in (here, elsewhere)] == ["10.0", "1000.0"]
+    assert "over 2 points (dtd" in here.title and "over 2 points (sun397" in elsewhere.title

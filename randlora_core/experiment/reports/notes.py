@@ -27,7 +27,7 @@ def make_notes(results: Results) -> Iterable[str]:
     for record in records:
         if record["solution"] is not None and not record["solution"]["converged"]:
             yield f"Not converged: {label_of(record['config'])}, run {record['run_id']}."
-    machines = sorted({_hardware(record) for record in records})
+    machines = sorted({describe_hardware(record) for record in records})
     warning = " Seconds and memory of different machines are not comparable." if len(machines) > 1 else ""
     yield f"Hardware: {'; '.join(machines)}.{warning}"
     yield f"Code: commit {', '.join(sorted({_commit(record) for record in records}))}."
@@ -78,7 +78,8 @@ def _where(method: str, titles: Sequence[str], cells: Sequence[tuple[tuple[str, 
     return method if len(titles) == count else f"{method} on {', '.join(titles)}"
 
 
-def _hardware(record: Record) -> str:
+def describe_hardware(record: Record) -> str:
+    """The machine that a run was done on."""
     hardware = record["provenance"]["hardware"]
     parts = [hardware["gpu"]] if hardware.get("gpu") else []
     threads = hardware.get("threads", hardware.get("cores"))

@@ -7,6 +7,7 @@ splits are the paper's, as the record itself tells; the label of a row decides n
 from __future__ import annotations
 
 import functools
+from collections import defaultdict
 from collections.abc import Iterable, Mapping, Sequence
 from dataclasses import dataclass
 from typing import Any
@@ -14,6 +15,7 @@ from typing import Any
 from randlora_core.datasets.catalog import CATALOG
 from randlora_core.experiment.records.reading import Record
 from randlora_core.experiment.reports.formats import MISSING, TextTable
+from randlora_core.experiment.reports.notes import describe_hardware
 from randlora_core.experiment.reports.published import (
     ACCURACY,
     AVERAGE,
@@ -187,17 +189,24 @@ def cost_tables(results: Results, published: Sequence[PublishedRows]) -> list[Te
     """Training time and peak memory of every method on every backbone, with the ratios to full fine-tuning's.
 
     Beside them stand the figures' memory in GB and its ratio to full fine-tuning's. Machine, batch and counter are not
-    the paper's, so only the ratios can be compared.
+    the paper's, so only the ratios can be compared. Points that were run on different machines are never averaged.
     """
     tables = []
-    backbones = dict.fromkeys(results.value(point, "backbone") for point in results.points)
-    for backbone in backbones:
-        points = [point for point in results.points if results.value(point, "backbone") == backbone]
+    groups: dict[tuple[str | None, str], list[Point]] = defaultdict(list)
+    for point in results.points:
+        groups[results.value(point, "backbone"), _machines(results, point)].append(point)
+    for (backbone, _), points in groups.items():
         entries = [entry for entry in published if entry.table.quantity == VRAM]
         vram = {label: number for label in results.methods if (number := _vram(entries, label, backbone)) is not None}
         if vram or len(points) > 1:  # one point's own table has all of it
             tables.append(_cost_table(results, points, backbone, vram))
     return tables
+
+
+def _machines(results: Results, point: Point) -> str:
+    """The machines that the runs of a point were done on."""
+    cells = [cell for method in results.methods if (cell := results.cell(method, point)) is not None]
+    return "; ".join(sorted({describe_hardware(record) for cell in cells for record in cell.runs}))
 
 
 def _vram(entries: Sequence[PublishedRows], label: str, backbone: str | None) -> tuple[float, float | None] | None:
@@ -226,6 +235,8 @@ def _cost_table(
         rows.append(row)
     columns = ["Method", "Train s", "/ full", "Peak MB", "/ full", *(["Paper GB", "Paper / full"] if vram else [])]
     title = f"{backbone or 'All runs'}: mean training time and peak memory over {len(points)} points"
+    if len(points) < len(results.points):
+        title += f" ({'; '.join(results.title(point) for point in points)})"
     if vram:
         title += "; the paper's GB are of another machine and counter, so that only the ratios to full can be compared"
     return TextTable(title, tuple(columns), tuple(rows))
