@@ -12,6 +12,7 @@ from commonsense_reasoning.batches import ExampleBatches, LossOn, validation_bat
 from commonsense_reasoning.data import Form, TestSet, identify_data, load_test_set, load_training, tasks_of
 from commonsense_reasoning.generation import score_answers
 from commonsense_reasoning.objective import LanguageModelLoss, check_head, mean_loss
+from commonsense_reasoning.paper import paper_scores
 from commonsense_reasoning.prompts import (
     EncodedExample,
     cloze_choice,
@@ -208,6 +209,7 @@ EXPERIMENT = Experiment(
     identify_weights=identify_run_weights,
     build_task=build_task,
     adapted_shapes=adapted_shapes,
+    paper_scores=paper_scores,
     count_work=count_language_work,
     unit="texts",
     criterion="minus validation loss per token",

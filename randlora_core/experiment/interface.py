@@ -161,6 +161,8 @@ class Experiment:
             weights and data; None where budgets cannot be solved (`adapter.budget`).
         unit: What its examples are called in progress lines.
         criterion: What `Task.validate` gives, as tables name it; an accuracy is shown in percent.
+        paper_scores: From the experiment and a record to its accuracies in [0, 1] by the paper's names of (model, data
+            set); empty where they cannot be compared with the paper's. None for images, where reports have their own.
         count_work: From a configuration to the run's work, None where its settings do not tell; for estimates of time
             and memory.
         preload: Modules that a sweep's server imports once for all runs, beside the skeleton's own.
@@ -177,6 +179,7 @@ class Experiment:
     adapted_shapes: Callable[[Any], Mapping[str, Shape]] | None = None
     unit: str = "examples"
     criterion: str = "accuracy"
+    paper_scores: Callable[[Experiment, Mapping[str, Any]], Mapping[tuple[str, str], float]] | None = None
     count_work: Callable[[Any], Work | None] | None = None
     preload: tuple[str, ...] = ()
     configs: Path = CONFIGS

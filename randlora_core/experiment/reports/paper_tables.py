@@ -1,7 +1,8 @@
 """The paper's numbers beside ours: paper | ours | gap for scores, and ratios for time and memory.
 
 A number of ours stands in such a table only where the run's backbone, its weights and the sizes of the data set's
-splits are the paper's, as the record itself tells; the label of a row decides nothing.
+splits are the paper's, as the record itself tells; the label of a row decides nothing. What else must be, an experiment
+says by its `paper_scores`; those on images take `image_scores`.
 """
 
 from __future__ import annotations
@@ -13,13 +14,16 @@ from dataclasses import dataclass
 from typing import Any
 
 from randlora_core.datasets.catalog import CATALOG
+from randlora_core.experiment.interface import Experiment
 from randlora_core.experiment.records.reading import Record
 from randlora_core.experiment.reports.formats import MISSING, TextTable
 from randlora_core.experiment.reports.notes import describe_hardware
 from randlora_core.experiment.reports.published import (
     ACCURACY,
     AVERAGE,
+    TRAINING_SETS,
     VRAM,
+    Amount,
     PublishedNumber,
     PublishedRows,
 )
@@ -27,17 +31,21 @@ from randlora_core.experiment.reports.results import Point, Results
 from randlora_core.experiment.reports.tables import format_megabytes, format_seconds
 from randlora_core.models.registry import BACKBONES
 
-Amount = tuple[int | None, float | None]
-
 PAPER_BACKBONES: Mapping[str, Mapping[str, Any]] = {
     "CLIP ViT-B/32": {"name": "clip_vit_b32", "pretrained": True},
     "CLIP ViT-L/14": {"name": "clip_vit_l14", "pretrained": True},
     "CLIP ViT-H/14": {"name": "clip_vit_h14", "pretrained": True},
     "DINOv2 ViT-B/14": {"name": "dinov2_vit_b14", "pretrained": True, "image_size": 224},
+    "Qwen2-0.5B": {"name": "qwen2_0_5b", "pretrained": True, "dtype": "float32", "quantize": None},
+    "Phi-3-mini": {"name": "phi3_mini", "pretrained": True, "dtype": "float32", "quantize": None},
+    "Llama-3-8B": {"name": "llama3_8b", "pretrained": True, "dtype": "bfloat16", "quantize": None},
 }
 """The paper's name of a model -> the whole setting `backbone` of a run on it."""
 
-CSV_COLUMNS = ("experiment", "file", "model", "shots", "fraction", "method", "dataset", "paper", "ours", "gap")
+CSV_COLUMNS = (
+    *("experiment", "file", "model", "shots", "fraction", "training_set"),
+    *("method", "dataset", "paper", "ours", "gap"),
+)
 
 
 @dataclass(frozen=True)
@@ -48,7 +56,7 @@ class PaperCell:
         file: The file of the paper's number.
         label: The row of the comparison.
         number: The paper's number.
-        ours: Percent; None where there is no run, or it is not on the paper's backbone, weights and splits.
+        ours: Percent; None where there is no run, or it is not one that can be compared.
     """
 
     file: str
@@ -63,22 +71,22 @@ class PaperCell:
 
     @property
     def amount(self) -> Amount:
-        """The training images as (shots, fraction)."""
-        return self.number.shots, self.number.fraction
+        """What it was trained on, see `PublishedNumber.amount`."""
+        return self.number.amount
 
 
 def paper_cells(results: Results, published: Sequence[PublishedRows]) -> list[PaperCell]:
     """The paper's scores for a comparison's rows, backbones and data sizes, with ours where they are comparable."""
     ours = _comparable_scores(results)
     backbones = {results.value(point, "backbone") for point in results.points}
-    amounts = {results.amount(point) for point in results.points}
+    amounts = {_amount(results, point) for point in results.points}
     cells = []
     for entry in published:
         if entry.table.quantity != ACCURACY:
             continue
         for label in results.methods:
             for number in entry.numbers(label):
-                model, amount = number.model, (number.shots, number.fraction)
+                model, amount = number.model, number.amount
                 if _backbone(model) not in backbones or amount not in amounts:
                     continue
                 wanted = entry.table.datasets if number.dataset == AVERAGE else (number.dataset,)
@@ -93,13 +101,25 @@ def _comparable_scores(results: Results) -> dict[tuple[str, str, Amount, str], f
 
     Where two cells are on the same, such as one data set under two names, there is none.
     """
+    paper_scores = results.experiment.paper_scores or image_scores
     found: dict[tuple[str, str, Amount, str], list[float]] = {}
     for (label, point), cell in results.cells.items():
-        meant = {paper_case(record) for record in cell.runs}
-        if len(meant) == 1 and (case := meant.pop()) is not None and cell.mean is not None:
-            key = label, case[0], results.amount(point), case[1]
-            found.setdefault(key, []).append(100 * cell.mean.mean)
+        runs = [paper_scores(results.experiment, record) for record in cell.runs]
+        for model, dataset in set.intersection(*map(set, runs)):
+            mean = sum(scores[model, dataset] for scores in runs) / len(runs)
+            found.setdefault((label, model, _amount(results, point), dataset), []).append(100 * mean)
     return {key: values[0] for key, values in found.items() if len(values) == 1}
+
+
+def _amount(results: Results, point: Point) -> Amount | None:
+    """What runs at a point are trained on, as `PublishedNumber.amount` has it."""
+    return results.amount(point) or results.value(point, "dataset")
+
+
+def image_scores(experiment: Experiment, record: Record) -> dict[tuple[str, str], float]:
+    """The `paper_scores` of an experiment on images: one score, or none where it is not to be compared."""
+    case, score = paper_case(record), record["scores"]["mean"]
+    return {} if case is None or score is None else {case: score}
 
 
 def paper_case(record: Record) -> tuple[str, str] | None:
@@ -109,13 +129,17 @@ def paper_case(record: Record) -> tuple[str, str] | None:
     repository that the paper's were published in; the sizes of the splits, which the data set's loader compared with
     the paper's table 7 (`data.is_subset`) and which are compared once more with what the record says of them.
     """
-    data, config = record["data"], record["config"]
-    model = next((model for model, backbone in PAPER_BACKBONES.items() if backbone == config["backbone"]), None)
+    data, model = record["data"], paper_model(record)
     if model is None or data.get("paper_name") is None or data.get("is_subset") is not False:
         return None
-    if not record["identity"]["weights"].startswith(f"{_weights_source(model)}@"):
-        return None
     return (model, data["paper_name"]) if _has_paper_sizes(record) else None
+
+
+def paper_model(record: Record) -> str | None:
+    """A record's model by its name in the paper; None where its settings or the source of its weights are others."""
+    backbone, weights = record["config"]["backbone"], record["identity"]["weights"]
+    model = next((model for model, known in PAPER_BACKBONES.items() if known == backbone), None)
+    return model if model is not None and weights.startswith(f"{_weights_source(model)}@") else None
 
 
 @functools.cache
@@ -137,7 +161,7 @@ def _has_paper_sizes(record: Record) -> bool:
 
 
 def _backbone(model: str) -> str | None:
-    """Our name of a model of the paper; None for one that no experiment on images has."""
+    """Our name of a model of the paper; None for one that no experiment has."""
     return PAPER_BACKBONES[model]["name"] if model in PAPER_BACKBONES else None
 
 
@@ -147,20 +171,27 @@ def paper_tables(results: Results, cells: Sequence[PaperCell]) -> list[TextTable
     for model, file in dict.fromkeys((cell.number.model, cell.file) for cell in cells):
         own = [cell for cell in cells if (cell.number.model, cell.file) == (model, file)]
         amounts = sorted({cell.amount for cell in own}, key=amount_order)
-        averages = {results.describe_amount(amount): (amount, AVERAGE) for amount in amounts}
+        averages = {_describe(results, amount): (amount, AVERAGE) for amount in amounts}
         tables.append(_triples(f"{model}, average over data sets", file, own, averages))
         for amount in amounts:
             datasets = dict.fromkeys(cell.number.dataset for cell in own if cell.amount == amount)
             if set(datasets) != {AVERAGE}:
                 columns = {name if name != AVERAGE else "Average": (amount, name) for name in datasets}
-                tables.append(_triples(f"{model}, {results.describe_amount(amount)}", file, own, columns))
+                tables.append(_triples(f"{model}, {_describe(results, amount)}", file, own, columns))
     return tables
 
 
 def amount_order(amount: Amount) -> tuple[bool, float]:
-    """Sorts data sizes: 1, 2, 4, 16 shots, then 50 %, then 100 %."""
+    """Sorts data sizes: 1, 2, 4, 16 shots, then 50 %, then 100 %; and the training sets of language models."""
+    if isinstance(amount, str):
+        return True, list(TRAINING_SETS.values()).index(amount)
     shots, fraction = amount
     return (False, shots) if shots is not None else (True, fraction or 0.0)
+
+
+def _describe(results: Results, amount: Amount) -> str:
+    """A data size, or a training set, in a few words."""
+    return amount if isinstance(amount, str) else results.describe_amount(amount)
 
 
 def _triples(title: str, file: str, cells: Sequence[PaperCell], columns: Mapping[str, tuple[Amount, str]]) -> TextTable:
@@ -181,15 +212,16 @@ def paper_csv_rows(results: Results, cells: Iterable[PaperCell]) -> Iterable[Seq
     """One row of `CSV_COLUMNS` per number of the paper; None where there is none of ours."""
     for cell in cells:
         number = cell.number
-        place = (results.experiment.name, cell.file, number.model, number.shots, number.fraction, cell.label)
-        yield (*place, number.dataset, number.value, cell.ours, cell.gap)
+        place = (results.experiment.name, cell.file, number.model, number.shots, number.fraction, number.training_set)
+        yield (*place, cell.label, number.dataset, number.value, cell.ours, cell.gap)
 
 
 def cost_tables(results: Results, published: Sequence[PublishedRows]) -> list[TextTable]:
-    """Training time and peak memory of every method on every backbone, with the ratios to full fine-tuning's.
+    """Training time and peak memory of every method on every backbone, with their ratios to one method's.
 
-    Beside them stand the figures' memory in GB and its ratio to full fine-tuning's. Machine, batch and counter are not
-    the paper's, so only the ratios can be compared. Points that were run on different machines are never averaged.
+    Beside them stands the paper's memory in GB with its ratio to the same method's. That is full fine-tuning, or where
+    it is no row of the comparison the first row whose memory the paper has. Machine, batch and counter are not the
+    paper's, so only the ratios can be compared. Points that were run on different machines are never averaged.
     """
     tables = []
     groups: dict[tuple[str | None, str], list[Point]] = defaultdict(list)
@@ -197,7 +229,7 @@ def cost_tables(results: Results, published: Sequence[PublishedRows]) -> list[Te
         groups[results.value(point, "backbone"), _machines(results, point)].append(point)
     for (backbone, _), points in groups.items():
         entries = [entry for entry in published if entry.table.quantity == VRAM]
-        vram = {label: number for label in results.methods if (number := _vram(entries, label, backbone)) is not None}
+        vram = {label: value for label in results.methods if (value := _vram(entries, label, backbone)) is not None}
         if vram or len(points) > 1:  # one point's own table has all of it
             tables.append(_cost_table(results, points, backbone, vram))
     return tables
@@ -209,20 +241,17 @@ def _machines(results: Results, point: Point) -> str:
     return "; ".join(sorted({describe_hardware(record) for cell in cells for record in cell.runs}))
 
 
-def _vram(entries: Sequence[PublishedRows], label: str, backbone: str | None) -> tuple[float, float | None] | None:
-    """The paper's GB for a row, and their ratio to its full fine-tuning's; None where it has none."""
-    for entry in entries:
-        for number in entry.numbers(label):
-            if _backbone(number.model) == backbone:
-                full = [one.value for one in entry.table.numbers if (one.model, one.method) == (number.model, "FT")]
-                return number.value, number.value / full[0] if full else None
-    return None
+def _vram(entries: Sequence[PublishedRows], label: str, backbone: str | None) -> float | None:
+    """The paper's GB for a row; None where it has none."""
+    numbers = (number for entry in entries for number in entry.numbers(label))
+    return next((number.value for number in numbers if _backbone(number.model) == backbone), None)
 
 
 def _cost_table(
-    results: Results, points: Sequence[Point], backbone: str | None, vram: Mapping[str, tuple[float, float | None]]
+    results: Results, points: Sequence[Point], backbone: str | None, vram: Mapping[str, float]
 ) -> TextTable:
-    base = next((method for method in results.methods if results.families[method] == "full"), None)
+    full = (method for method in results.methods if results.families[method] == "full")
+    base = next(iter((*full, *vram)), None)
     base_seconds, base_bytes = _costs(results, base, points) if base is not None else (None, None)
     rows = []
     for method in results.methods:
@@ -230,15 +259,20 @@ def _cost_table(
         row = (method, format_seconds(seconds), format_ratio(seconds, base_seconds))
         row = (*row, format_megabytes(peak), format_ratio(peak, base_bytes))
         if vram:
-            gigabytes, ratio = vram.get(method, (None, None))
-            row = (*row, MISSING if gigabytes is None else f"{gigabytes:g}", format_ratio(ratio, 1.0))
+            gigabytes = vram.get(method)
+            ratio = format_ratio(gigabytes, vram.get(base))
+            row = (*row, MISSING if gigabytes is None else f"{gigabytes:g}", ratio)
         rows.append(row)
-    columns = ["Method", "Train s", "/ full", "Peak MB", "/ full", *(["Paper GB", "Paper / full"] if vram else [])]
+    name = "full" if base is None or results.families[base] == "full" else base
+    columns = ["Method", "Train s", f"/ {name}", "Peak MB", f"/ {name}"]
     title = f"{backbone or 'All runs'}: mean training time and peak memory over {len(points)} points"
     if len(points) < len(results.points):
         title += f" ({'; '.join(results.title(point) for point in points)})"
     if vram:
-        title += "; the paper's GB are of another machine and counter, so that only the ratios to full can be compared"
+        columns += ["Paper GB", f"Paper / {name}"]
+        title += (
+            f"; the paper's GB are of another machine and counter, so that only the ratios to {name} can be compared"
+        )
     return TextTable(title, tuple(columns), tuple(rows))
 
 

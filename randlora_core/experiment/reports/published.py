@@ -11,7 +11,7 @@ import functools
 from collections.abc import Mapping
 from dataclasses import dataclass
 from pathlib import Path
-from typing import Annotated
+from typing import Annotated, Literal
 
 from pydantic import Field, model_validator
 
@@ -26,9 +26,17 @@ AVERAGE = "average"
 ACCURACY, VRAM = "accuracy", "vram_gb"
 """The columns that hold what reports compare: percent, and GB."""
 
-DATASETS = "table07_vision_datasets.csv"
+DATASETS, TASKS = "table07_vision_datasets.csv", "table15_commonsense_per_task.csv"
+"""The files that name all data sets of the paper: those of images, and the tasks of language models."""
+
+TRAINING_SETS = {"15k": "commonsense_15k", "170k": "commonsense_170k", "zero-shot": "commonsense_15k"}
+"""What the column `data` says of a language model -> the training set in whose tables the number stands.
+
+A model that was not trained stands in those of the smaller one, as in `configs/comparison/paper/commonsense.yaml`.
+"""
 
 Columns = Mapping[str, str | int | float]
+Amount = tuple[int | None, float | None] | str
 
 
 @dataclass(frozen=True)
@@ -44,6 +52,7 @@ class PublishedNumber:
         fraction: Share of the training images; None where they were chosen by shots, and for other data than images.
         dataset: The data set's name in the paper, or `AVERAGE`.
         value: The number as printed.
+        training_set: What a language model was trained on, a value of `TRAINING_SETS`; None for images.
     """
 
     columns: Mapping[str, str]
@@ -54,6 +63,12 @@ class PublishedNumber:
     fraction: float | None
     dataset: str
     value: float
+    training_set: str | None = None
+
+    @property
+    def amount(self) -> Amount:
+        """What it was trained on: the images as (shots, fraction), or a language model's training set."""
+        return self.training_set or (self.shots, self.fraction)
 
 
 @dataclass(frozen=True)
@@ -75,8 +90,11 @@ class PublishedTable:
     @property
     def datasets(self) -> tuple[str, ...]:
         """The data sets that an average is over: the file's, or all of the paper's where it has averages alone."""
-        names = tuple(dict.fromkeys(number.dataset for number in self.numbers if number.dataset != AVERAGE))
-        return names or tuple(row["dataset"] for row in _rows(DATASETS))
+        names = dict.fromkeys(number.dataset for number in self.numbers)
+        if set(names) == {AVERAGE}:
+            file = TASKS if any(number.training_set for number in self.numbers) else DATASETS
+            names = dict.fromkeys(row["dataset"] for row in _rows(file))
+        return tuple(name for name in names if name != AVERAGE)
 
 
 class PublishedRows(Section):
@@ -87,17 +105,19 @@ class PublishedRows(Section):
         rows: Label of a row of the comparison -> columns and values that select the file's row. The rank is stated
             here, since the paper's own versions disagree on some.
         where: Columns and values that hold for all rows, such as {model: CLIP ViT-L/14}.
+        quantity: The column of the numbers, `ACCURACY` or `VRAM`, where the file has both; null takes the accuracy.
     """
 
     file: str
     rows: Annotated[Mapping[str, Annotated[Columns, Field(min_length=1)]], Field(min_length=1)]
     where: Columns = Field(default_factory=dict)
+    quantity: Literal["accuracy", "vram_gb"] | None = None
 
     @model_validator(mode="after")
     def _is_in_the_file(self) -> PublishedRows:
         for label in self.rows:
             found = self.numbers(label)
-            places = {(number.model, number.shots, number.fraction, number.dataset) for number in found}
+            places = {(number.model, number.amount, number.dataset) for number in found}
             if not found or len(places) < len(found):
                 wanted = ", ".join(f"{column}={value}" for column, value in self._wanted(label).items())
                 amount = "no number" if not found else "several numbers of one data set"
@@ -107,7 +127,7 @@ class PublishedRows(Section):
     @property
     def table(self) -> PublishedTable:
         """The file's numbers."""
-        return read_published(self.file)
+        return read_published(self.file, self.quantity)
 
     def numbers(self, label: str) -> tuple[PublishedNumber, ...]:
         """The file's numbers that stand beside a row of the comparison; none for a row that it does not name.
@@ -133,20 +153,22 @@ class PublishedRows(Section):
 
 
 @functools.lru_cache(maxsize=32)
-def read_published(file: str) -> PublishedTable:
+def read_published(file: str, quantity: str | None = None) -> PublishedTable:
     """Reads a file of `published/`.
 
     Args:
         file: Its name.
+        quantity: The column to read, `ACCURACY` or `VRAM`; None for the first of them that the file has.
 
     Raises:
-        ValueError: There is no such file, or it has neither a column `ACCURACY` nor `VRAM`.
+        ValueError: There is no such file, or it has no such column.
     """
     rows = _rows(file)
     columns = tuple(rows[0])
-    quantity = next((name for name in (ACCURACY, VRAM) if name in columns), None)
+    wanted = (ACCURACY, VRAM) if quantity is None else (quantity,)
+    quantity = next((name for name in wanted if name in columns), None)
     if quantity is None:
-        raise ValueError(f"published: {file} has no column {ACCURACY} or {VRAM}; accepted: files that have one")
+        raise ValueError(f"published: {file} has no column {' or '.join(wanted)}; accepted: files that have one")
     numbers = tuple(_number(row, quantity) for row in rows if row[quantity])
     return PublishedTable(file, quantity, columns, numbers)
 
@@ -173,4 +195,5 @@ def _number(row: Mapping[str, str], quantity: str) -> PublishedNumber:
         fraction=float(data) if regime == "fraction" else None,
         dataset=row.get("dataset", AVERAGE),
         value=float(row[quantity]),
+        training_set=TRAINING_SETS.get(data),
     )

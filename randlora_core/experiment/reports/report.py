@@ -148,7 +148,8 @@ def _reading_notes(
         filled = sum(cell.ours is not None for cell in paper)
         yield (
             f"Beside the paper's numbers: {filled} of {len(paper)} cells of ours are filled; the others, '-', have no "
-            "run, or one on another backbone, other weights or other splits than the paper's."
+            "run, or one on another backbone, other weights or other splits than the paper's, or of a language model "
+            "by other settings."
         )
     if large:
         yield f"The {len(results.points)} points one by one: table.csv and pairs.csv."

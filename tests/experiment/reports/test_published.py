@@ -71,6 +71,25 @@ def test_a_file_with_averages_alone_is_over_all_data_sets():
     assert {number.fraction for number in sparsity.numbers} == {1.0}
 
 
+def test_a_file_with_both_quantities_is_read_by_either():
+    file = "submission_table02_dora_memory.csv"
+    assert {number.value for number in read_published(file).numbers if number.rank == 60} == {81.0, 84.6}
+    memory = read_published(file, VRAM)
+    assert {number.value for number in memory.numbers if number.rank == 60} == {40.0} and len(memory.numbers) == 8
+    assert {number.training_set for number in memory.numbers} == {"commonsense_15k", "commonsense_170k"}
+    rows = PublishedRows(file=file, quantity=VRAM, rows={"LoRA-16": {"method": "LoRA", "rank": 16}})
+    assert [number.value for number in rows.numbers("LoRA-16")] == [39.5, 39.5]
+    with pytest.raises(
+        ValueError, match=r"table06_dora_llama3\.csv has no column vram_gb; accepted: files that have one"
+    ):
+        read_published("table06_dora_llama3.csv", VRAM)
+
+
+def test_a_language_model_that_was_not_trained_stands_in_the_tables_of_the_smaller_set():
+    numbers = [n for n in read_published("table15_commonsense_per_task.csv").numbers if n.method == "ZeroShot"]
+    assert {number.amount for number in numbers} == {"commonsense_15k"} and len(numbers) == 3 * 9
+
+
 def test_every_file_is_described_and_is_ascii_with_one_kind_of_number():
     text = (PUBLISHED / "README.md").read_text(encoding="utf-8")
     files = sorted(path.name for path in PUBLISHED.glob("*.csv"))
