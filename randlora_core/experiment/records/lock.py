@@ -30,7 +30,7 @@ from pathlib import Path
 BEAT_SECONDS = 15.0
 LEASE_SECONDS = 120.0
 LOOKS, SECONDS_BETWEEN_LOOKS = 4, 0.05
-"""How often, and how far apart, a held lock is looked at before a process gives up."""
+"""How often, and how far apart, a lock that others look at is tried."""
 
 
 class UnderWayError(RuntimeError):
@@ -86,10 +86,11 @@ def _acquire(path: Path) -> tuple[int, bytes]:
             except FileNotFoundError:
                 continue
             if (holder := _find_holder(descriptor, fcntl.LOCK_EX, path.parent)) is not None:
+                looked_at = _is_looked_at(descriptor)
                 os.close(descriptor)
-                if (looks := looks + 1) == LOOKS:
+                if not looked_at or (looks := looks + 1) == LOOKS:
                     raise UnderWayError(f"{path.stem} is under way in {holder}") from None
-                time.sleep(SECONDS_BETWEEN_LOOKS)  # `find_holder` of another process may have locked it for an instant
+                time.sleep(SECONDS_BETWEEN_LOOKS)
                 continue
             locked = _flock(descriptor, fcntl.LOCK_EX)  # it is already, where that is possible
         if _is_file_at(descriptor, path):
@@ -117,6 +118,14 @@ def _find_holder(descriptor: int, kind: int, folder: Path) -> str | None:
     if locked and kernel is not None and kernel == _kernel():
         return None  # a holder on this machine would have kept us from locking
     return holder if _age(descriptor, folder) < LEASE_SECONDS else None
+
+
+def _is_looked_at(descriptor: int) -> bool:
+    """Whether a file that could not be locked may only be locked for an instant, by another process's `find_holder`."""
+    try:
+        return _flock(descriptor, fcntl.LOCK_SH | fcntl.LOCK_NB)
+    except BlockingIOError:
+        return False
 
 
 def _flock(descriptor: int, operation: int) -> bool:
