@@ -6,8 +6,7 @@ import torch
 from kept_runs import untrained_scores
 from sample_records import WORDS, write_tasks
 from test_objective import plain_loss
-from tiny_language_models import new_model
-from tokenizers_at_hand import make_tokenizer
+from tiny_language_models import save_models
 
 from commonsense_reasoning import evaluate, train
 from commonsense_reasoning.data import load_training
@@ -35,13 +34,7 @@ def data(tmp_path_factory):
 @pytest.fixture(scope="module")
 def models(tmp_path_factory, data):
     """Folders with a tiny model and its tokenizer each."""
-    folder = tmp_path_factory.mktemp("models")
-    texts = [path.read_text() for path in sorted((data / "dataset").glob("*/*.json"))]
-    tokenizer = make_tokenizer(texts, size=600)
-    for architecture in ("llama", "phi3", "gemma2"):
-        new_model(architecture, len(tokenizer)).save_pretrained(folder / architecture)
-        tokenizer.save_pretrained(folder / architecture)
-    return folder
+    return save_models(tmp_path_factory.mktemp("models"), data, "llama", "phi3", "gemma2")
 
 
 @pytest.fixture

@@ -5,8 +5,7 @@ import pytest
 import torch
 from kept_runs import untrained_scores
 from sample_records import write_tasks
-from tiny_language_models import new_model
-from tokenizers_at_hand import make_tokenizer
+from tiny_language_models import save_models
 
 from commonsense_reasoning.experiment import EXPERIMENT, build_task
 from randlora_core.adapters.quantization import is_linear_4bit, is_linear_8bit
@@ -26,13 +25,10 @@ def setting(tmp_path_factory):
     """Overrides of a short run on a tiny Llama."""
     folder = tmp_path_factory.mktemp("quantised")
     data = write_tasks(folder / "data")
-    texts = [path.read_text() for path in sorted((data / "dataset").glob("*/*.json"))]
-    tokenizer = make_tokenizer(texts, size=600)
-    for part in (new_model("llama", len(tokenizer)), tokenizer):
-        part.save_pretrained(folder / "model")
+    save_models(folder, data, "llama")
     return [
         "backbone=causal_lm",
-        f"backbone.path={folder / 'model'}",
+        f"backbone.path={folder / 'llama'}",
         f"paths.data={data}",
         f"paths.results={folder / 'results'}",
         "adapter.rank=3",

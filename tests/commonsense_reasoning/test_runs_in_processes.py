@@ -10,8 +10,7 @@ from launching import launch
 from runs_in_processes import train
 from safetensors.torch import load_file
 from sample_records import write_tasks
-from tiny_language_models import new_model
-from tokenizers_at_hand import make_tokenizer
+from tiny_language_models import save_models
 
 from commonsense_reasoning.experiment import EXPERIMENT
 from randlora_core.experiment.commands.evaluate import evaluate_run
@@ -35,13 +34,10 @@ def setting(tmp_path_factory):
     """Overrides of a short run on a tiny Llama of two blocks, without those of its method and its results."""
     folder = tmp_path_factory.mktemp("inputs")
     data = write_tasks(folder / "data")
-    texts = [path.read_text() for path in sorted((data / "dataset").glob("*/*.json"))]
-    tokenizer = make_tokenizer(texts, size=600)
-    for part in (new_model("llama", len(tokenizer)), tokenizer):
-        part.save_pretrained(folder / "model")
+    save_models(folder, data, "llama")
     return [
         "backbone=causal_lm",
-        f"backbone.path={folder / 'model'}",
+        f"backbone.path={folder / 'llama'}",
         f"paths.data={data}",
         "test_items=4",
         "training.learning_rate=1e-2",

@@ -1,6 +1,7 @@
 """Tiny random language models of the architectures that the experiment trains."""
 
 import torch
+from tokenizers_at_hand import make_tokenizer
 from transformers import (
     AutoModelForCausalLM,
     Gemma2Config,
@@ -51,3 +52,13 @@ def random_tokens(generator, low, high, vocabulary=60):
     """Between `low` and `high` tokens, the end token 0 among them."""
     size = int(torch.randint(low, high + 1, (), generator=generator))
     return tuple(torch.randint(0, vocabulary, (size,), generator=generator).tolist())
+
+
+def save_models(folder, data, *architectures):
+    """Tiny models in folders of their names, each with a tokenizer of the tasks' texts under `data`."""
+    texts = [path.read_text() for path in sorted((data / "dataset").glob("*/*.json"))]
+    tokenizer = make_tokenizer(texts, size=600)
+    for architecture in architectures:
+        for part in (new_model(architecture, len(tokenizer)), tokenizer):
+            part.save_pretrained(folder / architecture)
+    return folder

@@ -40,6 +40,32 @@ def oracle_delta(shape, lambda_, gamma, basis_a, basis_b, scale) -> Tensor:
     return total.T if shape[0] < shape[1] else total
 
 
+def check_output_and_gradients(
+    given: dict, delta: Tensor, leaves: tuple[Tensor, Tensor], path: str, joint: bool
+) -> None:
+    """Compares a layer with `F.linear` of weight + delta: output, and gradients of the input, lambda and gamma.
+
+    Args:
+        given: The update's operands, as `call` takes them.
+        delta: The same update, (out, in), as it depends on `leaves`.
+        leaves: Lambda and gamma.
+        path: As `call`.
+        joint: As `call`.
+    """
+    shape = delta.shape
+    weight, bias = torch.randn(shape, dtype=torch.float64), torch.randn(shape[0], dtype=torch.float64)
+    x = torch.randn(2, 4, shape[1], dtype=torch.float64, requires_grad=True)
+    upstream = torch.randn(2, 4, shape[0], dtype=torch.float64)
+    expected = F.linear(x, weight + delta, bias)
+    expected_grads = torch.autograd.grad(expected, (x, *leaves), upstream)
+    output = call(x, given, weight, bias, path, joint)
+    torch.testing.assert_close(output, expected)
+    assert output.is_contiguous()
+    for grad, expected_grad in zip(torch.autograd.grad(output, (x, *leaves), upstream), expected_grads, strict=True):
+        assert expected_grad.abs().max() > 1e-3
+        torch.testing.assert_close(grad, expected_grad)
+
+
 def call(x: Tensor, given: dict, weight: Tensor, bias: Tensor | None, path: str, joint: bool = True) -> Tensor:
     return ops.randlora_linear(
         x,
