@@ -21,17 +21,17 @@ def paper_scores(experiment: Experiment, record: Record) -> dict[tuple[str, str]
     model, scores = paper_model(record), test_scores(record)
     if model is None or not scores.keys() >= TASKS.keys():
         return {}
-    if not _has_paper_sizes(record) or not _follows_recipe(experiment, record):
+    if not _is_whole(record) or not _follows_recipe(experiment, record):
         return {}
     return {(model, task.paper_name): scores[name] for name, task in TASKS.items()}
 
 
-def _has_paper_sizes(record: Record) -> bool:
+def _is_whole(record: Record) -> bool:
     """Whether no example of the training set and no item of a test set was left out."""
     sizes, thousands = record["data"]["sizes"], PUBLISHED.get(record["config"]["dataset"])
-    is_whole = sizes["train"] == sizes["available"]
-    is_whole = is_whole and round((sizes["available"] + sizes["validation"]) / 1000) == thousands
-    return is_whole and all(sizes.get(name) == task.test_size for name, task in TASKS.items())
+    all_trained = sizes["train"] == sizes["available"]
+    all_trained = all_trained and round((sizes["available"] + sizes["validation"]) / 1000) == thousands
+    return all_trained and all(sizes.get(name) == task.test_size for name, task in TASKS.items())
 
 
 def _follows_recipe(experiment: Experiment, record: Record) -> bool:

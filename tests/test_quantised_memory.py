@@ -102,7 +102,7 @@ def test_without_bitsandbytes_one_line_says_so(tmp_path, capsys, monkeypatch):
     with pytest.raises(SystemExit, match="2"):
         main(["--device", "cpu", "--out", str(tmp_path)])
     line = capsys.readouterr().err.splitlines()[-1]
-    assert line.endswith('4-bit layers need bitsandbytes: pip install "randlora[quantization]"')
+    assert line.endswith('loading in 4 bits needs bitsandbytes: pip install "randlora[quantization]"')
 
 
 def test_the_real_widths_are_llamas():

@@ -27,7 +27,7 @@ class Checkpoints(Resume):
     Attributes:
         path: The output folder.
         key: The run's identity.
-        seconds: Of no meaning here.
+        seconds: Infinite, since states are written by the number of steps.
         every: Steps between two states.
         steps: Steps of the run.
         settings: What the run's identity is made of, see `identify`.
@@ -44,10 +44,6 @@ class Checkpoints(Resume):
     def place(self, step: int) -> Path:
         """As in `Resume`."""
         return self.path / f"checkpoint-{step}" / STATE_FILE
-
-    def is_due(self, step: int, seconds: float) -> bool:
-        """As in `Resume`."""
-        return self.is_due_at(step)
 
     def is_due_at(self, step: int) -> bool:
         """As in `Resume`."""

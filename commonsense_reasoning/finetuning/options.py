@@ -14,6 +14,7 @@ from typing import Any, NoReturn
 from commonsense_reasoning.batches import LossOn
 from randlora_core.adapters import make_config
 from randlora_core.adapters.config import AdapterConfig, near
+from randlora_core.adapters.quantization import missing_bitsandbytes
 from randlora_core.experiment.loop.hardware import pick_device
 
 ADAPTERS: dict[str, tuple[str, dict[str, Any]]] = {
@@ -189,8 +190,8 @@ def _find_problems(options: Options) -> Iterator[str]:
         yield f"--randlora_target_modules {options.randlora_target_modules!r} names no layer; accepted: k_proj,v_proj"
     if options.load_8bit and (options.quantize or options.load_4bit):
         yield "--load_8bit and --quantize exclude each other; accepted: one of them"
-    if options.bits and importlib.util.find_spec("bitsandbytes") is None:
-        yield f'loading in {options.bits} needs bitsandbytes: pip install "randlora[quantization]"'
+    if options.bits and (missing := missing_bitsandbytes()):
+        yield f"loading in {options.bits} {missing}"
     if options.push_to_hub != (options.hub_model_id is not None):
         yield "--push_to_hub and --hub_model_id need each other; accepted: both or none"
     if options.tracking == "wandb" and importlib.util.find_spec("wandb") is None:

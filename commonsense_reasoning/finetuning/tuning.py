@@ -21,7 +21,7 @@ from randlora_core.adapters.inject import inject_adapter
 from randlora_core.adapters.state import count_parameters
 from randlora_core.experiment.loop.distributed import evaluating, gathered
 from randlora_core.experiment.loop.fit import FitResult, FitSettings, fit
-from randlora_core.experiment.loop.hardware import forbid_tf32, is_first_process, pick_device
+from randlora_core.experiment.loop.hardware import is_first_process, pick_device
 from randlora_core.experiment.loop.measuring import Measurement, measured
 from randlora_core.experiment.loop.memory import quantised_bytes
 from randlora_core.experiment.loop.seeding import seed_global
@@ -45,7 +45,6 @@ def tune(plan: PlannedTuning) -> None:
         OSError: The model cannot be had, or a file not be written.
     """
     device = pick_device(plan.options.device)
-    forbid_tf32()
     with measured(device) as measurement:
         backbone = adapted_model(plan, device)
         batches = training_batches(plan)
@@ -111,7 +110,7 @@ def _train(
         keep_best=validates,
         workers=0,
     )
-    checkpoints = Checkpoints(plan.folder, plan.key, 0.0, options.save_step, plan.steps, plan.settings)
+    checkpoints = Checkpoints(plan.folder, plan.key, math.inf, options.save_step, plan.steps, plan.settings)
     bar = ProgressBar(batches, steps=plan.steps, accumulate=options.accumulate, done=plan.resumed_at)
 
     validated = itertools.count(plan.resumed_at // options.eval_step + 1)

@@ -30,18 +30,6 @@ VARIANTS = 3
 
 PEOPLE = ("Ada", "Ben", "Clara", "David", "Emma", "Felix", "Grace", "Hugo", "Iris", "Jonas", "Kate", "Leo")
 
-GENERATED_TASKS = {
-    "properties": BenchmarkTask(None, "properties", 72, TRUE_FALSE),
-    "uses": BenchmarkTask(None, "uses", 33, SOLUTIONS),
-    "feelings": BenchmarkTask(None, "feelings", 31, CHOICES),
-    "next_steps": BenchmarkTask(None, "next_steps", 30, ENDINGS),
-    "sizes": BenchmarkTask(None, "sizes", 36, GAP),
-    "kinds": BenchmarkTask(None, "kinds", 48, CHOICES),
-    "materials": BenchmarkTask(None, "materials", 38, CHOICES),
-    "places": BenchmarkTask(None, "places", 42, CHOICES),
-}
-"""The tasks by name, each at the place of the real one whose shape it has."""
-
 
 def generate_records(task: str, split: Split) -> list[Record]:
     """All records of a task, in the format of LLM-Adapters; always the same ones.
@@ -50,7 +38,7 @@ def generate_records(task: str, split: Split) -> list[Record]:
         task: A name of `GENERATED_TASKS`.
         split: Whether to ask for the facts to train on or for the others.
     """
-    facts, ask = split_facts(task, split), ASK[task]
+    facts, (_, ask) = split_facts(task, split), ASK[task]
     variants = VARIANTS if split == "train" and task != "properties" else 1
     streams = (Stream("generated questions", task, split, number) for number in range(variants))
     return [write_record(question) for stream in streams for question in ask(facts, stream)]
@@ -175,13 +163,20 @@ def _ask_places(facts: Facts, stream: Stream) -> Iterator[Question]:
         yield _question(CHOICES, f"You are most likely to find {thing}", place, wrong, stream)
 
 
-ASK: dict[str, Callable[[Facts, Stream], Iterator[Question]]] = {
-    "properties": _ask_properties,
-    "uses": _ask_uses,
-    "feelings": _ask_feelings,
-    "next_steps": _ask_next_steps,
-    "sizes": _ask_sizes,
-    "kinds": _ask_kinds,
-    "materials": _ask_materials,
-    "places": _ask_places,
+ASK: dict[str, tuple[Layout, Callable[[Facts, Stream], Iterator[Question]]]] = {
+    "properties": (TRUE_FALSE, _ask_properties),
+    "uses": (SOLUTIONS, _ask_uses),
+    "feelings": (CHOICES, _ask_feelings),
+    "next_steps": (ENDINGS, _ask_next_steps),
+    "sizes": (GAP, _ask_sizes),
+    "kinds": (CHOICES, _ask_kinds),
+    "materials": (CHOICES, _ask_materials),
+    "places": (CHOICES, _ask_places),
 }
+"""What every task's records look like, and how its facts are asked for."""
+
+GENERATED_TASKS = {
+    name: BenchmarkTask(None, name, sum(map(len, split_facts(name, "test").values())), layout)
+    for name, (layout, _) in ASK.items()
+}
+"""The tasks by name, each at the place of the real one whose shape it has; in a test every fact is asked for once."""

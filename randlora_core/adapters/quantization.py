@@ -16,10 +16,18 @@ recognised by name, so that nobody else pays for it.
 
 from __future__ import annotations
 
+import importlib.util
 from typing import Any
 
 import torch
 from torch import Tensor, nn
+
+
+def missing_bitsandbytes() -> str | None:
+    """How to get bitsandbytes, behind the words on what needs it; None where it is installed."""
+    if importlib.util.find_spec("bitsandbytes") is not None:
+        return None
+    return 'needs bitsandbytes: pip install "randlora[quantization]"'
 
 
 def is_linear_4bit(module: nn.Module) -> bool:

@@ -13,7 +13,6 @@ from __future__ import annotations
 
 import argparse
 import dataclasses
-import importlib.util
 import logging
 import os
 from collections.abc import Callable, Sequence
@@ -24,7 +23,7 @@ import torch
 from torch import Tensor, nn
 from torch.utils.checkpoint import checkpoint
 
-from randlora_core.adapters.quantization import quantise_linear_layers
+from randlora_core.adapters.quantization import missing_bitsandbytes, quantise_linear_layers
 from randlora_core.benchmarking.cases import Case
 from randlora_core.benchmarking.goals import Verdict
 from randlora_core.benchmarking.measure import measure_memory
@@ -150,8 +149,8 @@ def main(arguments: Sequence[str] | None = None) -> int:
 
 def _check(refuse: Callable[[str], None], device: str, rows: int | None) -> None:
     """Refuses, in one line, what could not be measured."""
-    if importlib.util.find_spec("bitsandbytes") is None:
-        refuse('4-bit layers need bitsandbytes: pip install "randlora[quantization]"')
+    if missing := missing_bitsandbytes():
+        refuse(f"loading in 4 bits {missing}")
     if device not in ("cpu", "cuda") or (device == "cuda" and not torch.cuda.is_available()):
         refuse(f"--device {device} cannot be used; accepted here: cpu{', cuda' * torch.cuda.is_available()}")
     if rows is not None and rows < 1:

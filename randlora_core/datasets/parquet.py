@@ -10,6 +10,8 @@ from typing import TYPE_CHECKING
 import numpy as np
 from PIL import Image
 
+from randlora_core.errors import one_line
+
 from .arrow import SPLIT_NAMES, load_arrow, require_images, require_splits, sorted_labels
 from .images import ImageSource
 from .stored import Identity
@@ -177,7 +179,7 @@ def _read_columns(path: Path) -> _Columns:
     try:
         schema = pyarrow.parquet.read_schema(path)
     except (pyarrow.ArrowException, OSError) as error:
-        raise ValueError(f"{path} cannot be read as Parquet: {' '.join(str(error).split())}") from error
+        raise ValueError(f"{path} cannot be read as Parquet: {one_line(error)}") from error
     image, label = _named(path, schema, IMAGE_COLUMNS), _named(path, schema, LABEL_COLUMNS)
     stored = schema.field(image).type
     if pyarrow.types.is_struct(stored) and stored.get_field_index("bytes") < 0:

@@ -34,6 +34,7 @@ from randlora_core.adapters.files import (
 )
 from randlora_core.adapters.layer_kinds import Shape
 from randlora_core.adapters.targets import find_targets
+from randlora_core.errors import one_line
 from randlora_core.experiment.loop.memory import is_out_of_memory
 from randlora_core.extras import needs_extra
 
@@ -291,8 +292,7 @@ def _described(peft_type: str, kwargs: Mapping[str, Any], where: str = "") -> It
     except (ValueError, TypeError, KeyError, AttributeError, RuntimeError) as error:
         if is_out_of_memory(error):
             raise
-        reason = " ".join(str(error).split())
-        raise ValueError(f"adapter.kwargs={dict(kwargs)} of {peft_type}{where}: {reason}") from error
+        raise ValueError(f"adapter.kwargs={dict(kwargs)} of {peft_type}{where}: {one_line(error)}") from error
 
 
 @contextlib.contextmanager

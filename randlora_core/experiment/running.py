@@ -18,7 +18,7 @@ from randlora_core.experiment.identity import PROTOCOL
 from randlora_core.experiment.interface import Experiment, Score, Task
 from randlora_core.experiment.loop.distributed import evaluating, gathered
 from randlora_core.experiment.loop.fit import FitResult, FitSettings, Resume, fit
-from randlora_core.experiment.loop.hardware import forbid_tf32, is_first_process, pick_device, pick_workers
+from randlora_core.experiment.loop.hardware import is_first_process, pick_device, pick_workers
 from randlora_core.experiment.loop.measuring import Measurement, measured
 from randlora_core.experiment.loop.memory import memory_advice, quantised_bytes
 from randlora_core.experiment.loop.seeding import seed_global
@@ -126,7 +126,6 @@ def build_task(experiment: Experiment, config: RunConfig) -> tuple[Task, torch.d
         config: The run's configuration; its seed decides what the task draws.
     """
     device = pick_device(config.device)
-    forbid_tf32()
     seed_global(config.seed, "initialisation")
     return experiment.build_task(config), device
 

@@ -2,14 +2,13 @@
 
 from __future__ import annotations
 
-import importlib.util
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
 
 from torch import nn
 
-from randlora_core.adapters.quantization import is_linear_4bit, prepare_4bit
+from randlora_core.adapters.quantization import is_linear_4bit, missing_bitsandbytes, prepare_4bit
 from randlora_core.models.backbone import Backbone, seeded
 from randlora_core.models.weights import HubWeights, LocalWeights, Weights, one_line_error
 from randlora_core.models.wheels import WHEELS
@@ -162,8 +161,8 @@ def build_language_model(
         raise ValueError(f"{name}: dtype must be one of {', '.join(DTYPES)}, not {dtype!r}")
     if quantize not in (None, *QUANTIZED) or (quantize and not pretrained and device != "meta"):
         raise ValueError(f"{name}: quantize={quantize!r}; accepted: {', '.join(QUANTIZED)} with pre-trained weights")
-    if quantize and importlib.util.find_spec("bitsandbytes") is None:
-        raise ValueError(f'{name}: quantize={quantize!r} needs bitsandbytes: pip install "randlora[quantization]"')
+    if quantize and (missing := missing_bitsandbytes()):
+        raise ValueError(f"{name}: quantize={quantize!r} {missing}")
     if pretrained:
         model, tokenizer = _load(name, path, dtype, quantize, device)
     else:

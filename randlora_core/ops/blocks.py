@@ -59,7 +59,7 @@ def find_groups(a: Tensor, b: Tensor) -> int:
 
 
 def split(x: Tensor, groups: int) -> Tensor:
-    """Sorts the columns of (T, size) by group: (g, T, w), filled up with zeros."""
+    """Sorts the columns of (T, size) by group: (g, T, w), filled up with zeros; not differentiable."""
     tokens, size = x.shape
     whole, rest = divmod(size, groups)
     parts = x.new_empty(groups, tokens, whole + (rest > 0))
@@ -81,17 +81,12 @@ def join(parts: Tensor, size: int) -> Tensor:
     return x
 
 
-def by_group(z: Tensor, groups: int) -> Tensor:
-    """Sorts the columns of a small matrix (rows, size) by group: (g, rows, w), filled up with zeros; differentiable."""
-    return F.pad(z, (0, -z.shape[1] % groups)).unflatten(1, (-1, groups)).permute(2, 0, 1)
-
-
 def scaled_a_blocks(lambda_: Tensor, gamma: Tensor, stored_a: Tensor, scale: float) -> Tensor:
     """Forms the blocks (g, t, n, w) of the scaled A, in the dtype of lambda; not differentiable."""
     groups = lambda_.shape[0] // stored_a.shape[0]
     weights = (scale * lambda_).unflatten(0, (-1, groups)).transpose(0, 1)  # (g, t, n)
-    a = by_group(stored_a.to(lambda_.dtype), groups)  # (g, t, w)
-    return (weights[..., None] * a[:, :, None]).mul_(by_group(gamma, groups)[:, None])
+    a = split(stored_a.to(lambda_.dtype), groups)  # (g, t, w)
+    return (weights[..., None] * a[:, :, None]).mul_(split(gamma, groups)[:, None])
 
 
 def b_blocks(flat_b: Tensor, groups: int) -> Tensor:
@@ -108,8 +103,8 @@ def vector_gradients_in_blocks(
     All are of one dtype. The blocks' gradient is multiplied by A in place.
     """
     groups = len(grad_m)
-    p = grad_m.mul_((scale * by_group(stored_a.to(lambda_.dtype), groups))[:, :, None]).transpose(1, 2)  # (g, n, t, w)
+    p = grad_m.mul_((scale * split(stored_a.to(lambda_.dtype), groups))[:, :, None]).transpose(1, 2)  # (g, n, t, w)
     weights = lambda_.unflatten(0, (-1, groups)).permute(1, 2, 0)  # (g, n, t)
-    grad_lambda = (p @ by_group(gamma, groups)[..., None])[..., 0]  # (g, n, t)
+    grad_lambda = (p @ split(gamma, groups)[..., None])[..., 0]  # (g, n, t)
     grad_gamma = (weights[:, :, None] @ p)[:, :, 0]  # (g, n, w)
     return grad_lambda.permute(2, 0, 1).flatten(0, 1), grad_gamma.permute(1, 2, 0).flatten(1)[:, : gamma.shape[1]]

@@ -167,10 +167,9 @@ def _scaled_a(vectors: Vectors, layout: Layout, form: Callable[..., Tensor] = sc
     return form(lambda_.to(dtype), gamma.to(dtype), basis_a, layout.scale)
 
 
-def _factors(vectors: Vectors, layout: Layout) -> tuple[Tensor, Tensor]:
-    """Gives M and B transposed as the factors of products by activations."""
-    m = _scaled_a(vectors, layout, scaled_a_factor).to(layout.dtype)
-    return m, b_factor(vectors[3], layout.dtype, layout.groups)
+def _m_factor(vectors: Vectors, layout: Layout) -> Tensor:
+    """Gives M transposed as a factor of products by activations."""
+    return _scaled_a(vectors, layout, scaled_a_factor).to(layout.dtype)
 
 
 def _update(vectors: Vectors, layout: Layout) -> Tensor:
@@ -214,7 +213,7 @@ def _tokens_times_weight(
         return F.linear(x, _summed_weight(weight, vectors, layout), bias), None
     frozen = None if weight is None else weight.T
     if way == ACTIVATION:
-        m, b = _factors(vectors, layout)
+        m, b = _m_factor(vectors, layout), b_factor(vectors[3], dtype, layout.groups)
         first, second = (b, m) if layout.transposed else (m, b)
         inner = into(x, first)
         y = out_of(inner, second, layout.out_features, None if dtype in HALF else bias)
@@ -235,9 +234,9 @@ def _tokens_times_transpose(
         return grad @ _summed_weight(weight, vectors, layout)
     if way != ACTIVATION:
         return grad @ _update(vectors, layout)
-    m, b = _factors(vectors, layout)
+    m = _m_factor(vectors, layout)
     if layout.transposed:
-        return out_of(into(grad, m), b, layout.in_features)
+        return out_of(into(grad, m), b_factor(vectors[3], layout.dtype, layout.groups), layout.in_features)
     return out_of(through_b, m, layout.in_features)
 
 

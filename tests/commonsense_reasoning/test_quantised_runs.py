@@ -136,6 +136,6 @@ def test_what_cannot_be_quantised_is_refused(setting, override, message):
 
 
 def test_without_bitsandbytes_one_line_says_so(setting, monkeypatch):
-    monkeypatch.setattr("randlora_core.models.language_models.importlib.util.find_spec", lambda name: None)
+    monkeypatch.setattr("importlib.util.find_spec", lambda name: None)
     with pytest.raises(ValueError, match=r'needs bitsandbytes: pip install "randlora\[quantization\]"$'):
         run(EXPERIMENT, [*setting, "adapter=lora", "backbone.quantize=4bit", "seed=9"])

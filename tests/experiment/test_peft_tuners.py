@@ -15,6 +15,7 @@ from torch import nn
 
 from randlora_core.adapters.attention import OpenMultiheadAttention, attentions_to_open, open_attention
 from randlora_core.adapters.state import adapter_layers
+from randlora_core.experiment import peft_tuners
 from randlora_core.experiment.adaptation import apply_method, load_weights, parameter_section, save_weights
 from randlora_core.experiment.commands.evaluate import evaluate_run
 from randlora_core.experiment.interface import find_experiment
@@ -477,3 +478,10 @@ def test_an_interrupted_run_goes_on_to_the_bit(given, tmp_path):
     steps = []
     resumed = run(experiment, own, on_progress=lambda event: steps.append(event["step"]))
     assert steps[0] > 1 and resumed["curves"] == whole["curves"] and resumed["scores"] == whole["scores"]
+
+
+def test_running_out_of_memory_is_not_taken_for_a_fault_of_the_settings():
+    with pytest.raises(RuntimeError, match="can't allocate memory"), peft_tuners._described("HIRA", {"r": 2}):
+        raise RuntimeError("DefaultCPUAllocator: can't allocate memory")
+    with pytest.raises(ValueError, match=r"of HIRA: some other fault$"), peft_tuners._described("HIRA", {"r": 2}):
+        raise RuntimeError("some\nother fault")

@@ -11,6 +11,7 @@ and one adapter takes the other's place.
 
 from __future__ import annotations
 
+import functools
 import json
 from collections.abc import Iterator, Sequence
 from dataclasses import dataclass
@@ -76,7 +77,7 @@ class KeptRun:
     folder: Path
     config: RunConfig
 
-    @property
+    @functools.cached_property
     def shared(self) -> dict[str, Any] | None:
         """What is the same in all runs whose adapters fit the same task; None where the base itself was trained.
 

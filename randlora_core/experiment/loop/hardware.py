@@ -22,15 +22,6 @@ def pick_device(name: str) -> torch.device:
     return torch.device("cuda", int(os.environ.get("LOCAL_RANK", "0")))
 
 
-def forbid_tf32() -> None:
-    """Has a GPU multiply fp32 numbers as they are: PyTorch's default rounds those of convolutions to TF32's ten bits.
-
-    Where the number format is fp32, records from processors and GPUs belong together.
-    """
-    torch.backends.cudnn.allow_tf32 = False
-    torch.backends.cuda.matmul.allow_tf32 = False
-
-
 def is_first_process() -> bool:
     """Whether this is the process that writes records; of several that `accelerate launch` started it is the first."""
     return os.environ.get("RANK", "0") == "0"

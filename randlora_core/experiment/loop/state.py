@@ -61,11 +61,10 @@ class Resume:
         """Where the state after a step goes."""
         return self.path
 
-    def is_due(self, step: int, seconds: float) -> bool:
-        """Whether the state after a step is written; asked in every process.
+    def is_due(self, seconds: float) -> bool:
+        """Whether it is time to write a state; asked in every process.
 
         Args:
-            step: Steps done.
             seconds: Since the last state was written; after the last step, all of the training's.
         """
         return seconds >= self.seconds

@@ -278,6 +278,7 @@ def test_a_rate_that_was_never_tuned_is_a_missing_input(tmp_path, capsys):
         (("--methods", "LoRA-5"), "unknown method 'LoRA-5'; accepted: Zero-shot, LoRA-2, RandLoRA-2"),
         (("--jobs", "0"), "jobs=0; accepted: 1 or more"),
         (("--dry-run", "--from-records"), "--dry-run with --from-records; accepted: one of them"),
+        (("--dry-run", "--save-records"), "--dry-run with --save-records; accepted: one of them"),
         (
             ("adapter.rank=4",),
             "adapter.rank=4: the comparison's rows say their own; accepted: settings that no row names",

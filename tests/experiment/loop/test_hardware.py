@@ -4,6 +4,7 @@ import pytest
 import torch
 
 from randlora_core.experiment.loop import hardware
+from randlora_core.experiment.loop.fit import compute
 
 CPU = torch.device("cpu")
 
@@ -52,15 +53,16 @@ def test_auto_takes_an_accelerator_where_there_is_one(monkeypatch):
 
 def test_fp32_means_fp32():
     torch.backends.cudnn.allow_tf32 = torch.backends.cuda.matmul.allow_tf32 = True
-    hardware.forbid_tf32()
+    with compute(CPU, "fp32"):
+        pass  # the backward pass is run outside
     assert not torch.backends.cudnn.allow_tf32 and not torch.backends.cuda.matmul.allow_tf32
 
 
 @pytest.mark.gpu
 @pytest.mark.skipif(not torch.cuda.is_available(), reason="needs a CUDA device")
 def test_convolutions_on_a_gpu_are_as_exact_as_on_the_processor():
-    hardware.forbid_tf32()
     image, filters = torch.randn(8, 3, 98, 98), torch.randn(384, 3, 14, 14)
     expected = torch.nn.functional.conv2d(image.double(), filters.double(), stride=14)
-    found = torch.nn.functional.conv2d(image.cuda(), filters.cuda(), stride=14).cpu()
+    with compute(torch.device("cuda"), "fp32"):
+        found = torch.nn.functional.conv2d(image.cuda(), filters.cuda(), stride=14).cpu()
     assert (found - expected).norm() < 1e-6 * expected.norm()
