@@ -206,7 +206,7 @@ class Comparison:
 
     def _grids(self, row: Row) -> list[dict[str, tuple[Any, ...]]]:
         """The command line's values replace the file's where that has one grid; they choose among those of several."""
-        if row.axes is None and len(self.file.axes) == 1:
+        if len(self.file.axes) == 1 and not any(other.axes for other in self.file.methods):
             return [{**self.file.axes[0], **self.axes}]
         return [
             {axis: tuple(value for value in grid[axis] if value in self.axes.get(axis, (value,))) for axis in grid}
