@@ -41,8 +41,9 @@ def test_rows_have_labels_of_their_own_and_pairs_and_reference_name_rows(name):
     assert all(len(own) == 1 for own in rows.values())
     assert {text for own in rows.values() for text in own} == {row.overrides for row in comparison.file.methods}
     labels = {label for _, label in rows}
-    for pair in comparison.file.pairs:
-        assert set(pair) <= set(labels)
+    for known in comparison.experiments():
+        for pair in comparison.file.pairs_of(known):
+            assert set(pair) <= {label for experiment, label in rows if experiment == known}
     assert comparison.file.reference in (None, *labels)
 
 
@@ -70,12 +71,12 @@ def test_the_default_comparison_is_fair():
     assert {"zero_shot", "linear_probe", "full", "lora", "randlora"} <= methods
 
 
-@pytest.mark.parametrize("name", ["default", "mini/figure3"])
+@pytest.mark.parametrize("name", ["default", "mini/figure3", "mini/figure1"])
 def test_the_pairs_of_randlora_and_lora_have_the_closest_budgets(name):
     """The ranks in the file are the ones whose parameters on the small CLIP come closest to LoRA's."""
     backbone = build_backbone("mini_clip", pretrained=False)
     shapes = find_targets(backbone.model, backbone.default_targets)
-    pairs = [pair for pair in load_comparison(name).file.pairs if pair[1].startswith("LoRA-")]
+    pairs = [pair for pair in load_comparison(name).file.pairs_of("vision_language") if pair[1].startswith("LoRA-")]
     assert pairs
     for method, rival in pairs:
         budget = count_trainable(shapes, "lora", int(rival.removeprefix("LoRA-")))

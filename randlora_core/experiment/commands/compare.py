@@ -20,7 +20,7 @@ import contextlib
 import os
 import sys
 import time
-from collections.abc import Callable, Sequence
+from collections.abc import Callable, Mapping, Sequence
 from pathlib import Path
 from typing import Any
 
@@ -47,7 +47,13 @@ from randlora_core.experiment.planning import PlannedRun, plan_runs, results_fol
 from randlora_core.experiment.records.reading import Record
 from randlora_core.experiment.reports.report import Report, make_console, make_report, print_report, write_report
 from randlora_core.experiment.reports.results import check_distinct, collect_results, find_by_settings
-from randlora_core.experiment.sweeps.comparison_file import Comparison, load_comparison, option_of, select
+from randlora_core.experiment.sweeps.comparison_file import (
+    Comparison,
+    ComparisonFile,
+    load_comparison,
+    option_of,
+    select,
+)
 from randlora_core.experiment.sweeps.sweep import Outcome
 
 DEFAULT = "default"
@@ -231,12 +237,24 @@ def plan_comparison(
     known = list(dict.fromkeys(entry.label for entry in planned))
     if not comparison.axes:  # on some values of the axes some rows may have no run
         file, name = comparison.file, comparison.path.name
-        select(known, [label for pair in file.pairs for label in pair], f"method in pairs of {name}:")
+        _check_pairs(file, planned, f"pairs of {name}")
         beside = [label for entry in file.published for label in entry.rows]
         select(known, beside, f"method in published of {name}:")
         select(known, [file.reference] if file.reference else None, f"reference in {name}:")
     chosen = select(known, labels, "method")
     return [entry for entry in planned if entry.label in chosen]
+
+
+def _check_pairs(file: ComparisonFile, planned: Sequence[PlannedRun], where: str) -> None:
+    """Refuses pairs of an experiment or of labels that the comparison does not have."""
+    if not isinstance(file.pairs, Mapping):
+        labels = list(dict.fromkeys(entry.label for entry in planned))
+        select(labels, [label for pair in file.pairs for label in pair], f"method in {where}:")
+        return
+    select(list(dict.fromkeys(entry.experiment.name for entry in planned)), file.pairs, f"experiment in {where}:")
+    for experiment, pairs in file.pairs.items():
+        own = list(dict.fromkeys(entry.label for entry in planned if entry.experiment.name == experiment))
+        select(own, [label for pair in pairs for label in pair], f"method in {where}, {experiment}:")
 
 
 def build_reports(
@@ -248,7 +266,7 @@ def build_reports(
         ours = [entry for entry in planned if entry.experiment.name == name]
         results = collect_results(comparison.name, ours, find)
         file = comparison.file
-        reports.append(make_report(results, file.pairs, file.reference, file.published))
+        reports.append(make_report(results, file.pairs_of(name), file.reference, file.published))
     return reports
 
 

@@ -30,6 +30,7 @@ Grids = Annotated[
     Field(strict=False, min_length=1),
     BeforeValidator(lambda given: (given,) if isinstance(given, Mapping) else given),
 ]
+Pairs = Annotated[tuple[Annotated[tuple[str, str], Field(strict=False)], ...], Field(strict=False)]
 
 
 class Row(Section):
@@ -90,7 +91,8 @@ class ComparisonFile(Section):
         tuning: How learning rates are chosen.
         overrides: Passed to every run of the file's own experiment.
         where: Passed to some runs.
-        pairs: (method, rival) labels for the verdict.
+        pairs: (method, rival) labels for the verdict. Where the rows are of several experiments, whose equal budgets
+            have other ranks, a mapping from an experiment's name to its pairs.
         reference: Label of the row against which every other one is held, such as the linear probe's.
         published: Which rows stand beside which numbers of the paper.
         tuned: Whether rows with a centre take tuned learning rates; false for those of their settings, as at the
@@ -105,7 +107,7 @@ class ComparisonFile(Section):
     tuning: GridRule
     overrides: Names = ()
     where: Annotated[tuple[Where, ...], Field(strict=False)] = ()
-    pairs: Annotated[tuple[Annotated[tuple[str, str], Field(strict=False)], ...], Field(strict=False)] = ()
+    pairs: Pairs | Mapping[str, Pairs] = ()
     reference: str | None = None
     published: Annotated[tuple[PublishedRows, ...], Field(strict=False)] = ()
     tuned: bool = True
@@ -130,6 +132,10 @@ class ComparisonFile(Section):
                 accepted = ", ".join(map(str, known)) or f"an axis of {', '.join(self.axes[0])}"
                 raise ValueError(f"{key}={value}; accepted: {accepted}")
         return self
+
+    def pairs_of(self, experiment: str) -> tuple[tuple[str, str], ...]:
+        """The (method, rival) labels that are held against each other among an experiment's runs."""
+        return self.pairs.get(experiment, ()) if isinstance(self.pairs, Mapping) else self.pairs
 
     def values(self, axis: str) -> list[Any]:
         """All values that its runs have on an axis."""

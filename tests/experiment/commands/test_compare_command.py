@@ -140,6 +140,12 @@ def test_the_dry_run_says_where_each_rate_comes_from(command, capsys):
     [
         ("reference: Zero-shot", "reference: Probe", "unknown reference in small.yaml: 'Probe'; accepted: Zero-shot, "),
         ("[RandLoRA-2, LoRA-2]", "[RandLoRA-2, LoRA-3]", "unknown method in pairs of small.yaml: 'LoRA-3'; accepted: "),
+        ("- [RandLoRA-2, LoRA-2]", "{other: []}", "unknown experiment in pairs of small.yaml: 'other'; accepted: tiny"),
+        (
+            "- [RandLoRA-2, LoRA-2]",
+            "{tiny: [[RandLoRA-2, LoRA-3]]}",
+            "unknown method in pairs of small.yaml, tiny: 'LoRA-3'; accepted: Zero-shot, ",
+        ),
         (
             "reference: Zero-shot",
             "published: [{file: figure03_vram.csv, where: {panel: a}, rows: {LoRA-8: {method: LoRA}}}]",

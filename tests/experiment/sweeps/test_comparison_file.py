@@ -50,6 +50,24 @@ def test_the_command_line_narrows_and_has_the_last_word(load):
     assert all(overrides.index("training.steps=2") < overrides.index("training.steps=9") for overrides in runs)
 
 
+def test_the_command_line_chooses_among_the_panels_that_rows_with_axes_of_their_own_make(load):
+    """A value of one panel does not move the rows of another one there; a file of one panel takes any value."""
+    text = SMALL.replace(
+        "adapter.rank=2], centre: 2.0e-3}", "adapter.rank=2], centre: 2.0e-3, axes: {rule: [product]}}"
+    )
+    runs = load(text, axes={"rule": ["product"]}).runs("tiny")
+    assert {row.overrides[0] for row, _ in runs} == {"adapter=randlora"}
+    runs = load(text, axes={"rule": ["sum"]}).runs("tiny")
+    assert {row.overrides[0] for row, _ in runs} == {"adapter=zero_shot", "adapter=lora"}
+    assert len(load(axes={"rule": ["product"]}).runs("tiny")) == 3 * 2
+
+
+def test_pairs_stand_for_all_experiments_or_for_each_its_own(load):
+    assert load().file.pairs_of("tiny") == load().file.pairs_of("other") == (("RandLoRA-2", "LoRA-2"),)
+    own = load(SMALL.replace("pairs:\n  - [RandLoRA-2, LoRA-2]", "pairs: {tiny: [[LoRA-2, Zero-shot]]}")).file
+    assert own.pairs_of("tiny") == (("LoRA-2", "Zero-shot"),) and own.pairs_of("other") == ()
+
+
 def test_some_columns_have_settings_of_their_own(load):
     where = "where:\n  - {at: {rule: difference}, overrides: [training.steps=45]}\n"
     comparison = load(SMALL + where, overrides=("training.steps=7",))
