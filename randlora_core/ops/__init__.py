@@ -6,7 +6,7 @@ from randlora_core.ops.cost import PATHS
 from randlora_core.ops.factors import delta, scaled_a
 from randlora_core.ops.linear import added_output, compute_dtype, force_path, randlora_linear
 from randlora_core.ops.magnitude import rescaled
-from randlora_core.ops.randlora_function import use_triton
+from randlora_core.ops.triton_kernels import use_triton
 
 __all__ = [
     "PATHS",

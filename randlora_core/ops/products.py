@@ -5,6 +5,8 @@ work: a product batched over the groups. What is between the two factors of an u
 (T, k) between dense ones, (k, T) between blocks, where its rows can be sorted by group without a copy.
 
 By the weight only B is in blocks. The scaled A is dense then, since its columns are those of the weight.
+
+By the activations Triton's kernels compute with blocks where they are turned on (`randlora_core.ops.triton_blocks`).
 """
 
 from __future__ import annotations
@@ -14,6 +16,7 @@ from torch import Tensor
 from torch.nn import functional as F
 
 from randlora_core.ops.blocks import b_blocks, join, split
+from randlora_core.ops.triton_kernels import uses_triton
 
 
 def flat_b(basis_b: Tensor, dtype: torch.dtype) -> Tensor:
@@ -31,6 +34,10 @@ def into(x: Tensor, factor: Tensor) -> Tensor:
     """Computes x times the factor transposed, for x (T, columns): inner."""
     if factor.dim() == 2:
         return x @ factor.T
+    if uses_triton(x):
+        from randlora_core.ops import triton_blocks
+
+        return triton_blocks.into(x, factor)
     inner = torch.bmm(factor.flatten(1, 2), split(x, len(factor)).transpose(1, 2))
     return inner.unflatten(1, factor.shape[1:3]).transpose(0, 1).flatten(0, 2)
 
@@ -39,6 +46,10 @@ def out_of(inner: Tensor, factor: Tensor, columns: int, bias: Tensor | None = No
     """Computes inner times the factor, plus a bias: (T, columns)."""
     if factor.dim() == 2:
         return inner @ factor if bias is None else torch.addmm(bias, inner, factor)
+    if uses_triton(inner):
+        from randlora_core.ops import triton_blocks
+
+        return triton_blocks.out_of(inner, factor, columns, bias)
     groups, _, rows, _ = factor.shape
     parts = torch.bmm(_sorted(inner, groups, rows).transpose(1, 2), factor.flatten(1, 2))
     result = join(parts, columns)
@@ -49,6 +60,10 @@ def gradient_of_scaled_a(inner: Tensor, x: Tensor, groups: int, num_bases: int) 
     """Computes the gradient of the scaled A, (k, d) or in blocks (g, t, n, w), from inner on B's side and x (T, d)."""
     if groups == 1:
         return inner.T @ x
+    if uses_triton(x):
+        from randlora_core.ops import triton_blocks
+
+        return triton_blocks.gradient_of_scaled_a(inner, x, groups, num_bases)
     rows = _sorted(inner, groups, num_bases)
     return torch.bmm(rows, split(x, groups)).unflatten(1, (-1, num_bases))
 

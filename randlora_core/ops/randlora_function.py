@@ -17,7 +17,6 @@ it in float32 and rounded with it, so that a delta far below the rounding of W0 
 
 from __future__ import annotations
 
-import importlib.util
 import math
 from collections.abc import Callable
 from dataclasses import dataclass
@@ -38,25 +37,10 @@ from randlora_core.ops.products import (
     update_of,
 )
 from randlora_core.ops.second_order import refuse_second_derivatives
+from randlora_core.ops.triton_kernels import b_times_m, uses_triton
 
 Remake = tuple[Callable[[], Tensor], Callable[[], Tensor]] | None
 """Functions that give A and B again in the backward pass, where they are not kept for it."""
-
-_triton = False
-
-
-def use_triton(enabled: bool) -> None:
-    """Turns the Triton kernel on or off that forms B M on CUDA without M in memory.
-
-    It is off at first, since its speed has not been measured.
-
-    Raises:
-        ValueError: If there is no Triton to turn on.
-    """
-    global _triton
-    if enabled and importlib.util.find_spec("triton") is None:
-        raise ValueError("use_triton(True) needs the package triton, which is not installed")
-    _triton = enabled
 
 
 @dataclass(frozen=True)
@@ -179,9 +163,7 @@ def _update(vectors: Vectors, layout: Layout) -> Tensor:
     runs in float32, since the entries of M can lie below float16's range where those of the update do not.
     """
     lambda_, gamma, basis_a, basis_b = vectors
-    if _uses_triton(lambda_, layout) and layout.dtype != torch.float64:
-        from randlora_core.ops.triton_kernels import b_times_m
-
+    if _forms_by_triton(lambda_, layout):
         half = layout.dtype == torch.bfloat16
         update = b_times_m(lambda_.float(), gamma.float(), basis_a, basis_b, layout.scale, half=half).to(layout.dtype)
         return update.T if layout.transposed else update
@@ -192,14 +174,14 @@ def _update(vectors: Vectors, layout: Layout) -> Tensor:
 
 def _summed_weight(weight: Tensor, vectors: Vectors, layout: Layout) -> Tensor:
     """Forms W0 + update, (out, in), in the weight's dtype."""
-    if _uses_triton(weight, layout):
+    if _forms_by_triton(weight, layout):
         return weight + _update(vectors, layout)
     m, b = _scaled_a(vectors, layout).to(weight.dtype), b_factor(vectors[3], weight.dtype, layout.groups)
     return plus_update(weight, m, b, transposed=layout.transposed)
 
 
-def _uses_triton(tensor: Tensor, layout: Layout) -> bool:
-    return _triton and tensor.is_cuda and layout.groups == 1
+def _forms_by_triton(tensor: Tensor, layout: Layout) -> bool:
+    return layout.groups == 1 and layout.dtype != torch.float64 and uses_triton(tensor)
 
 
 def _tokens_times_weight(

@@ -1,19 +1,43 @@
-"""Forms B M in one kernel, which makes the scaled A and unpacks signs of 2 bits inside the product.
+"""Says whether Triton's kernels are used, and forms B M in one that makes the scaled A and unpacks signs of 2 bits.
 
-Legend as in `randlora_core.ops.factors`: M (k, d) is never stored, and neither are unpacked signs. Off unless
-`randlora_core.ops.use_triton(True)` turns it on: it has been checked for correctness through Triton's interpreter on a
-CPU (which cannot multiply in bfloat16) and compiled for GPUs, but its speed has not been measured on one.
+Legend as in `randlora_core.ops.factors`: M (k, d) is never stored, and neither are unpacked signs. The kernels for
+bases in groups are in `randlora_core.ops.triton_blocks`. All are off unless `randlora_core.ops.use_triton(True)` turns
+them on: they have been checked for correctness through Triton's interpreter on a CPU (which cannot multiply in
+bfloat16) and compiled for GPUs, but their speed has not been measured on one.
 """
 
 from __future__ import annotations
 
 import functools
+import importlib.util
 from typing import Any
 
 import torch
 from torch import Tensor
 
 _BLOCKS = {"BLOCK_ROWS": 64, "BLOCK_COLUMNS": 64, "BLOCK_INNER": 32}
+
+_enabled = False
+
+
+def use_triton(enabled: bool) -> None:
+    """Turns the Triton kernels on or off that compute on CUDA, in 32 and 16 bits and outside of compiled models.
+
+    Two kinds of layers have them: with dense bases, where the update is formed, and with bases in groups, where the
+    products go by the activations. They are off at first, since their speed has not been measured.
+
+    Raises:
+        ValueError: If there is no Triton to turn on.
+    """
+    global _enabled
+    if enabled and importlib.util.find_spec("triton") is None:
+        raise ValueError("use_triton(True) needs the package triton, which is not installed")
+    _enabled = enabled
+
+
+def uses_triton(tensor: Tensor) -> bool:
+    """Tells whether products with this tensor, in its dtype, are computed by Triton's kernels."""
+    return _enabled and tensor.is_cuda and tensor.dtype != torch.float64 and not torch.compiler.is_compiling()
 
 
 @functools.cache
