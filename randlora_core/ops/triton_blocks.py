@@ -2,8 +2,8 @@
 
 torch's batched products need the columns of a group one after another, so that x (T, columns) is copied before a
 product and the result after it. The kernels here read x and write the result in place, where neighbouring columns
-belong to neighbouring groups. One program takes up to 8 groups at a time, each in a warp of its own, and so loads and
-stores runs of neighbouring columns.
+belong to neighbouring groups. One program takes up to 8 groups at a time, and so loads and stores runs of neighbouring
+columns; there is a warp for each group, which is how Triton divides a product of 16 bits with three axes.
 
 A tile has three axes, the first of which is the group. In the kernels `row` counts the rows of one group of a factor
 (the axes s and m together, see `randlora_core.ops.blocks`) and `w` the columns of one group. Sums are in float32, and
@@ -194,7 +194,9 @@ def into(x: Tensor, factor: Tensor) -> Tensor:
     inner = x.new_empty(groups * rows, tokens)
     sizes = (tokens, columns, groups, rows, run, width)
     tiles = _tiles("into", groups, x.dtype)
-    count = _blocks(groups, tiles["GROUPS"]) * _blocks(rows, tiles["ROWS"]) * _blocks(tokens, tiles["TOKENS"])
+    count = (
+        triton.cdiv(groups, tiles["GROUPS"]) * triton.cdiv(rows, tiles["ROWS"]) * triton.cdiv(tokens, tiles["TOKENS"])
+    )
     with torch.cuda.device_of(x):
         into_kernel[(count,)](x, factor, inner, *sizes, x.stride(0), *factor.stride(), **tiles)
     return inner
@@ -207,7 +209,9 @@ def out_of(inner: Tensor, factor: Tensor, columns: int, bias: Tensor | None = No
     x = inner.new_empty(tokens, columns)
     sizes = (tokens, columns, groups, rows, run, width)
     tiles = _tiles("out_of", groups, x.dtype)
-    count = _blocks(groups, tiles["GROUPS"]) * _blocks(width, tiles["WIDTH"]) * _blocks(tokens, tiles["TOKENS"])
+    count = (
+        triton.cdiv(groups, tiles["GROUPS"]) * triton.cdiv(width, tiles["WIDTH"]) * triton.cdiv(tokens, tiles["TOKENS"])
+    )
     with torch.cuda.device_of(x):
         out_of_kernel[(count,)](inner, factor, bias, x, *sizes, *factor.stride(), **tiles)
     return x
@@ -217,14 +221,14 @@ def gradient_of_scaled_a(inner: Tensor, x: Tensor, groups: int, num_bases: int) 
     """Computes the gradient of the scaled A in blocks (g, t, n, w), float32, from inner (k, T) and x (T, d)."""
     inner, x = inner.contiguous(), _with_dense_rows(x)
     tokens, columns = x.shape
-    rows, width = len(inner) // groups, _blocks(columns, groups)
+    rows, width = len(inner) // groups, triton.cdiv(columns, groups)
     tiles = _tiles("gradient", groups, x.dtype)
-    blocks_of_tokens = _blocks(_blocks(tokens, tiles["TOKENS"]), MOST_PARTS)  # of one part
+    blocks_of_tokens = triton.cdiv(triton.cdiv(tokens, tiles["TOKENS"]), MOST_PARTS)  # of one part
     tokens_of_a_part = max(1, blocks_of_tokens) * tiles["TOKENS"]
-    num_parts = max(1, _blocks(tokens, tokens_of_a_part))
+    num_parts = max(1, triton.cdiv(tokens, tokens_of_a_part))
     parts = torch.empty(num_parts, groups, rows, width, dtype=torch.float32, device=x.device)
     sizes = (tokens, columns, groups, rows, num_bases, width)
-    count = _blocks(groups, tiles["GROUPS"]) * _blocks(rows, tiles["ROWS"]) * _blocks(width, tiles["WIDTH"])
+    count = triton.cdiv(groups, tiles["GROUPS"]) * triton.cdiv(rows, tiles["ROWS"]) * triton.cdiv(width, tiles["WIDTH"])
     with torch.cuda.device_of(x):
         gradient_kernel[(count * num_parts,)](inner, x, parts, *sizes, x.stride(0), tokens_of_a_part, **tiles)
     return parts.sum(0).unflatten(1, (-1, num_bases))
@@ -238,7 +242,3 @@ def _tiles(kernel: str, groups: int, dtype: torch.dtype) -> dict[str, int]:
     together = min(MOST_GROUPS, triton.next_power_of_2(groups))
     tokens, rows, width = TILES[kernel][dtype.itemsize == 2]
     return {"GROUPS": together, "TOKENS": tokens, "ROWS": rows, "WIDTH": width, "num_warps": together}
-
-
-def _blocks(size: int, block: int) -> int:
-    return -(-size // block)
