@@ -14,10 +14,10 @@ REPOSITORY = re.compile(r"[\w-][\w.-]*/[\w-][\w.-]*")
 
 
 def data_folder(place: str | None) -> Path | None:
-    """The folder with the data; of a hub repository its JSON files, downloaded once into the hub's own cache.
+    """The folder with the data; a hub repository's JSON and Parquet files are downloaded once, into the hub's cache.
 
     Args:
-        place: A folder, or else a repository with the files of LLM-Adapters in their folders; None for none.
+        place: A folder, or else a repository with files in the places that `sources` names; None for none.
 
     Raises:
         MissingInputError: It is no folder here, and the hub does not give a repository of this name.
@@ -41,4 +41,4 @@ def _downloaded(repository: str) -> Path:
     from huggingface_hub import snapshot_download
 
     # What the cache has is taken where the hub does not answer.
-    return Path(snapshot_download(repository, repo_type="dataset", allow_patterns=["*.json"]))
+    return Path(snapshot_download(repository, repo_type="dataset", allow_patterns=["*.json", "*.parquet"]))

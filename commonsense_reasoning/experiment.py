@@ -9,7 +9,7 @@ from pydantic import model_validator
 from torch.utils.data import Dataset
 
 from commonsense_reasoning.batches import ExampleBatches, LossOn, validation_batches
-from commonsense_reasoning.data import Form, TestSet, identify_data, load_test_set, load_training, tasks_of
+from commonsense_reasoning.data import Form, TestSet, load_test_set, load_training
 from commonsense_reasoning.generation import score_answers
 from commonsense_reasoning.objective import LanguageModelLoss, check_head, mean_loss
 from commonsense_reasoning.paper import paper_scores
@@ -22,6 +22,7 @@ from commonsense_reasoning.prompts import (
     label_choice,
 )
 from commonsense_reasoning.scoring import score_choices
+from commonsense_reasoning.sources import find_source
 from commonsense_reasoning.work import count_language_work
 from randlora_core.experiment.backbones import adapted_shapes, build_run_backbone, identify_run_weights
 from randlora_core.experiment.config import BackboneChoice, RunConfig, TrainingConfig
@@ -111,11 +112,11 @@ class CommonsenseTask(Task):
         self.module = LanguageModelLoss(self.model)
         if config.training.gradient_checkpointing:
             self.model.gradient_checkpointing_enable({"use_reentrant": False})
-        choice = {"form": config.form, "count": config.examples, "seed": config.seed}
-        texts = load_training(config.dataset, config.paths.data, **choice)
+        source = find_source(config.dataset, config.paths.data)
+        texts = load_training(source, form=config.form, count=config.examples, seed=config.seed)
         self.train = encode_examples(self.tokenizer, texts.train, config.cutoff)
         self.validation = encode_examples(self.tokenizer, texts.validation, config.cutoff)
-        self.tests = [load_test_set(name, config.paths.data, config.test_items) for name in tasks_of(config.dataset)]
+        self.tests = [load_test_set(source, name, config.test_items) for name in source.tasks]
         self.num_examples, self.test_sets = len(self.train), tuple(test.name for test in self.tests)
         self.data = self._data_section(texts.num_available, texts.remarks)
 
@@ -179,8 +180,8 @@ def build_task(config: CommonsenseConfig) -> CommonsenseTask:
 
 
 def identify_texts(config: CommonsenseConfig) -> str:
-    """The fingerprint of all files that a run reads, see `identify_data`."""
-    return identify_data(config.dataset, config.paths.data)
+    """The fingerprint of all questions of a run, see `Source.identify`."""
+    return find_source(config.dataset, config.paths.data).identify()
 
 
 def _describe_examples(count: int | None) -> str:

@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from commonsense_reasoning.data import PUBLISHED
+from commonsense_reasoning.sources import PUBLISHED
 from commonsense_reasoning.tasks import TASKS
 from randlora_core.experiment.identity import identify_settings
 from randlora_core.experiment.interface import Experiment

@@ -8,7 +8,7 @@ Departures from LLM-Adapters:
 - Its prompts for training and for evaluation differ by whitespace in two places; here both are its training prompt.
 - A prompt and its answer are tokenised apart, so that a model is evaluated after exactly the tokens that it was
   trained on. There the last spaces of the training prompt make one token with the first word of the answer.
-- Padding is told from text by its position and not by its token, see `commonsense_reasoning.data`. There it is the
+- Padding is told from text by its position and not by its token, see `commonsense_reasoning.batches`. There it is the
   token 0, a real one for many models ("!" for Llama-3 and Qwen2).
 """
 

@@ -7,12 +7,10 @@ options as prose, in one of five layouts; the output is "the correct answer is .
 from __future__ import annotations
 
 import re
-from collections.abc import Callable, Iterable, Mapping
+from collections.abc import Mapping
 from dataclasses import dataclass
 from functools import cached_property
-from typing import Any, Literal, TypeVar
-
-T = TypeVar("T")
+from typing import Any, Literal
 
 ANSWER_OPENING = "the correct answer is"
 """How every output begins; the answer's label follows."""
@@ -156,26 +154,6 @@ def check_record(fields: Any) -> Record:
     if record.answer not in record.output:
         raise ValueError(f"output={record.output!r} does not give answer={record.answer!r}")
     return record
-
-
-def for_each_record(function: Callable[[Any], T], records: Iterable[Any], where: str) -> list[T]:
-    """Applies `check_record` or `parse_question` to the records of a file.
-
-    Args:
-        function: What is applied.
-        records: The records.
-        where: The file, for errors.
-
-    Raises:
-        ValueError: The function refuses a record, which is named by the file and its number, the first being 1.
-    """
-    results = []
-    for number, record in enumerate(records, start=1):
-        try:
-            results.append(function(record))
-        except ValueError as error:
-            raise ValueError(f"{where}: record {number}: {error}") from None
-    return results
 
 
 def parse_question(record: Record, layout: Layout | None = None) -> Question:

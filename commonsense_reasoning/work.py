@@ -5,7 +5,7 @@ In the cloze form they are shorter.
 
 from __future__ import annotations
 
-from commonsense_reasoning.data import PUBLISHED, tasks_of
+from commonsense_reasoning.sources import PUBLISHED, find_source
 from randlora_core.experiment.config import RunConfig
 from randlora_core.experiment.interface import Work
 from randlora_core.models.work import backbone_cost
@@ -26,7 +26,7 @@ def count_language_work(config: RunConfig) -> Work | None:
         cost = backbone_cost(config.backbone.name, config.backbone.options)
     except (OSError, ValueError):
         return None
-    tasks = tasks_of(config.dataset).values()
+    tasks = find_source(config.dataset, None).tasks.values()
     items = sum(min(task.test_size, config.test_items or task.test_size) for task in tasks)
     share = SHARE_OF_EXAMPLE[config.form]
     share_asked = SHARE_OF_EXAMPLE["cloze" if config.protocol == "cloze" else "paper"]

@@ -45,7 +45,7 @@ def load_arrow(
     builder: str,
     folder: Path,
     files: Mapping[str, Sequence[Path]],
-    features: "datasets.Features",
+    features: "datasets.Features | None",
     content: str,
     **options: Any,
 ) -> "datasets.DatasetDict":
@@ -53,9 +53,9 @@ def load_arrow(
 
     Args:
         builder: "parquet" or "imagefolder".
-        folder: The data set's folder, for messages.
+        folder: The data set's folder or its one file, for messages.
         files: The files of every split, in order.
-        features: Columns and their types.
+        features: Columns and their types; None for those of the files.
         content: Hash of the files' content: the copy is made again when it changes.
         **options: Settings of the builder.
 

@@ -51,3 +51,13 @@ def write_tasks(folder, *, test=6, train=12, untrained=("piqa", "hellaswag")):
             path.parent.mkdir(parents=True, exist_ok=True)
             path.write_text(json.dumps([make_record(task.layout, first + number) for number in range(count)]))
     return folder
+
+
+def write_parquet(path, rows):
+    """Writes rows as `datasets` finds them on the hub."""
+    import pyarrow as pa
+    import pyarrow.parquet as pq
+
+    path.parent.mkdir(parents=True, exist_ok=True)
+    pq.write_table(pa.Table.from_pylist(rows), path)
+    return path

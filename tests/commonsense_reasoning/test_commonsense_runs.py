@@ -13,6 +13,7 @@ from commonsense_reasoning.data import load_training
 from commonsense_reasoning.experiment import EXPERIMENT, build_task
 from commonsense_reasoning.generated.questions import GENERATED_TASKS, identify_questions
 from commonsense_reasoning.prompts import encode_examples
+from commonsense_reasoning.sources import find_source
 from commonsense_reasoning.tasks import TASKS
 from randlora_core.experiment.backbones import build_run_backbone
 from randlora_core.experiment.commands.evaluate import evaluate_run, evaluate_runs
@@ -92,7 +93,7 @@ def test_the_criterion_is_minus_the_validation_loss_per_token(setting, data):
     for form, loss_on in (("cloze", "answer"), ("paper", "full")):
         planned = plan_run(EXPERIMENT, [*overrides, f"form={form}", f"loss_on={loss_on}"])
         task = build_task(planned.config)
-        texts = load_training("mixture", str(data), form=form, count=None, seed=0)
+        texts = load_training(find_source("mixture", str(data)), form=form, count=None, seed=0)
         with torch.no_grad():
             expected, count = plain_loss(task.model, encode_examples(task.tokenizer, texts.validation, 256), loss_on)
         assert task.validate(torch.device("cpu"), "fp32") == pytest.approx(-float(expected) / count, rel=1e-5)

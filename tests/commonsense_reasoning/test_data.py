@@ -3,10 +3,11 @@ import json
 import pytest
 from sample_records import REAL, make_record, needs_real_files, write_tasks
 
-from commonsense_reasoning import data as module
 from commonsense_reasoning import data_folder
-from commonsense_reasoning.data import identify_data, load_test_set, load_training, read_records
+from commonsense_reasoning import sources as module
+from commonsense_reasoning.data import load_test_set, load_training
 from commonsense_reasoning.prompts import cloze_example, paper_example
+from commonsense_reasoning.sources import find_source
 from commonsense_reasoning.tasks import CHOICES, SOLUTIONS, TASKS, TRUE_FALSE, check_record, parse_question
 from randlora_core.experiment.interface import MissingInputError
 
@@ -17,7 +18,15 @@ def folder(tmp_path):
 
 
 def training(folder, dataset="mixture", form="cloze", count=None, seed=1):
-    return load_training(dataset, str(folder), form=form, count=count, seed=seed)
+    return load_training(find_source(dataset, str(folder)), form=form, count=count, seed=seed)
+
+
+def items_of(folder, task, count=None):
+    return load_test_set(find_source("mixture", str(folder)), task, count)
+
+
+def identify(dataset, folder):
+    return find_source(dataset, None if folder is None else str(folder)).identify()
 
 
 def examples_of(layout, numbers, form):
@@ -91,23 +100,23 @@ def test_the_papers_sets_have_the_size_of_their_name(folder, monkeypatch):
 
 def test_what_is_unknown_or_not_here(folder):
     with pytest.raises(ValueError, match="unknown training set dataset='mix'; accepted: commonsense_15k, "):
-        identify_data("mix", str(folder))
+        identify("mix", folder)
     with pytest.raises(MissingInputError, match=r"'commonsense_170k' is not in paths.data=.*commonsense_170k\.json"):
-        identify_data("commonsense_170k", str(folder))
+        identify("commonsense_170k", folder)
     with pytest.raises(MissingInputError, match=r"'piqa' is not in .* no file piqa/train\.json, piqa/train_l\.json"):
         training(folder, dataset="piqa")
     with pytest.raises(MissingInputError, match=r"paths\.data=None"):
-        identify_data("mixture", None)
+        identify("mixture", None)
     (folder / "dataset" / "ARC-Easy" / "test.json").unlink()
     with pytest.raises(MissingInputError, match=r"test set of arc_easy .* no file ARC-Easy/test\.json"):
-        identify_data("mixture", str(folder))
+        identify("mixture", folder)
     with pytest.raises(ValueError, match=r"examples=59; accepted: 1 to 58"):
         training(folder, count=59)
 
 
 def test_the_fingerprint_changes_with_any_file_and_with_the_name(folder):
     def found(dataset="mixture"):
-        return identify_data(dataset, str(folder))
+        return identify(dataset, folder)
 
     before = found()
     assert found() == before and found("boolq") != before != found("social_i_qa")
@@ -120,27 +129,9 @@ def test_the_fingerprint_changes_with_any_file_and_with_the_name(folder):
 
 
 def test_the_fingerprint_does_not_read_a_file_again(folder, monkeypatch):
-    before = identify_data("mixture", str(folder))
+    before = identify("mixture", folder)
     monkeypatch.setattr("hashlib.file_digest", None)
-    assert identify_data("mixture", str(folder)) == before
-
-
-@pytest.mark.parametrize(
-    ("text", "named"),
-    [
-        ("[{", r"train\.json: no JSON file \(.*line 1"),
-        ("{}", r"train\.json: dict of no records"),
-        ("[]", r"train\.json: list of no records"),
-        ('["x"]', r"train\.json: record 1: 'x'"),
-    ],
-)
-def test_a_malformed_file(folder, text, named):
-    path = folder / "dataset" / "boolq" / "train.json"
-    path.write_text(text)
-    with pytest.raises(ValueError, match=named):
-        read_records(path)
-    with pytest.raises(ValueError, match=named):
-        training(folder)
+    assert identify("mixture", folder) == before
 
 
 def test_a_malformed_record_of_training_and_of_test(folder):
@@ -149,32 +140,32 @@ def test_a_malformed_record_of_training_and_of_test(folder):
         records = json.loads(path.read_text())
         records[-1]["instruction"] = records[-1]["instruction"].replace("true/false", "true/fal")
         path.write_text(json.dumps(records))
-        with pytest.raises(ValueError, match=rf"{split}\.json: record {number}: answer format 'true/fal'"):
-            training(folder) if split == "train" else load_test_set("boolq", str(folder), None)
+        with pytest.raises(ValueError, match=rf"{split}\.json, line 1: record {number}: answer format 'true/fal'"):
+            training(folder) if split == "train" else items_of(folder, "boolq")
 
 
 @pytest.mark.parametrize("name", TASKS)
 def test_a_test_set_and_its_fixed_choices(tmp_path, name):
     write_tasks(tmp_path, test=40)
-    whole = load_test_set(name, str(tmp_path), None)
+    whole = items_of(tmp_path, name)
     assert whole.name == whole.task == name and len(whole.records) == len(whole.questions) == 40
     assert f"{name} has 40 items here" in whole.remarks[0]
-    some, more = (load_test_set(name, str(tmp_path), count) for count in (10, 25))
+    some, more = (items_of(tmp_path, name, count) for count in (10, 25))
     assert some.name == f"{name}_10" and f"{name}: a fixed choice of 10 of 40 items." in some.remarks
-    assert some == load_test_set(name, str(tmp_path), 10)
+    assert some == items_of(tmp_path, name, 10)
     assert set(some.records) < set(more.records) < set(whole.records)
     assert [whole.records.index(record) for record in some.records] != list(range(10))
     assert some.questions == tuple(parse_question(record) for record in some.records)
-    assert load_test_set(name, str(tmp_path), 40).name == name
+    assert items_of(tmp_path, name, 40).name == name
     with pytest.raises(ValueError, match="test_items=41; accepted: 1 to 40"):
-        load_test_set(name, str(tmp_path), 41)
+        items_of(tmp_path, name, 41)
 
 
 @needs_real_files
 def test_the_published_files():
     found = training(REAL, count=800)
     assert len(found.validation) == 120 and found.num_available == 61_277 and len(found.train) == 800
-    assert load_test_set("hellaswag", REAL, None).remarks == ()
+    assert items_of(REAL, "hellaswag").remarks == ()
 
 
 @pytest.fixture
@@ -197,20 +188,22 @@ def test_a_hub_repository_is_a_folder_that_is_downloaded(folder, monkeypatch, tm
     monkeypatch.chdir(tmp_path)
     few = training("owner/tasks", form="paper", count=3)
     assert few == training(folder, form="paper", count=3) and len(few.train) == 3
-    assert load_test_set("boolq", "owner/tasks", None).questions == load_test_set("boolq", str(folder), None).questions
-    assert identify_data("mixture", "owner/tasks") == identify_data("mixture", str(folder))
-    assert asked == [("owner/tasks", {"repo_type": "dataset", "allow_patterns": ["*.json"]})]  # once: one revision
+    assert items_of("owner/tasks", "boolq").questions == items_of(folder, "boolq").questions
+    assert identify("mixture", "owner/tasks") == identify("mixture", folder)
+    assert asked == [
+        ("owner/tasks", {"repo_type": "dataset", "allow_patterns": ["*.json", "*.parquet"]})
+    ]  # once: one revision
     asked.clear()
     (tmp_path / "owner").mkdir()
     (tmp_path / "owner" / "tasks").symlink_to(folder)
-    assert identify_data("mixture", "owner/tasks") and not asked  # a folder of this name comes first
+    assert identify("mixture", "owner/tasks") and not asked  # a folder of this name comes first
 
 
 @pytest.mark.parametrize("place", ["/nowhere/tasks", "./tasks", "tasks", "a/b/c", "~/nowhere_at_all"])
 def test_what_cannot_be_a_repository_is_not_asked_of_the_hub(monkeypatch, place):
     monkeypatch.setattr("huggingface_hub.snapshot_download", lambda *given, **more: pytest.fail("asked the hub"))
     with pytest.raises(MissingInputError, match=r"'mixture' is not in paths\.data="):
-        identify_data("mixture", place)
+        identify("mixture", place)
 
 
 @pytest.mark.usefixtures("hub_not_asked")
@@ -222,4 +215,4 @@ def test_a_repository_that_the_hub_does_not_give_is_missing_data(monkeypatch):
     with pytest.raises(
         MissingInputError, match=r"^paths.data=owner/tasks is no folder here, .* \(no route to the hub\)$"
     ):
-        identify_data("mixture", "owner/tasks")
+        identify("mixture", "owner/tasks")

@@ -6,6 +6,7 @@ from pathlib import Path
 
 import datasets
 import pytest
+from sample_records import write_parquet
 from tiny_tuning import instruction, write_json
 from tokenizers_at_hand import FOLDER, REAL, make_tokenizer, needs_real_tokenizers
 
@@ -47,14 +48,6 @@ def write_csv(path, rows):
         writer = csv.DictWriter(file, fieldnames=list(rows[0]))
         writer.writeheader()
         writer.writerows(rows)
-    return path
-
-
-def write_parquet(path, rows):
-    import pyarrow as pa
-    import pyarrow.parquet as pq
-
-    pq.write_table(pa.Table.from_pylist(rows), path)
     return path
 
 

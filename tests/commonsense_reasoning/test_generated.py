@@ -5,7 +5,7 @@ from collections import Counter
 
 import pytest
 
-from commonsense_reasoning.data import load_test_set, load_training, read_records
+from commonsense_reasoning.data import load_test_set, load_training
 from commonsense_reasoning.generated import facts as facts_module
 from commonsense_reasoning.generated.__main__ import main
 from commonsense_reasoning.generated.facts import FACTS, SPLITS, read_facts, split_facts
@@ -15,6 +15,8 @@ from commonsense_reasoning.generated.questions import (
     identify_questions,
     write_record,
 )
+from commonsense_reasoning.record_files import read_records
+from commonsense_reasoning.sources import find_source
 from commonsense_reasoning.tasks import ANSWER_OPENING, TASKS, check_record, parse_question
 
 
@@ -128,19 +130,20 @@ def test_a_thing_never_fits_into_the_container_of_its_question(split):
 
 
 def test_they_are_read_like_files():
-    found = load_training("generated", None, form="cloze", count=160, seed=1)
+    source = find_source("generated", None)
+    found = load_training(source, form="cloze", count=160, seed=1)
     assert len(found.train) == 160 and len(found.validation) == 120 and not set(found.train) & set(found.validation)
     assert "properties 20, uses 20, feelings 20" in found.remarks[0] and "a demonstration" in found.remarks[0]
-    paper = load_training("generated", None, form="paper", count=8, seed=1)
+    paper = load_training(source, form="paper", count=8, seed=1)
     assert all(example.answer.startswith(ANSWER_OPENING) for example in paper.train)
-    test = load_test_set("kinds", None, 5)
+    test = load_test_set(source, "kinds", 5)
     assert (test.name, len(test.questions), test.remarks) == (
         "kinds_5",
         5,
         ("kinds: a fixed choice of 5 of 48 items.",),
     )
     with pytest.raises(ValueError, match="test_items=49; accepted: 1 to 48, as many as kinds has, or null for all"):
-        load_test_set("kinds", None, 49)
+        load_test_set(source, "kinds", 49)
 
 
 def test_the_fingerprint_changes_with_a_fact(monkeypatch):
@@ -155,7 +158,7 @@ def test_the_command_writes_files_that_are_read_like_the_real_ones(tmp_path, cap
     for name, task in GENERATED_TASKS.items():
         for split in SPLITS:
             path = tmp_path / "dataset" / task.folder / f"{split}.json"
-            assert read_records(path) == generate_records(name, split)
+            assert read_records([path], lambda record: record) == generate_records(name, split)
     assert len(capsys.readouterr().out.splitlines()) == 16
     (tmp_path / "file").touch()
     assert main([str(tmp_path / "file")]) == 2
