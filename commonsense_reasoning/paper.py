@@ -46,7 +46,7 @@ def _follows_recipe(experiment: Experiment, record: Record) -> bool:
         overrides.append(f"adapter.alpha={2 * adapter['rank']}")
     try:
         config = build_config(experiment, overrides)
-    except ValueError:  # the recipe has nothing for a method that is not in the paper's tables
+    except ValueError:  # no rule of the recipe names the method
         return False
     rate = found["value"] if found["source"].startswith("tuned") else config.training.learning_rate
     settings = identify_settings(config.identity(rate), experiment.name)

@@ -247,6 +247,24 @@ def test_the_papers_settings_on_language_models():
         assert (options["dropout"], training.learning_rate, training.warmup_steps) == (0.05, 1e-4, 100)
 
 
+@pytest.mark.parametrize("backbone", ["qwen2_0_5b", "phi3_mini", "llama3_8b"])
+def test_methods_that_the_paper_lacks_on_language_models_take_the_settings_of_their_kin(backbone):
+    def chosen(method):
+        return setting("commonsense_reasoning", f"backbone={backbone} dataset=commonsense_15k adapter={method}")
+
+    lora, rslora, randlora, randdora, full = map(chosen, ("lora", "rslora", "randlora", "randdora", "full"))
+    options, other = rslora.adapter.options, lora.adapter.options
+    assert options["rank_stabilized"] and not other["rank_stabilized"] and options["dropout"] == other["dropout"]
+    assert options["alpha"] == 64 == 2 * other["rank"] and options["rank"] == other["rank"]  # LoRA's alpha is 2 rank
+    assert randdora.adapter.options == {**randlora.adapter.options, "magnitude": True}
+    rates = [config.training.learning_rate for config in (lora, rslora, randlora, randdora, full)]
+    assert rates == [1e-4, 1e-4, 1e-4, 1e-4, 1e-5]
+    for config in (rslora, randdora, full):
+        same = config.training.model_copy(update={"learning_rate": 1e-4})
+        assert same == lora.training and config.training.keep_best and config.training.epochs == 3
+    assert full.backbone.options["dtype"] == "float32" and rslora.backbone == randdora.backbone == lora.backbone
+
+
 def test_every_rule_of_the_recipe_fits_some_run():
     """A misspelt name would be a rule that never counts."""
     import yaml
