@@ -19,7 +19,7 @@ from randlora_core.experiment.loop.hardware import pick_device, pick_precision
 from randlora_core.experiment.peft_tuners import PEFT, try_tuner
 from randlora_core.experiment.rates import LearningRate, build_config, choose_rate
 from randlora_core.experiment.records.ledger import Ledger
-from randlora_core.experiment.records.reading import Record, is_failed, is_finished
+from randlora_core.experiment.records.reading import Record, is_failed, is_finished, label_of
 
 Status = Literal["planned", "done", "failed", "missing"]
 
@@ -78,8 +78,8 @@ class PlannedRun:
 
     @property
     def label(self) -> str:
-        """The method's name in tables."""
-        return self.config.adapter.label
+        """The name of its row in tables, see `label_of`."""
+        return label_of(self.recorded)
 
     @cached_property
     def point(self) -> tuple[Any, ...]:

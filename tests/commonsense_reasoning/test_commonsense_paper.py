@@ -9,7 +9,9 @@ import pytest
 
 from commonsense_reasoning.experiment import EXPERIMENT as REAL
 from commonsense_reasoning.tasks import TASKS
+from randlora_core.experiment.commands import train
 from randlora_core.experiment.planning import plan_runs
+from randlora_core.experiment.records.reading import label_of
 from randlora_core.experiment.reports.formats import to_csv
 from randlora_core.experiment.reports.paper_tables import CSV_COLUMNS, paper_cells, paper_csv_rows
 from randlora_core.experiment.reports.published import AVERAGE, PUBLISHED, PublishedRows, read_published
@@ -206,3 +208,27 @@ def test_a_file_of_averages_needs_all_eight_tasks_and_says_what_table_15_says():
         assert len(shared) >= 8
         for number in shared:
             assert by_task[key(number)] == pytest.approx(number.value, abs=0.0501)
+
+
+def test_quantised_runs_have_rows_of_their_own():
+    """They would else be two runs of one method at one point, which tables refuse."""
+    planned = plan(*([*LORA, f"backbone.quantize={bits}"] for bits in ("null", "4bit", "8bit")))
+    assert [entry.label for entry in planned] == ["LoRA-16", "LoRA-16 4bit", "LoRA-16 8bit"]
+    assert {entry.config.adapter.label for entry in planned} == {"LoRA-16"}
+    records = [record_of(entry) for entry in planned]
+    for record, peak in zip(records, (3e9, 1e9, 2e9), strict=True):
+        record["memory"]["peak_bytes"] = int(peak)
+    results = collect(planned, records)
+    assert len(results.points) == 1 and len(set(results.families.values())) == 3  # and so a curve each in figures
+    report = make_report(results, [["LoRA-16 4bit", "LoRA-16"]], published=[TABLE_15])
+    (table,) = (table for table in report.tables if "Peak MB" in table.columns and "LR" in table.columns)
+    peaks = {row[0]: row[table.columns.index("Peak MB")] for row in table.rows}
+    assert peaks == {"LoRA-16": "3,000", "LoRA-16 4bit": "1,000", "LoRA-16 8bit": "2,000"}
+    assert {cell.label for cell in report.paper} == {"LoRA-16"}  # the paper quantises nothing
+    assert {pair.method for pair in report.pairs} == {"LoRA-16 4bit"}
+    assert [label_of(record["config"]) for record in records] == [entry.label for entry in planned]
+    settings = [
+        [f"backbone.quantize={bits}", f"training.epochs={epochs}"] for bits in ("null", "4bit") for epochs in (1, 2)
+    ]
+    labels = [entry.label for entry in train._told_apart(plan(*([*LORA, *more] for more in settings)))]
+    assert labels == [f"LoRA-16 training.epochs={epochs}{bits}" for bits in ("", " 4bit") for epochs in (1, 2)]

@@ -29,6 +29,7 @@ from randlora_core.experiment.loop.distributed import evaluating
 from randlora_core.experiment.peft_tuners import PEFT
 from randlora_core.experiment.planning import results_folder, settled
 from randlora_core.experiment.rates import build_config
+from randlora_core.experiment.records.reading import label_of
 from randlora_core.experiment.running import build_task, score_section
 from randlora_core.files import atomic_file
 
@@ -49,12 +50,12 @@ def _main(experiment: Experiment, arguments: Sequence[str]) -> int:
     written: list[dict[str, Any]] = []
     for run, scores in evaluate_runs(experiment, names, overrides):
         if len(names) > 1:
-            print(f"{run.name}: {run.config.adapter.label}")
+            print(f"{run.name}: {run.label}")
         for name, score in scores["test"].items():
             print(f"{name}: {100 * score['value']:.2f} % of {score['size']}")
         if scores["mean"] is not None and len(scores["test"]) > 1:
             print(f"mean: {100 * scores['mean']:.2f} %", flush=True)
-        written.append({"run": run.name, "label": run.config.adapter.label, "scores": scores})
+        written.append({"run": run.name, "label": run.label, "scores": scores})
         if options.output:  # after every run, so that a later one that fails costs none of the earlier ones
             with atomic_file(options.output) as part:
                 part.write_text(json.dumps({"overrides": overrides, "runs": written}, indent=1))
@@ -76,6 +77,11 @@ class KeptRun:
     name: str
     folder: Path
     config: RunConfig
+
+    @property
+    def label(self) -> str:
+        """The name of its row in tables."""
+        return label_of(self.config.model_dump())
 
     @functools.cached_property
     def shared(self) -> dict[str, Any] | None:

@@ -96,11 +96,11 @@ def _told_apart(planned: Sequence[PlannedRun]) -> list[PlannedRun]:
     if len(runs) == len({run[:-1] for run in runs}):
         return list(planned)
     shared = set.intersection(*(set(entry.overrides) for entry in planned))
-    named = {"seed", "adapter", *(axis.key for axis in planned[0].experiment.axes)}
+    named = {"seed", "adapter", "backbone.quantize", *(axis.key for axis in planned[0].experiment.axes)}
     rows = []
     for entry in planned:
         varied = [text for text in entry.overrides if text not in shared and text.partition("=")[0] not in named]
-        adapter = entry.config.adapter.model_copy(update={"label": " ".join([entry.label, *varied])})
+        adapter = entry.config.adapter.model_copy(update={"label": " ".join([entry.config.adapter.label, *varied])})
         rows.append(replace(entry, config=entry.config.model_copy(update={"adapter": adapter})))
     return rows
 

@@ -15,8 +15,13 @@ Config = Mapping[str, Any]
 
 
 def label_of(config: Config) -> str:
-    """The method's name in tables, such as `RandLoRA-6`."""
-    return str(config["adapter"]["label"])
+    """A run's row in tables: the method's name, such as `RandLoRA-6`, or `RandLoRA-6 4bit` on a quantised base."""
+    return with_quantization(config["adapter"]["label"], config)
+
+
+def with_quantization(name: str, config: Config) -> str:
+    """A name with how the base is quantised behind it, if it is."""
+    return " ".join(filter(None, (name, config["backbone"].get("quantize"))))
 
 
 def backbone_of(config: Config) -> str:

@@ -17,7 +17,7 @@ from randlora_core.experiment.interface import Experiment
 from randlora_core.experiment.planning import PlannedRun
 from randlora_core.experiment.rates import LearningRate
 from randlora_core.experiment.records.predictions import decode_predictions
-from randlora_core.experiment.records.reading import Record, is_finished, test_scores
+from randlora_core.experiment.records.reading import Record, is_finished, test_scores, with_quantization
 from randlora_core.experiment.reports.statistics import Summary, summarize
 
 if TYPE_CHECKING:
@@ -115,7 +115,8 @@ class Results:
         cells: (method, point) -> cell; absent where there is no tested record.
         expected: (method, point) -> number of different runs that the comparison asks for.
         rates: (method, point) -> the learning rate of its runs, with the grid that it was chosen from.
-        families: Label -> the method's name without its rank: "lora" for LoRA-4 and LoRA-16.
+        families: Label -> the method's name without its rank: "lora" for LoRA-4 and LoRA-16, "lora 4bit" for those on
+            a quantised base.
     """
 
     name: str
@@ -275,9 +276,9 @@ def collect_results(name: str, planned: Sequence[PlannedRun], find: Callable[[Pl
 
 
 def _family(entry: PlannedRun) -> str:
-    """A run's method; of PEFT's tuners, the tuner."""
+    """A run's method, of PEFT's tuners the tuner, and how its base is quantised."""
     adapter = entry.config.adapter
-    return str(adapter.options.get("peft_type", adapter.method)).lower()
+    return with_quantization(str(adapter.options.get("peft_type", adapter.method)).lower(), entry.recorded)
 
 
 def check_distinct(planned: Iterable[PlannedRun]) -> None:
