@@ -34,6 +34,7 @@ class PlannedRun:
         config: Its configuration.
         learning_rate: The learning rate it takes, and why.
         identity: What identifies it; data and weights are "" where they are missing.
+        is_settled_here: Whether its number format was auto, and so is what this machine multiplies.
         missing: Why it cannot run here; None where it can.
         record: The record found when it was planned, of whatever status, or None.
     """
@@ -43,6 +44,7 @@ class PlannedRun:
     config: RunConfig
     learning_rate: LearningRate
     identity: Identity
+    is_settled_here: bool = False
     missing: str | None = None
     record: Record | None = None
 
@@ -212,7 +214,8 @@ class _Inputs:
 
 
 def _plan(experiment: Experiment, overrides: tuple[str, ...], inputs: _Inputs) -> PlannedRun:
-    config = settled(build_config(experiment, overrides))
+    asked = build_config(experiment, overrides)
+    config = settled(asked)
     missing: list[str] = []
 
     def here(find: Any, otherwise: Any) -> Any:
@@ -229,7 +232,8 @@ def _plan(experiment: Experiment, overrides: tuple[str, ...], inputs: _Inputs) -
     data = here(lambda: inputs.data(config, settings), "")
     weights = here(lambda: inputs.weights(config, settings), "")
     identity = Identity(**identify_settings(settings, experiment.name), data=data, weights=weights)
-    planned = PlannedRun(experiment, overrides, config, rate, identity)
+    is_open = asked.training.precision == "auto"
+    planned = PlannedRun(experiment, overrides, config, rate, identity, is_settled_here=is_open)
     if missing:
         return replace(planned, missing="; ".join(missing))
     return replace(planned, record=planned.ledger.read(planned.run_id))

@@ -42,9 +42,13 @@ def execute_runs(
         An outcome for every run that can run here.
 
     Raises:
-        ValueError: The folder of results cannot be written.
+        ValueError: The folder of results cannot be written, or runs that are done on a cluster would take the number
+            format of this machine; it is a part of their identity, which must be known before a node has seen them.
     """
     runs = distinct(planned)
+    if execution.is_elsewhere and any(entry.is_settled_here and entry.finished is None for entry in runs):
+        here = "training.precision=auto is what this machine multiplies, and the runs are done on a cluster"
+        raise ValueError(f"{here}; accepted: training.precision=bf16 or training.precision=fp32")
     done = sum(entry.finished is not None for entry in runs)
     print(f"{title}: {len(runs)} runs, {done} finished earlier", flush=True)
     for reason in dict.fromkeys(entry.missing for entry in planned if entry.missing is not None):

@@ -48,6 +48,11 @@ class Execution:
     jobs: int = 1
     slurm: SlurmSettings | None = None
 
+    @property
+    def is_elsewhere(self) -> bool:
+        """Whether runs are done on other machines than this one."""
+        return self.slurm is not None and self.slurm.cluster == "slurm"
+
     def executor(self, preload: Iterable[str]) -> Executor:
         """The executor; local children find the modules of `preload` imported."""
         return LocalExecutor(self.jobs, preload) if self.slurm is None else SlurmExecutor(self.slurm)

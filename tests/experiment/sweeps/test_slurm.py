@@ -11,11 +11,13 @@ import fake_runs
 import pytest
 from submitit.core import core
 
+from randlora_core.experiment.commands import execution
 from randlora_core.experiment.commands.train import main
 from randlora_core.experiment.compose import CONFIGS
 from randlora_core.experiment.planning import plan_runs
 from randlora_core.experiment.records.ledger import read_records
 from randlora_core.experiment.sweeps import slurm
+from randlora_core.experiment.sweeps.executors import Execution
 from randlora_core.experiment.sweeps.slurm import SlurmExecutor, SlurmJob, SlurmSettings, load_settings
 from randlora_core.experiment.sweeps.sweep import run_sweep
 
@@ -79,6 +81,42 @@ def test_the_command_line_sends_a_sweep_to_the_cluster_that_a_file_describes(tin
     assert len(read_records(folder / "tiny")) == 2
     log = (folder / "tiny" / "logs" / f"{read_records(folder / 'tiny')[0]['run_id']}.log").read_text()
     assert "learning rate: " in log and list((folder / "tiny" / "logs" / "submitit").glob("*_result.pkl"))
+
+
+@pytest.fixture
+def submitted(monkeypatch):
+    """The runs that a sweep would submit; none is."""
+    found = []
+    monkeypatch.setattr(execution, "run_sweep", lambda runs, **given: found.extend(runs) or [])
+    return found
+
+
+def test_a_cluster_is_not_given_the_number_format_of_this_machine(tiny, results, tmp_path, submitted):
+    local = tmp_path / "local.yaml"
+    local.write_text("cluster: local\nminutes: 5\ncpus: 1\ngpus: 0\n")
+    elsewhere, here = Execution(2, SlurmSettings(minutes=5, cpus=1, gpus=0)), Execution(2, load_settings(local))
+
+    def plan(precision):
+        return plan_runs(tiny, [[f"seed={seed}", f"training.precision={precision}", results] for seed in (1, 2)])
+
+    with pytest.raises(
+        ValueError,
+        match=r"^training\.precision=auto .* accepted: training\.precision=bf16 or training\.precision=fp32$",
+    ):
+        execution.execute_runs(plan("auto"), "sweep", execution=elsewhere)
+    assert submitted == []
+    for precision in ("bf16", "fp32"):
+        execution.execute_runs(plan(precision), "sweep", execution=elsewhere)
+    for where in (here, Execution(2)):  # this machine does them
+        execution.execute_runs(plan("auto"), "sweep", execution=where)
+    assert [run.config.training.precision for run in submitted[:4]] == ["bf16", "bf16", "fp32", "fp32"]
+    assert len(submitted) == 8 and {run.config.training.precision for run in submitted[4:]} <= {"bf16", "fp32"}
+
+
+def test_the_commands_refuse_it_in_one_line(tiny, results, submitted, capsys):
+    words = ["-m", "seed=1,2", "--executor", "slurm", results]
+    assert main(tiny, [*words, "training.precision=auto"]) == 2 and submitted == []
+    assert capsys.readouterr().err.startswith("error: training.precision=auto is what this machine multiplies")
 
 
 class Interrupting:
