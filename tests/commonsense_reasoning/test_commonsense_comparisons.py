@@ -1,12 +1,14 @@
 """The comparisons on language models that ship: equal budgets, shared runs, and settings that their headers state."""
 
 import dataclasses
+import re
 from pathlib import Path
 
 import pytest
 
 from commonsense_reasoning.experiment import EXPERIMENT
 from commonsense_reasoning.generated.questions import GENERATED_TASKS
+from commonsense_reasoning.tasks import TASKS
 from randlora_core.experiment.commands.tune import find_searches
 from randlora_core.experiment.rates import build_config, choose_rate
 from randlora_core.experiment.sweeps.comparison_file import load_comparison
@@ -95,6 +97,21 @@ def test_the_page_lists_the_generated_tasks():
     rows = [[cell.strip() for cell in line.split("|")[1:-1]] for line in PAGE.splitlines() if line.startswith("| `")]
     listed = {row[0].strip("`"): int(row[3]) for row in rows if len(row) == 4}
     assert listed == {name: task.test_size for name, task in GENERATED_TASKS.items()}
+
+
+def test_the_page_says_how_every_task_is_put_as_a_cloze():
+    table = PAGE[PAGE.index("| task | what they share | what is scored |") :].partition("\n\n")[0].splitlines()[2:]
+    rows = {
+        name: (shared, scored)
+        for _, names, shared, scored, _ in (line.split("|") for line in table)
+        for name in re.findall(r"`(\w+)`", names)
+    }
+    assert rows.keys() == TASKS.keys()
+    for name, (shared, scored) in rows.items():
+        layout = TASKS[name].layout
+        assert ("`Question: ... Answer:`" in shared) == (layout.cloze == "question")
+        assert ("gap" in shared and "gap" in scored) == (layout.cloze == "gap")
+        assert not layout.options or scored.strip() == ", ".join(layout.options)
 
 
 def test_the_demonstration_is_what_is_taken_where_no_scale_is_said_and_needs_no_data():

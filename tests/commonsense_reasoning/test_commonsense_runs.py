@@ -1,4 +1,6 @@
 import json
+import os
+import signal
 
 import numpy as np
 import pytest
@@ -155,6 +157,25 @@ def test_a_batch_cut_into_micro_batches_and_checkpointing_train_the_same(setting
     checkpointed = build_task(plan_run(EXPERIMENT, changed).config)
     assert checkpointed.model.is_gradient_checkpointing
     assert not build_task(plan_run(EXPERIMENT, overrides).config).model.is_gradient_checkpointing
+
+
+def test_an_interrupted_run_leaves_no_record_and_resumes_to_the_bit(setting, tmp_path):
+    own = [*LORA, *setting, "adapter.dropout=0.1", "training.steps=6", "training.accumulate=2", "test_items=3"]
+    own += ["training.group_by_length=true", "training.keep_best=true", "evaluate.every=2"]
+    whole = run(EXPERIMENT, [*own, f"paths.results={tmp_path / 'other'}"])
+
+    def interrupt(event):
+        if event["step"] == 3 and event["phase"] == "train":
+            os.kill(os.getpid(), signal.SIGTERM)
+
+    with pytest.raises(KeyboardInterrupt):
+        run(EXPERIMENT, own, on_progress=interrupt)
+    folder = tmp_path / "results" / EXPERIMENT.name
+    assert not list(folder.glob("*.json")) and (folder / whole["run_id"] / "state.safetensors").exists()
+    steps = []
+    resumed = run(EXPERIMENT, own, on_progress=lambda event: steps.append(event["step"]))
+    assert steps[0] == 4 and len(losses(resumed)) == 6
+    assert resumed["curves"] == whole["curves"] and resumed["scores"] == whole["scores"]
 
 
 def test_what_changes_the_numbers_changes_the_identity(setting):
