@@ -6,7 +6,8 @@
 Every comparison with committed records has a page: docs/results/NAME.md has all tables, verdicts and notes,
 docs/results/NAME_EXPERIMENT_FIGURE.png the figures. A scale is written behind the name: docs/results/figure3_mini.md.
 A table of the README stands between `<!-- table NAME -->` and `<!-- end of table NAME -->`, NAME a file of
-configs/comparison, such as default or mini/figure3.
+configs/comparison, such as default or mini/figure3. docs/results/README.md, which holds the paper's claims against the
+results, has the verdicts of a comparison between `<!-- verdicts NAME -->` and `<!-- end of verdicts NAME -->`.
 """
 
 import functools
@@ -18,7 +19,7 @@ from randlora_core.experiment.commands.compare import committed_reports
 from randlora_core.experiment.reports.figures import TITLES, save_figure
 from randlora_core.experiment.reports.formats import TextTable, to_markdown
 from randlora_core.experiment.reports.pages import filled, write_or_check
-from randlora_core.experiment.reports.report import Report, report_markdown
+from randlora_core.experiment.reports.report import Report, describe_pair, report_markdown
 from randlora_core.experiment.sweeps.comparison_file import Comparison, load_comparison
 from randlora_core.experiment.sweeps.comparison_names import comparison_names
 
@@ -55,6 +56,16 @@ def _main_table(report: Report) -> TextTable:
     return last if len(report.results.points) == 1 else report.tables[0]
 
 
+def verdicts(name: str) -> str:
+    """A comparison's verdicts as a list: on the averages, or on the point where there is only one."""
+    lines = []
+    for report in reports_of(name):
+        several = len(report.results.points) > 1
+        pairs = [pair for pair in report.pairs if pair.difference and (len(pair.points) > 1) == several]
+        lines += [f"- {describe_pair(report.results, pair)}\n" for pair in pairs]
+    return "".join(lines)
+
+
 def page(name: str) -> str:
     """The whole page of a comparison."""
     comparison = load_comparison(name)
@@ -83,8 +94,11 @@ def _image(report: Report, figure: str) -> Path:
 def main(arguments: Sequence[str] | None = None) -> int:
     """The command line; returns the exit code."""
     arguments = sys.argv[1:] if arguments is None else list(arguments)
-    codes = [write_or_check([README], lambda text: filled(text, "table", readme_table), COMMAND, arguments)]
-    for name in recorded_comparisons() if codes != [2] else ():
+    codes = [
+        write_or_check([README], lambda text: filled(text, "table", readme_table), COMMAND, arguments),
+        write_or_check([RESULTS / "README.md"], lambda text: filled(text, "verdicts", verdicts), COMMAND, arguments),
+    ]
+    for name in recorded_comparisons() if 2 not in codes else ():
         path = RESULTS / f"{load_comparison(name).name}.md"
         if not arguments:
             for report in reports_of(name):
