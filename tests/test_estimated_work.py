@@ -58,9 +58,9 @@ def test_what_is_not_fitted_costs_its_passes_once():
 
 
 def test_language_models_cost_epochs_of_nominal_examples():
-    chosen = "recipe=paper backbone=qwen2_0_5b adapter=lora"
+    chosen = "recipe=paper backbone=qwen2_05b adapter=lora"
     found = work("commonsense_reasoning", f"{chosen} dataset=commonsense_15k")
-    cost = backbone_cost("qwen2_0_5b", {"dtype": "float32"})
+    cost = backbone_cost("qwen2_05b", {"dtype": "float32"})
     assert found.num_examples == 3 * 938 * 16 and found.train_flops == found.num_examples * cost.example.flops
     assert cost.example.flops == pytest.approx(2 * 494e6 * 128, rel=0.15)
     assert work("commonsense_reasoning", f"{chosen} dataset=mixture") is None

@@ -217,7 +217,7 @@ def standard_cases(half: bool) -> tuple[Case, ...]:
     blocks = [vision_case("ViT-B", 768, batch, 50, rank=6, half=half) for batch in (16, 64, 128, 256)] + [
         vision_case("ViT-L", 1024, 16, 257, rank=8, half=half),
         vision_case("ViT-H", 1280, 20, 257, rank=10, half=half),
-        language_case("Qwen2-0.5B", block_sizes("qwen2_0_5b"), 16, 256, rank=6, half=half),
+        language_case("Qwen2-0.5B", block_sizes("qwen2_05b"), 16, 256, rank=6, half=half),
         language_case("SmolLM2-135M", block_sizes("smollm2_135m"), 16, 40, rank=10, half=half),
         language_case("Llama-3-8B", block_sizes("llama3_8b"), 4, 160, rank=30, half=half),
     ]

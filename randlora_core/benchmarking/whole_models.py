@@ -40,7 +40,7 @@ KNOWN: dict[str, Known] = {
     "dinov2_vit_s14": Known(6, 257, 384),
     "dinov2_vit_b14": Known(6, 257, 768),
     "smollm2_135m": _language("smollm2_135m", 10, 40),
-    "qwen2_0_5b": _language("qwen2_0_5b", 5),
+    "qwen2_05b": _language("qwen2_05b", 5),
     "phi3_mini": _language("phi3_mini", 20),
     "llama3_8b": _language("llama3_8b", 30),
 }

@@ -29,7 +29,7 @@ ROWS: dict[str, tuple[tuple[str, int], ...]] = {
     "clip_vit_l14": (("lora", 32), ("randlora", 8), ("randlora", 10), ("vera", 256), ("nola", 1)),
     "clip_vit_h14": (("lora", 32), ("randlora", 10), ("vera", 1024), ("nola", 1)),
     "dinov2_vit_b14": (("lora", 32), ("randlora", 6), ("randlora", 8), ("vera", 256), ("nola", 1)),
-    "qwen2_0_5b": (*LANGUAGE_ROWS, ("randlora", 10), ("randlora", 6), ("randlora", 5)),
+    "qwen2_05b": (*LANGUAGE_ROWS, ("randlora", 10), ("randlora", 6), ("randlora", 5)),
     "phi3_mini": (*LANGUAGE_ROWS, ("randlora", 40), ("randlora", 20), ("randlora", 10)),
     "llama3_8b": (*LANGUAGE_ROWS, ("randlora", 60), ("randlora", 30), ("randlora", 15)),
 }

@@ -60,7 +60,7 @@ LANGUAGE_MODELS = {
             "tie_word_embeddings": True,
         },
     ),
-    "qwen2_0_5b": LanguageModel(
+    "qwen2_05b": LanguageModel(
         "Qwen/Qwen2-0.5B",
         "qwen2",
         SEPARATE_TARGETS,

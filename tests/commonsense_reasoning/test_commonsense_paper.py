@@ -26,7 +26,7 @@ EXPERIMENT = dataclasses.replace(
     identify_data=lambda config: f"data of {config.dataset}",
     identify_weights=lambda config: f"hub {LANGUAGE_MODELS[config.backbone.name].repository}@{'a' * 40}",
 )
-LORA = ["recipe=paper", "backbone=qwen2_0_5b", "dataset=commonsense_15k", "adapter=lora", "adapter.rank=16"]
+LORA = ["recipe=paper", "backbone=qwen2_05b", "dataset=commonsense_15k", "adapter=lora", "adapter.rank=16"]
 TABLE_15 = PublishedRows(
     file="table15_commonsense_per_task.csv",
     rows={"LoRA-16": {"method": "LoRA", "rank": 16}, "RandLoRA-5": {"method": "RandLoRA", "rank": 5}},

@@ -23,7 +23,7 @@ CLOSEST = [
     ("vision", "clip_vit_b32", (1, 2, 4, 8, 16, 32, 64, 128), (383, 109, 43, 21, 10, 5, 3, 1)),
     ("vision_language", "clip_vit_l14", (1, 2, 4, 8, 16, 32, 64, 128), (256, 114, 56, 27, 13, 6, 3, 2)),
     ("vision_language", "clip_vit_h14", (1, 2, 4, 8, 16, 32, 64, 128), (342, 156, 71, 33, 16, 8, 4, 2)),
-    ("commonsense_reasoning", "qwen2_0_5b", (16, 32, 64), (10, 5, 3)),
+    ("commonsense_reasoning", "qwen2_05b", (16, 32, 64), (10, 5, 3)),
     ("commonsense_reasoning", "phi3_mini", (16, 32, 64), (42, 21, 10)),
     ("commonsense_reasoning", "llama3_8b", (16, 32, 64), (61, 30, 15)),
 ]

@@ -47,7 +47,7 @@ def test_wheel_is_its_checksum_and_need_not_be_here(name, cache):
         ("clip_vit_h14", "laion/CLIP-ViT-H-14-laion2B-s32B-b79K", "open_clip_pytorch_model.bin"),
         ("dinov2_vit_s14", "timm/vit_small_patch14_dinov2.lvd142m", "model.safetensors"),
         ("dinov2_vit_b14", "timm/vit_base_patch14_dinov2.lvd142m", "model.safetensors"),
-        ("qwen2_0_5b", "Qwen/Qwen2-0.5B", "model.safetensors"),
+        ("qwen2_05b", "Qwen/Qwen2-0.5B", "model.safetensors"),
         ("phi3_mini", "microsoft/Phi-3-mini-4k-instruct", "model.safetensors.index.json"),
         ("llama3_8b", "meta-llama/Meta-Llama-3-8B", "model.safetensors.index.json"),
         ("causal_lm", "owner/model", "pytorch_model.bin"),

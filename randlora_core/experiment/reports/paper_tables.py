@@ -36,7 +36,7 @@ PAPER_BACKBONES: Mapping[str, Mapping[str, Any]] = {
     "CLIP ViT-L/14": {"name": "clip_vit_l14", "pretrained": True},
     "CLIP ViT-H/14": {"name": "clip_vit_h14", "pretrained": True},
     "DINOv2 ViT-B/14": {"name": "dinov2_vit_b14", "pretrained": True, "image_size": 224},
-    "Qwen2-0.5B": {"name": "qwen2_0_5b", "pretrained": True, "dtype": "float32", "quantize": None},
+    "Qwen2-0.5B": {"name": "qwen2_05b", "pretrained": True, "dtype": "float32", "quantize": None},
     "Phi-3-mini": {"name": "phi3_mini", "pretrained": True, "dtype": "float32", "quantize": None},
     "Llama-3-8B": {"name": "llama3_8b", "pretrained": True, "dtype": "bfloat16", "quantize": None},
 }
