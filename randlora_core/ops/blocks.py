@@ -89,10 +89,15 @@ def scaled_a_blocks(lambda_: Tensor, gamma: Tensor, stored_a: Tensor, scale: flo
     return (weights[..., None] * a[:, :, None]).mul_(split(gamma, groups)[:, None])
 
 
+def with_whole_groups(flat_b: Tensor, groups: int) -> Tensor:
+    """Fills the stored blocks (D, n t) of B up with rows of zeros, to a multiple of g; B itself where there are none."""
+    missing = -len(flat_b) % groups
+    return F.pad(flat_b, (0, 0, 0, missing)) if missing else flat_b
+
+
 def b_blocks(flat_b: Tensor, groups: int) -> Tensor:
     """Arranges the stored blocks (D, n t) of B as the factor (g, n t, 1, w): a view where g divides D."""
-    padded = F.pad(flat_b, (0, 0, 0, -flat_b.shape[0] % groups)) if flat_b.shape[0] % groups else flat_b
-    return padded.unflatten(0, (-1, groups)).permute(1, 2, 0).unsqueeze(2)
+    return with_whole_groups(flat_b, groups).unflatten(0, (-1, groups)).permute(1, 2, 0).unsqueeze(2)
 
 
 def vector_gradients_in_blocks(

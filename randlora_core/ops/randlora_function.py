@@ -25,6 +25,7 @@ import torch
 from torch import Tensor
 from torch.nn import functional as F
 
+from randlora_core.ops.blocks import with_whole_groups
 from randlora_core.ops.cost import ACTIVATION, HALF, SUMMED, StepPaths
 from randlora_core.ops.factors import scaled_a, scaled_a_factor, vector_gradients
 from randlora_core.ops.products import (
@@ -66,6 +67,11 @@ class Layout:
     groups: int
     remake: Remake
     keeps_x_through_b: bool
+
+    @property
+    def larger(self) -> int:
+        """The layer's larger side D."""
+        return max(self.out_features, self.in_features)
 
     @property
     def transposed(self) -> bool:
@@ -115,8 +121,10 @@ class RandLoRAFunction(torch.autograd.Function):
         with torch.no_grad(), torch.autocast(grad_output.device.type, enabled=False):
             rows = grad_output.to(layout.dtype).reshape(-1, grad_output.shape[-1])
             basis_b = basis_b.flatten(1)
-            if layout.dtype != torch.float16 and (needs_x or (any(needs_vectors) and through_b is None)):
-                basis_b = basis_b.to(layout.dtype)  # once for both parts; float16 products take it as it is stored
+            if needs_x or (any(needs_vectors) and through_b is None):
+                basis_b = with_whole_groups(basis_b, layout.groups)  # filled up and cast once for both parts
+                if layout.dtype != torch.float16:  # whose products take B as it is stored
+                    basis_b = basis_b.to(layout.dtype)
             if needs_x and layout.paths.input_grad == ACTIVATION and not layout.transposed:
                 through_b = into(rows, b_factor(basis_b, layout.dtype, layout.groups))
             if any(needs_vectors):
@@ -141,7 +149,7 @@ class RandLoRAFunction(torch.autograd.Function):
 
 
 Vectors = tuple[Tensor, Tensor, Tensor, Tensor]
-"""lambda, gamma, A, and B, which may be flat."""
+"""lambda, gamma, A, and B, which may be flat and have rows of zeros at its end."""
 
 
 def _scaled_a(vectors: Vectors, layout: Layout, form: Callable[..., Tensor] = scaled_a) -> Tensor:
@@ -169,7 +177,7 @@ def _update(vectors: Vectors, layout: Layout) -> Tensor:
         return update.T if layout.transposed else update
     inside = torch.float32 if layout.dtype == torch.float16 else layout.dtype
     m, b = _scaled_a(vectors, layout).to(inside), b_factor(basis_b, inside, layout.groups)
-    return update_of(m, b, len(basis_b), transposed=layout.transposed).to(layout.dtype)
+    return update_of(m, b, layout.larger, transposed=layout.transposed).to(layout.dtype)
 
 
 def _summed_weight(weight: Tensor, vectors: Vectors, layout: Layout) -> Tensor:
@@ -240,7 +248,7 @@ def _gradient_of_m(
         through_b = into(_rows(wide), b_factor(basis_b, layout.dtype, layout.groups))
     if not half:
         return gradient_of_scaled_a(through_b, _rows(narrow), layout.groups, len(gamma))
-    factor = 2.0 ** -round(math.log2(len(basis_b)) / 2)
+    factor = 2.0 ** -round(math.log2(layout.larger) / 2)
     return gradient_of_scaled_a(factor * through_b, _rows(narrow), layout.groups, len(gamma)).float() / factor
 
 

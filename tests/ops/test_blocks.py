@@ -4,8 +4,10 @@ import pytest
 import torch
 from layer_operands import SHAPES, call, check_output_and_gradients, operands, oracle_delta
 from test_randlora_linear import saved_by
+from torch.utils._python_dispatch import TorchDispatchMode
 
 from randlora_core import ops
+from randlora_core.ops import cost
 from randlora_core.ops.blocks import blocks_of_a, blocks_of_b, dense_a, dense_b
 from randlora_core.ops.cost import PATHS
 
@@ -133,6 +135,37 @@ def test_small_updates_survive_16_bits(shape, dtype, path):
     for grad, reference in zip(grads, known, strict=True):
         assert grad.dtype == torch.float32
         assert (grad - reference).norm() <= 0.02 * reference.norm()
+
+
+class PaddedShapes(TorchDispatchMode):
+    """Keeps the shapes of the tensors that are filled up with zeros."""
+
+    def __init__(self) -> None:
+        super().__init__()
+        self.shapes: list[torch.Size] = []
+
+    def __torch_dispatch__(self, function, types, args=(), kwargs=None):
+        if function is torch.ops.aten.constant_pad_nd.default:
+            self.shapes.append(args[0].shape)
+        return function(*args, **(kwargs or {}))
+
+
+@pytest.mark.parametrize("dtype", [torch.float64, torch.float16])
+@pytest.mark.parametrize("shape", [(13, 7), (7, 13)])
+def test_a_backward_pass_fills_up_b_once_whatever_paths_its_parts_take(shape, dtype, monkeypatch):
+    _, blocks = grouped(shape, 4, 2)
+    assert max(shape) % 2 == 1
+    x, weight = torch.randn(5, shape[1], dtype=dtype, requires_grad=True), torch.randn(shape, dtype=dtype)
+    problem = cost.Problem(5, *shape, 8, dtype, "cpu", dtype == torch.float64, True, True, 2)
+    combinations = {paths for path in PATHS for paths in cost.allowed(problem, path)}
+    assert len(combinations) == (8 + 1 if dtype == torch.float64 else 2)  # two_products in double precision, too
+    for paths in combinations:
+        monkeypatch.setattr(cost, "choose", lambda problem, path, paths=paths: paths)
+        output = call(x, blocks, weight, None, "auto")
+        with PaddedShapes() as padded:
+            output.sum().backward()
+        flat_b = (max(shape), blocks["basis_b"][0].numel())
+        assert [tuple(s) for s in padded.shapes].count(flat_b) == 1, paths
 
 
 def test_blocks_cost_one_part_in_g_of_the_multiplications():
