@@ -78,5 +78,5 @@ def largest_groups(ranks: Mapping[str, int], num_bases: Mapping[str, int]) -> in
     else:
         reason = f"the ranks in use ({', '.join(map(str, sorted(set(ranks.values()))))}) have no larger common divisor"
     effect = "; bases are dense, and the update costs no less" if groups == 1 else ""
-    warnings.warn(f"groups={MAX!r} becomes {groups}, since {reason}{effect}", stacklevel=5)
+    warnings.warn(f"groups={MAX!r} becomes {groups}, since {reason}{effect}", stacklevel=6)
     return groups

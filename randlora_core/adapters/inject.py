@@ -93,12 +93,10 @@ def plan_injection(
 ) -> InjectionPlan:
     """Checks everything that `inject_adapter` can refuse, without touching the model; arguments and errors are its."""
     shapes = find_targets(model, targets, exclude=exclude, split_in_proj=split_in_proj)
-    config = method_named(config.method).update.resolve(config, shapes)
-    configs = layer_configs(config, shapes)
-    trained = match_parameters(model, trainable, shapes)
+    trained, attentions = match_parameters(model, trainable, shapes), attention.attentions_to_open(model, shapes)
+    config, configs = resolve(config, shapes)
     unfrozen = tuple(name for name, parameter in model.named_parameters() if parameter.requires_grad)
-    state = AdapterState(config, shapes, trained, split_in_proj, unfrozen)
-    return InjectionPlan(state, configs, attention.attentions_to_open(model, shapes))
+    return InjectionPlan(AdapterState(config, shapes, trained, split_in_proj, unfrozen), configs, attentions)
 
 
 def plan_addition(model: nn.Module, config: AdapterConfig, targets: Sequence[str] | str | None) -> InjectionPlan:
@@ -117,13 +115,14 @@ def plan_addition(model: nn.Module, config: AdapterConfig, targets: Sequence[str
     for name in shapes:
         if weight_of(model, name).requires_grad:
             raise ValueError(f"layer {name!r} cannot hold an adapter: its own weight trains")
-    config = method_named(config.method).update.resolve(config, shapes)
+    attentions = attention.attentions_to_open(model, shapes)
+    config, configs = resolve(config, shapes)
     state = AdapterState(config, dict(shapes), first.trainable, first.split_in_proj, first.unfrozen)
-    return InjectionPlan(state, layer_configs(config, shapes), attention.attentions_to_open(model, shapes))
+    return InjectionPlan(state, configs, attentions)
 
 
-def layer_configs(config: AdapterConfig, shapes: dict[str, Shape]) -> dict[str, AdapterConfig]:
-    """Gives every target's own settings, checked against its shape.
+def resolve(config: AdapterConfig, shapes: dict[str, Shape]) -> tuple[AdapterConfig, dict[str, AdapterConfig]]:
+    """Fills in what depends on the targets, and gives every target's own settings, checked against its shape.
 
     Raises:
         ValueError: If a pattern of the config matches no target, or a layer does not allow its rank.
@@ -133,6 +132,7 @@ def layer_configs(config: AdapterConfig, shapes: dict[str, Shape]) -> dict[str, 
         for pattern in patterns:
             if not any(matches_pattern(name, pattern) for name in shapes):
                 raise ValueError(f"{field} {pattern!r} matches none of the targets{near_layers(pattern, shapes)}")
+    config = update_class.resolve(config, shapes)
     configs = {name: config.for_layer(name) for name in shapes}
     for name, layer_config in configs.items():
         update_class.check(layer_config, name, shapes[name])
@@ -144,7 +144,7 @@ def layer_configs(config: AdapterConfig, shapes: dict[str, Shape]) -> dict[str, 
             f"{name!r} of shape {shapes[name]} has rank {configs[name].rank}",
             stacklevel=4,
         )
-    return configs
+    return config, configs
 
 
 def apply_injection(

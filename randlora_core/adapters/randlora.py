@@ -215,7 +215,8 @@ class RandLoRAUpdate(Update):
     def resolve(cls, config: RandLoRAConfig, shapes: Mapping[str, Shape]) -> RandLoRAConfig:
         """As in `Update`: "very_sparse" becomes "ternary" with s = sqrt(d), d the largest smaller side.
 
-        And `groups` "max" becomes the number that `largest_groups` finds.
+        And `groups` "max" becomes the number that `largest_groups` finds, which may warn of it: what a layer does not
+        allow is therefore refused before.
         """
         if config.basis == "very_sparse":
             s = max(MIN_SPARSITY, math.sqrt(max(min(shape) for shape in shapes.values())))
@@ -223,6 +224,8 @@ class RandLoRAUpdate(Update):
         if config.groups != MAX:
             return config
         layers = {name: config.for_layer(name) for name in shapes}
+        for name, layer in layers.items():
+            cls.check(dataclasses.replace(layer, groups=1), name, shapes[name])
         ranks = {name: layer.rank for name, layer in layers.items()}
         bases = {name: layer.bases_on(shapes[name]) for name, layer in layers.items()}
         return dataclasses.replace(config, groups=largest_groups(ranks, bases))

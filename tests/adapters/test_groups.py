@@ -160,6 +160,23 @@ def test_max_says_what_keeps_it_small(fields, sizes, groups, message):
 @pytest.mark.parametrize(
     ("fields", "message"),
     [
+        ({"rank": 30}, "rank 30 is above the smaller side of layer '0'"),
+        ({"rank": 6, "rank_pattern": {"0": 30}}, "rank 30 is above the smaller side of layer '0'"),
+        ({"rank": 6, "rank_pattern": {"9": 4}}, "rank_pattern '9' matches none of the targets"),
+        ({"rank": 6, "num_bases": 5}, "num_bases=5 takes nothing away from layer '0'"),
+        ({"rank": 6, "num_bases": {32: 2}}, "num_bases has no number for smaller side 24"),
+    ],
+)
+def test_settings_that_no_layer_takes_are_refused_without_a_warning_about_max(fields, message):
+    with warnings.catch_warnings():
+        warnings.simplefilter("error")
+        with pytest.raises(ValueError, match=message):
+            injected(RandLoRAConfig(groups="max", **fields), [(24, 24)])
+
+
+@pytest.mark.parametrize(
+    ("fields", "message"),
+    [
         ({"groups": 0}, "groups, where it is not 'max', must be an integer of at least 1, got 0"),
         ({"groups": 2.0}, "groups, where it is not 'max', must be an integer of at least 1, got 2.0"),
         ({"groups": "all"}, "must be an integer of at least 1, got 'all'"),
