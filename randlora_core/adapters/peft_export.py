@@ -89,19 +89,27 @@ def export_peft(
     """
     state = adapter_state(model)
     _check_structure(model, state)
+    modules = _modules_to_save(model, state)
     if as_lora is None:
         settings, tensors = _written_as_is(adapter_layers(model), state)
         kept = dict.fromkeys(state.shapes, 1.0)
     else:
-        if progress is None:
-            progress = sum(math.prod(shape) for shape in state.shapes.values()) >= _MANY_WEIGHTS
         settings, tensors, kept = _written_as_lora(model, _parse_as_lora(as_lora), progress)
-    modules = _modules_to_save(model, state)
     for module in modules:
         values = model.get_submodule(module).state_dict()
         tensors |= {f"{MODEL_PREFIX}{module}.{key}": value for key, value in values.items()}
+    data = serialize_tensors({key: tensor.detach().cpu().contiguous() for key, tensor in tensors.items()})
+    text = json.dumps(_whole_config(model, state, settings, modules), indent=2) + "\n"
+    write_together(Path(directory), {TENSORS_FILE: data, CONFIG_FILE: text.encode()})
+    return kept
+
+
+def _whole_config(
+    model: nn.Module, state: AdapterState, settings: Mapping[str, Any], modules: list[str]
+) -> dict[str, Any]:
+    """Adds the fields that PEFT's configs of all methods have to the `settings` of one."""
     plain_names = [name for name, _ in model.named_modules() if name]
-    description = {
+    return {
         "task_type": None,
         "auto_mapping": None,
         "base_model_name_or_path": getattr(getattr(model, "config", None), "_name_or_path", None) or None,
@@ -113,10 +121,6 @@ def export_peft(
         "fan_in_fan_out": all(layer.kind is CONV1D for layer in adapter_layers(model).values()),
         "bias": "none",
     }
-    data = serialize_tensors({key: tensor.detach().cpu().contiguous() for key, tensor in tensors.items()})
-    text = json.dumps(description, indent=2) + "\n"
-    write_together(Path(directory), {TENSORS_FILE: data, CONFIG_FILE: text.encode()})
-    return kept
 
 
 def _check_structure(model: nn.Module, state: AdapterState) -> None:
@@ -274,10 +278,12 @@ def _padded(matrix: Tensor, shape: tuple[int, ...]) -> Tensor:
 
 
 def _written_as_lora(
-    model: nn.Module, wanted: Mapping[str, Any], progress: bool
+    model: nn.Module, wanted: Mapping[str, Any], progress: bool | None
 ) -> tuple[dict[str, Any], dict[str, Tensor], dict[str, float]]:
     """Makes a LoraConfig's fields and tensors for the truncated updates, and tells what each of them keeps."""
     layers, parts, begin = adapter_layers(model), {}, time.perf_counter()
+    if progress is None:
+        progress = sum(layer.out_features * layer.in_features for layer in layers.values()) >= _MANY_WEIGHTS
     with disable_adapter(model):
         for number, (name, layer) in enumerate(layers.items(), start=1):
             # One update at a time: together they are as large as the model in float32.

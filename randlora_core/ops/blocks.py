@@ -90,7 +90,7 @@ def scaled_a_blocks(lambda_: Tensor, gamma: Tensor, stored_a: Tensor, scale: flo
 
 
 def with_whole_groups(flat_b: Tensor, groups: int) -> Tensor:
-    """Fills the stored blocks (D, n t) of B up with rows of zeros, to a multiple of g; B itself where there are none."""
+    """Fills the stored blocks (D, n t) of B up with rows of zeros to a multiple of g; B itself where D is one."""
     missing = -len(flat_b) % groups
     return F.pad(flat_b, (0, 0, 0, missing)) if missing else flat_b
 
