@@ -4,6 +4,7 @@
     (nothing)     layers and blocks of the paper's models over T / d
     --models M    whole models with random weights, for example --models mini_clip clip_vit_b32
     --table10     percent of full fine-tuning (Llama-3: of LoRA) beside the paper's Table 10
+    --groups      RandLoRA with bases in 1 to r groups, for one rank r (--rank), on blocks of vision towers
     --grid        times of RandLoRA's paths that the cost model is held against, in both number formats
     --profile     the operations of one step of a ViT-B block, by time
     --half        under bfloat16 autocast instead of in float32
@@ -25,12 +26,13 @@ from pathlib import Path
 
 import torch
 
-from randlora_core.benchmarking import cases, grid, table10, whole_models
+from randlora_core.benchmarking import against_groups, cases, grid, table10, whole_models
 from randlora_core.benchmarking.cases import Case
 from randlora_core.benchmarking.measure import Step, measure
 from randlora_core.benchmarking.memory import check_fits
 from randlora_core.benchmarking.methods import MEASURED_METHODS, apply_method
-from randlora_core.benchmarking.report import Result, ResultsFile, check_out, hardware, plot, print_result, rows
+from randlora_core.benchmarking.plots import over_groups, over_tokens, plot
+from randlora_core.benchmarking.report import Result, ResultsFile, check_out, hardware, print_result, rows
 from randlora_core.experiment.loop.hardware import multiplies_bf16
 
 DEFAULT_OUT = Path("results/benchmark")
@@ -66,11 +68,21 @@ def _parser() -> argparse.ArgumentParser:
     what.add_argument("--quick", action="store_true", help="three shapes, under 3 minutes on two cores")
     what.add_argument("--models", nargs="+", metavar="MODEL", help="whole models with random weights")
     what.add_argument("--table10", action="store_true", help="beside the paper's Table 10")
+    what.add_argument(
+        "--groups",
+        nargs="*",
+        type=_positive,
+        metavar="G",
+        help="step time against the number of groups; all if not given",
+    )
     what.add_argument("--grid", action="store_true", help="RandLoRA's paths on a grid of layers")
     what.add_argument("--profile", action="store_true", help="operations of one step by time")
     parser.add_argument("--half", action="store_true", help="under bfloat16 autocast")
     parser.add_argument(
         "--methods", nargs="+", choices=tuple(MEASURED_METHODS), metavar="METHOD", help=", ".join(MEASURED_METHODS)
+    )
+    parser.add_argument(
+        "--rank", type=_positive, help=f"RandLoRA's rank for --groups; {against_groups.DEFAULT_RANK} if not given"
     )
     parser.add_argument("--batch", type=_positive, help=f"rows of a batch for --models; {DEFAULT_BATCH} if not given")
     parser.add_argument(
@@ -107,10 +119,12 @@ def _check(parser: argparse.ArgumentParser, options: argparse.Namespace) -> None
     Options that were not given get their values here.
     """
     _check_effects(parser, options)
-    for option in ("methods", "models"):
+    for option in ("methods", "models", "groups"):
         names = getattr(options, option) or ()
         if twice := [name for name in dict.fromkeys(names) if names.count(name) > 1]:
             parser.error(f"--{option} names {twice[0]} more than once")
+    if options.groups is not None:
+        options.rank, options.groups = against_groups.chosen(options.rank, options.groups, parser.error)
     if options.methods and "randlora" not in options.methods:
         parser.error("--methods needs randlora among them, which the others are compared with")
     for name in options.models or ():
@@ -132,14 +146,16 @@ def _check(parser: argparse.ArgumentParser, options: argparse.Namespace) -> None
 def _check_effects(parser: argparse.ArgumentParser, options: argparse.Namespace) -> None:
     if options.batch and not options.models:
         parser.error("--batch has no effect without --models")
+    if options.rank and options.groups is None:
+        parser.error("--rank has no effect without --groups")
     if options.tokens and not options.table10:
         parser.error("--tokens has no effect without --table10")
     if options.seconds is not None and (options.grid or options.profile):
         parser.error("--seconds has no effect on --grid and --profile")
     if options.half and options.grid:
         parser.error("--half has no effect on --grid, which measures both number formats")
-    if options.methods and (options.grid or options.table10 or options.profile):
-        parser.error("--methods has no effect on --grid, --table10 and --profile")
+    if options.methods and (options.grid or options.table10 or options.profile or options.groups is not None):
+        parser.error("--methods has no effect on --groups, --grid, --table10 and --profile")
     if options.profile and options.rounds:
         parser.error("--rounds has no effect on --profile, which shows one step")
     if options.profile and options.out:
@@ -168,6 +184,8 @@ def _chosen(options: argparse.Namespace) -> tuple[Sequence[Case], Iterable[str]]
     if options.models:
         batch = options.batch or DEFAULT_BATCH
         return [whole_models.model_case(name, batch, half=options.half) for name in options.models], MEASURED_METHODS
+    if options.groups:
+        return against_groups.cases(options.rank, options.half), against_groups.methods(options.groups)
     return cases.standard_cases(options.half), MEASURED_METHODS
 
 
@@ -175,7 +193,7 @@ def _table_path(options: argparse.Namespace) -> Path:
     """Names the CSV file of the run, whose plot has the same name."""
     if options.grid:
         return options.out / f"grid_{torch.device(options.device).type}.csv"
-    name = next((name for name in ("quick", "models", "table10") if getattr(options, name)), "shapes")
+    name = next((name for name in ("quick", "models", "table10", "groups") if getattr(options, name)), "shapes")
     return options.out / f"{name}{'_bfloat16' if options.half else ''}.csv"
 
 
@@ -192,7 +210,8 @@ def _run_cases(options: argparse.Namespace, device: torch.device) -> None:
         print_result(results[-1])
         table.add(rows(results[-1]), hardware(device))
     table.finish()
-    plot(table.path.with_suffix(".png"), results, hardware(device))
+    panels = over_groups(results) if options.groups else over_tokens(results)
+    plot(table.path.with_suffix(".png"), panels, hardware(device))
     print(f"written: {table.path} and .png")
 
 
@@ -217,7 +236,7 @@ def _run_grid(options: argparse.Namespace, device: torch.device) -> None:
 def _run_profile(options: argparse.Namespace, device: torch.device) -> None:
     case = cases.quick_cases(options.half)[0]
     print(f"{case.name}, T = {case.tokens}, {case.format}, {hardware(device)}")
-    for method in ("randlora", "randlora_blocks", "full"):
+    for method in ("randlora", "randlora_blocks", "lora", "full"):
         step = Step(case, apply_method(method, case, device), case.inputs(device))
         step.forward_backward()
         step.clear()

@@ -55,10 +55,12 @@ def test_the_peak_is_carried_on_from_one_and_two_blocks():
     for row in (*rows[False], *rows[True]):
         one, two = row["peak_bytes_1_block"], row["peak_bytes_2_blocks"]
         assert row["peak_bytes_7_blocks_extrapolated"] == one + 6 * (two - one) > two > one > ENTRIES // 2
-    for lora, randlora in rows.values():
-        assert (lora["method"], lora["ratio_to_lora"], randlora["method"]) == ("lora", 1.0, "randlora")
-        ratio = randlora["peak_bytes_7_blocks_extrapolated"] / lora["peak_bytes_7_blocks_extrapolated"]
-        assert randlora["ratio_to_lora"] == pytest.approx(ratio, abs=1e-4)
+    for lora, *others in rows.values():
+        assert (lora["method"], lora["ratio_to_lora"]) == ("lora", 1.0)
+        assert [other["method"] for other in others] == ["randlora", "randlora_blocks"]
+        for other in others:
+            ratio = other["peak_bytes_7_blocks_extrapolated"] / lora["peak_bytes_7_blocks_extrapolated"]
+            assert other["ratio_to_lora"] == pytest.approx(ratio, abs=1e-4)
     plain, checkpointed = (rows[way][0] for way in (False, True))
     assert checkpointed["peak_bytes_7_blocks_extrapolated"] < 0.8 * plain["peak_bytes_7_blocks_extrapolated"]
 
@@ -74,12 +76,12 @@ def test_the_command_says_whether_the_goal_is_met(small, tmp_path, capsys, monke
     monkeypatch.setattr(quantised_memory, "LIMIT", limit)
     assert main(["--device", "cpu", "--dtype", "float32", "--out", str(tmp_path / "new")]) == code
     lines = capsys.readouterr().out.splitlines()
-    assert sum("extrapolated" in line for line in lines) == 4
-    assert [line.rpartition(": ")[2] for line in lines[-2:]] == ["met" if code == 0 else "NOT met"] * 2
+    assert sum("extrapolated" in line for line in lines) == 6
+    assert [line.rpartition(": ")[2] for line in lines[-4:]] == ["met" if code == 0 else "NOT met"] * 4
     with (tmp_path / "new" / "quantised_memory_cpu.csv").open() as file:
         rows = list(csv.DictReader(file))
     assert [(row["method"], row["checkpointing"]) for row in rows] == [
-        (method, way) for way in ("False", "True") for method in ("lora", "randlora")
+        (method, way) for way in ("False", "True") for method in ("lora", "randlora", "randlora_blocks")
     ]
 
 

@@ -84,6 +84,11 @@ MEASURED_METHODS: dict[str, Callable[[Case, nn.Module], nn.Module]] = {
 """Name in tables -> puts the method on a case's module. LoRA and DoRA get the rank whose parameters come closest to
 RandLoRA's; RandLoRA with bases in groups has the same rank, and as many groups as the case's layers allow."""
 
+METHODS_BY_GROUPS = {1: "randlora", **{groups: f"randlora_g{groups}" for groups in range(2, 65)}}
+"""Number of groups that RandLoRA's bases are divided into -> method, beside `MEASURED_METHODS`; 1 is for dense ones."""
+
+GROUPS = {method: groups for groups, method in METHODS_BY_GROUPS.items()}
+
 
 def _rank(method: str, case: Case) -> int:
     if method == "randlora":
@@ -108,7 +113,7 @@ def apply_method(method: str, case: Case, device: torch.device, base: nn.Module 
     """Puts a method on the case's module and moves its parameters off their initial zeros.
 
     Args:
-        method: Name in `MEASURED_METHODS`.
+        method: Name in `MEASURED_METHODS` or `METHODS_BY_GROUPS`.
         case: What to put it on.
         device: Where.
         base: A module that the case built, whose tensors the result shares, so that many methods on a large model fit
@@ -117,11 +122,15 @@ def apply_method(method: str, case: Case, device: torch.device, base: nn.Module 
     Raises:
         ValueError: If the method is unknown.
     """
-    if method not in MEASURED_METHODS:
+    if method in MEASURED_METHODS:
+        put_on = MEASURED_METHODS[method]
+    elif method in GROUPS:
+        put_on = functools.partial(_ours, "randlora", groups=GROUPS[method])
+    else:
         raise ValueError(f"unknown method {method!r}; known: {', '.join(MEASURED_METHODS)}")
     own = base is None or method == "full"
     torch.manual_seed(0)
-    module = MEASURED_METHODS[method](case, case.build(device) if own else sharing_copy(base)).to(device).train()
+    module = put_on(case, case.build(device) if own else sharing_copy(base)).to(device).train()
     if method not in ("frozen", "full"):
         with torch.no_grad():
             for parameter in module.parameters():

@@ -15,6 +15,7 @@ from pathlib import Path
 
 from randlora_core.benchmarking import table10
 from randlora_core.benchmarking.goals import BLOCKS, OWN_METHODS, verdicts
+from randlora_core.benchmarking.methods import GROUPS
 from randlora_core.benchmarking.report import read_cases, read_rows
 from randlora_core.experiment.reports.formats import TextTable, to_markdown
 from randlora_core.experiment.reports.pages import filled, write_or_check
@@ -25,6 +26,7 @@ RESULTS = ROOT / "docs" / "performance"
 
 CASE_HEADINGS = ("case", "T / d", "RandLoRA / PEFT's", "/ full", "/ LoRA", "memory / LoRA", "others / PEFT's")
 BLOCKS_HEADINGS = ("blocks / LoRA", "/ dense", "/ full", "memory / LoRA")
+GROUPS_HEADINGS = ("case", "T / d", "groups", "step ms", "quartiles", "/ LoRA", "/ dense", "/ full", "memory / LoRA")
 PERCENT_HEADINGS = ("model", "method", "of", "time %", "quartiles", "paper", "memory %", "paper")
 
 
@@ -43,6 +45,8 @@ def table(path: Path) -> str:
     if path.stem.startswith("table10"):
         return _percent_table(path)
     cases = read_cases(path)
+    if path.stem.startswith("groups"):
+        return _groups_table(cases)
     with_blocks = any(BLOCKS in rows for rows in cases)  # earlier files have none
     headings = (*CASE_HEADINGS, *(BLOCKS_HEADINGS if with_blocks else ()))
     cells = [[*_case_cells(rows), *(_blocks_cells(rows) if with_blocks else ())] for rows in cases]
@@ -95,6 +99,28 @@ def _ratio(row: Mapping[str, str], column: str) -> str:
 
 def _limit(goal: str, missed: Mapping[str, str]) -> str:
     return next((limit for name, limit in missed.items() if name.startswith(goal)), "")
+
+
+def _groups_table(cases: Sequence[Mapping[str, Mapping[str, str]]]) -> str:
+    cells = [
+        [
+            f"{row['case']}, {int(row['tokens']):,} tokens",
+            f"{float(row['tokens_per_side']):.1f}",
+            str(GROUPS[method]),
+            f"{float(row['step_ms']):.1f}",
+            f"{float(row['step_ms_q1']):.1f}-{float(row['step_ms_q3']):.1f}",
+            _ratio(row, "to_lora"),
+            _ratio(row, "to_dense"),
+            _ratio(row, "to_full"),
+            f"{int(row['peak_bytes']) / int(rows['lora']['peak_bytes']):.2f}",
+        ]
+        for rows in cases
+        for method, row in rows.items()
+        if method in GROUPS
+    ]
+    ours = cases[0]["randlora"]
+    machine = _machine(rows["randlora"]["hardware"] for rows in cases)
+    return f"{_markdown(GROUPS_HEADINGS, cells)}\n{ours['format']}; {machine}; memory: {ours['counter']}.\n"
 
 
 def _percent_table(path: Path) -> str:

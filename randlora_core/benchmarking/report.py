@@ -1,4 +1,4 @@
-"""Prints measurements as tables, keeps and reads them as CSV files, and plots them."""
+"""Prints measurements as tables, and keeps and reads them as CSV files."""
 
 from __future__ import annotations
 
@@ -18,6 +18,7 @@ import torch
 from randlora_core.benchmarking.cases import Case
 from randlora_core.benchmarking.goals import BLOCKS, OWN_METHODS, Verdict, verdicts
 from randlora_core.benchmarking.measure import Timing
+from randlora_core.benchmarking.methods import GROUPS
 from randlora_core.files import atomic_file
 
 BASELINES = ("peft_randlora", "lora", "full")
@@ -79,7 +80,7 @@ def rows(result: Result) -> list[dict[str, Any]]:
         if timing.method in OWN_METHODS and f"peft_{timing.method}" in result.timings:
             q1, q2, q3 = timing.ratio_to(result.timings[f"peft_{timing.method}"])
             row |= {"to_peft": q2, "to_peft_q1": q1, "to_peft_q3": q3}
-        if timing.method == BLOCKS and "randlora" in result.timings:
+        if "randlora" in result.timings and (timing.method == BLOCKS or GROUPS.get(timing.method, 1) > 1):
             q1, q2, q3 = timing.ratio_to(result.timings["randlora"])
             row |= {"to_dense": q2, "to_dense_q1": q1, "to_dense_q3": q3, "blocks_limit": case.blocks_limit}
         row |= {"peak_bytes": timing.peak_bytes, "memory_limit": case.memory_limit, "counter": timing.counter}
@@ -92,18 +93,18 @@ def print_result(result: Result) -> None:
     from rich.console import Console
     from rich.table import Table
 
-    case = result.case
+    case, found = result.case, rows(result)
     title = f"{case.name}: T = {case.tokens} = {case.tokens_per_side:.1f} d, {case.format}"
     table = Table(title=title, title_justify="left")
     table.add_column("method")
-    present = [baseline for baseline in BASELINES if baseline in result.timings]
+    present = [name for name in (*BASELINES, "dense") if any(f"to_{name}" in row for row in found)]
     for heading in ("step ms (quartiles)", *(f"/ {name}" for name in present), "AdamW ms", "peak MB"):
         table.add_column(heading, justify="right")
-    for row in rows(result):
+    for row in found:
         table.add_row(
             f"{row['method']} ({row['trainable']:,})",
             f"{row['step_ms']:.1f} ({row['step_ms_q1']:.1f}-{row['step_ms_q3']:.1f})",
-            *(f"{row[f'to_{name}']:.2f}" for name in present),
+            *(f"{row[f'to_{name}']:.2f}" if f"to_{name}" in row else "-" for name in present),
             f"{row['optimiser_ms']:.1f}",
             f"{row['peak_bytes'] / 1e6:.0f}" if row["peak_bytes"] else "-",
         )
@@ -231,38 +232,3 @@ def read_cases(path: Path) -> list[dict[str, dict[str, str]]]:
         if "randlora" not in methods:
             raise ValueError(f"{path}: {case} with {tokens} tokens has no row of randlora")
     return list(found.values())
-
-
-def plot(path: Path, results: Sequence[Result], machine: str) -> None:
-    """Plots RandLoRA's step relative to PEFT's, LoRA's and full fine-tuning's, over T / d."""
-    import matplotlib
-
-    matplotlib.use("Agg")
-    from matplotlib import pyplot
-
-    figure, axes = pyplot.subplots(1, len(BASELINES), figsize=(4 * len(BASELINES), 3.4), sharey=True)
-    for axis, baseline in zip(axes, BASELINES, strict=True):
-        for name in dict.fromkeys(result.case.name for result in results):
-            _draw(axis, name, baseline, results)
-        axis.axhline(1.0, color="grey", linewidth=0.8)
-        axis.set(title=f"RandLoRA / {baseline}", xlabel="tokens / smaller side", xscale="log")
-    axes[0].set_ylabel("ratio of step times")
-    if drawn := [axis for axis in axes if axis.get_legend_handles_labels()[0]]:
-        drawn[-1].legend(fontsize=6)
-    figure.suptitle(machine, fontsize=7)
-    figure.tight_layout()
-    figure.savefig(path, dpi=150)
-    pyplot.close(figure)
-
-
-def _draw(axis: Any, name: str, baseline: str, results: Sequence[Result]) -> None:
-    points = [
-        (result.case.tokens_per_side, *result.timings["randlora"].ratio_to(result.timings[baseline]))
-        for result in results
-        if result.case.name == name and baseline in result.timings
-    ]
-    if points:
-        x, first, median, third = zip(*sorted(points), strict=True)
-        below = [m - f for m, f in zip(median, first, strict=True)]
-        above = [t - m for m, t in zip(median, third, strict=True)]
-        axis.errorbar(x, median, yerr=(below, above), marker="o", markersize=3, capsize=2, linewidth=1, label=name)

@@ -130,21 +130,38 @@ def check_complete(path: Path, rows: Sequence[Mapping[str, Any]]) -> None:
 
 
 def verdicts(rows: Sequence[Mapping[str, Any]]) -> list[Verdict]:
-    """Judges goals (a) and (c) for each model in the rows of `measure_stack`, or of a file of them."""
+    """Judges goals (a) and (c) for each model in the rows of `measure_stack`, or of a file of them.
+
+    And of bases in groups, which earlier files have not, (a), (c) and (d).
+    """
     found = []
     for stack in STACKS:
         of_model = {row["method"]: row for row in rows if row["model"] == stack.model}
         if of_model:
             case = stack.for_memory(1, half=False)
-            ours, theirs = of_model["randlora"], of_model["peft_randlora"]
+            ours, theirs, lora = (of_model[method] for method in ("randlora", "peft_randlora", "lora"))
             first, median, third = (float(theirs[f"time_percent{which}"]) for which in ("_q1", "", "_q3"))
             limit = peft_limit(int(ours["timed_tokens"]) / case.smaller, (third - first) / median)
-            ratio = float(ours["time_percent"]) / median
-            found.append(Verdict(f"(a) {stack.model}, step time / PEFT's RandLoRA", ratio, limit))
-            ratio = int(ours["peak_bytes_extrapolated"]) / int(of_model["lora"]["peak_bytes_extrapolated"])
-            goal = f"(c) {stack.model}, peak memory / LoRA with equal parameters"
-            found.append(Verdict(goal, ratio, case.memory_limit))
+            goal = f"(a) {stack.model}, step time / PEFT's RandLoRA"
+            found.append(Verdict(goal, _time_ratio(ours, theirs), limit))
+            found.append(Verdict(f"(c) {stack.model}, {_MEMORY}", _memory_ratio(ours, lora), case.memory_limit))
+            if blocks := of_model.get(BLOCKS):
+                of = f"{stack.model}, step time /"
+                found.append(Verdict(f"blocks (a) {of} LoRA's", _time_ratio(blocks, lora), case.blocks_limit))
+                found.append(Verdict(f"blocks (c) {of} full fine-tuning", _time_ratio(blocks, of_model["full"]), 1.0))
+                found.append(Verdict(f"blocks (d) {stack.model}, {_MEMORY}", _memory_ratio(blocks, lora), 1.02))
     return found
+
+
+_MEMORY = "peak memory / LoRA with equal parameters"
+
+
+def _time_ratio(row: Mapping[str, Any], other: Mapping[str, Any]) -> float:
+    return float(row["time_percent"]) / float(other["time_percent"])
+
+
+def _memory_ratio(row: Mapping[str, Any], other: Mapping[str, Any]) -> float:
+    return int(row["peak_bytes_extrapolated"]) / int(other["peak_bytes_extrapolated"])
 
 
 def _percentages(stack: Stack, timed: dict[str, Timing], peaks: dict[str, int]) -> Iterator[dict[str, Any]]:
