@@ -24,11 +24,13 @@ class Panel:
         title: The ratio that it shows.
         x_label: What it is shown over.
         curves: Name of a case -> its points.
+        ticks: Numbers on the x axis; matplotlib's choice where there are none.
     """
 
     title: str
     x_label: str
     curves: Mapping[str, Sequence[Point]]
+    ticks: tuple[int, ...] = ()
 
 
 def over_tokens(results: Sequence[Result]) -> list[Panel]:
@@ -49,7 +51,7 @@ def over_tokens(results: Sequence[Result]) -> list[Panel]:
 def over_groups(results: Sequence[Result]) -> list[Panel]:
     """Makes a panel of the step with bases in g groups relative to each of LoRA, dense bases and full fine-tuning."""
     panels = []
-    for baseline in ("lora", "randlora", "full"):
+    for baseline, words in (("lora", "LoRA"), ("randlora", "dense bases"), ("full", "full fine-tuning")):
         curves = {
             f"{result.case.name}, {result.case.tokens} tokens": [
                 (groups, *result.timings[method].ratio_to(result.timings[baseline]))
@@ -58,7 +60,8 @@ def over_groups(results: Sequence[Result]) -> list[Panel]:
             ]
             for result in results
         }
-        panels.append(Panel(f"RandLoRA in groups / {baseline}", "groups", curves))
+        ticks = sorted({groups for points in curves.values() for groups, *_ in points})
+        panels.append(Panel(f"bases in groups / {words}", "groups", curves, tuple(ticks)))
     return panels
 
 
@@ -80,6 +83,9 @@ def plot(path: Path, panels: Sequence[Panel], machine: str) -> None:
             axis.errorbar(x, median, yerr=(below, above), marker="o", markersize=3, capsize=2, linewidth=1, label=name)
         axis.axhline(1.0, color="grey", linewidth=0.8)
         axis.set(title=panel.title, xlabel=panel.x_label, xscale="log")
+        if panel.ticks:
+            axis.set_xticks(panel.ticks, labels=panel.ticks, minor=False)
+            axis.minorticks_off()
     for row in grid:
         row[0].set_ylabel("ratio of step times")
     if drawn := [axis for axis in grid.flat if axis.get_legend_handles_labels()[0]]:

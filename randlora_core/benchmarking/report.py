@@ -108,7 +108,7 @@ def print_result(result: Result) -> None:
             f"{row['optimiser_ms']:.1f}",
             f"{row['peak_bytes'] / 1e6:.0f}" if row["peak_bytes"] else "-",
         )
-    console = Console(width=100 if not os.isatty(1) else None)
+    console = Console(width=120 if not os.isatty(1) else None)
     console.print(table)
     for verdict in result.verdicts:
         console.print(f"  {verdict}", highlight=False)
