@@ -16,7 +16,7 @@ from randlora_core.adapters import make_config
 from randlora_core.adapters.checkpoint import load_adapter, save_adapter
 from randlora_core.adapters.files import check_same_tensors, naming
 from randlora_core.adapters.inject import inject_adapter
-from randlora_core.adapters.state import count_parameters
+from randlora_core.adapters.state import adapter_state, count_parameters, has_adapters
 from randlora_core.experiment.config import RunConfig
 from randlora_core.experiment.interface import Task
 from randlora_core.experiment.loop.seeding import seed_global
@@ -52,10 +52,16 @@ def apply_method(task: Task, config: RunConfig) -> None:
 
 
 def parameter_section(task: Task) -> dict[str, Any]:
-    """The record's section on parameters: trainable, total, and trainable ones per layer."""
+    """The record's section on parameters: trainable, total, and trainable ones per layer.
+
+    For RandLoRA it has the number of groups of the bases as well, since that of groups=max depends on the model.
+    """
     counts = count_parameters(task.module)
     per_layer = {**counts.per_layer, **tuner_parameters(task.module)}
-    return {"trainable": counts.trainable, "total": counts.total, "per_layer": per_layer}
+    section = {"trainable": counts.trainable, "total": counts.total, "per_layer": per_layer}
+    if has_adapters(task.model) and hasattr(config := adapter_state(task.model).config, "groups"):
+        section["groups"] = config.groups
+    return section
 
 
 def original_weights(task: Task, config: RunConfig) -> dict[str, Tensor]:

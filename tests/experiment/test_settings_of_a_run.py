@@ -117,6 +117,22 @@ def test_a_tasks_own_learning_rates_reach_the_training_loop(tiny, results, monke
         run(dataclasses.replace(tiny, build_task=WithRates), [*LORA, results])
 
 
+@pytest.mark.filterwarnings("ignore:groups='max' becomes 1, since layer '3' has n = 1 bases")
+@pytest.mark.parametrize(
+    ("overrides", "groups"),
+    [
+        (["adapter=randlora_blocks", "adapter.targets=['0']"], 2),
+        (["adapter=randlora_blocks"], 1),
+        (["adapter=randlora"], 1),
+        (["adapter=lora"], None),
+    ],
+)
+def test_the_record_says_into_how_many_groups_the_bases_were_divided(tiny, results, overrides, groups):
+    """With groups=max the model decides: its second layer has two outputs, and one basis of rank 2."""
+    record = run(tiny, [*overrides, "adapter.rank=2", "training.steps=1", "training.learning_rate=0.05", results])
+    assert record["parameters"].get("groups") == groups
+
+
 def test_threads_are_as_many_as_asked_for(tiny, results):
     before = torch.get_num_threads()
     try:
