@@ -372,5 +372,5 @@ def _default_alpha(config: AdapterConfig) -> float:
 
 
 def _integral(number: float) -> float | int:
-    """Turns a whole number into an integer, since that is how PEFT annotates alpha."""
-    return int(number) if float(number).is_integer() else number
+    """Turns a number that is whole up to rounding into an integer, since that is how PEFT annotates alpha."""
+    return round(number) if math.isclose(number, round(number), rel_tol=1e-12) else number

@@ -324,6 +324,8 @@ def test_bases_in_groups_come_back_from_peft_as_blocks(settings, tmp_path):
     model = ours("qwen2", **settings)
     with pytest.warns(UserWarning, match=r"with their zeros they take \d+\.\d MB"):
         export_peft(model, tmp_path / "out")
+    alpha = json.loads((tmp_path / "out" / "adapter_config.json").read_text())["randlora_alpha"]
+    assert isinstance(alpha, int)  # as PEFT annotates it, though units of bases in groups are square roots
     there = opened("qwen2", tmp_path / "out")
     moved(there).save_pretrained(tmp_path / "back")
     imported = import_peft(tiny_model("qwen2"), tmp_path / "back")
