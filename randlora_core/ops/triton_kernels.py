@@ -2,8 +2,8 @@
 
 Legend as in `randlora_core.ops.factors`: M (k, d) is never stored, and neither are unpacked signs. The kernels for
 bases in groups are in `randlora_core.ops.triton_blocks`. All are off unless `randlora_core.ops.use_triton(True)` turns
-them on: they have been checked for correctness through Triton's interpreter on a CPU (which cannot multiply in
-bfloat16) and compiled for GPUs, but their speed has not been measured on one.
+them on. All have been checked for correctness through Triton's interpreter on a CPU (which cannot multiply in bfloat16)
+and on a GPU; those for bases in groups have been timed there, the one here has not.
 """
 
 from __future__ import annotations
@@ -21,10 +21,11 @@ _enabled = False
 
 
 def use_triton(enabled: bool) -> None:
-    """Turns the Triton kernels on or off that compute on CUDA, in 32 and 16 bits and outside of compiled models.
+    """Turns the Triton kernels on or off that compute on CUDA, outside of compiled models; they are off at first.
 
-    Two kinds of layers have them: with dense bases, where the update is formed, and with bases in groups, where the
-    products go by the activations. They are off at first, since their speed has not been measured.
+    Two kinds of layers have them: with dense bases in 32 and 16 bits, where the update is formed, which has not been
+    timed on a GPU; and with bases in groups, where the products go by the activations and are of the kind on which the
+    kernels measured faster than torch (`randlora_core.ops.products.by_triton`).
 
     Raises:
         ValueError: If there is no Triton to turn on.
@@ -36,7 +37,7 @@ def use_triton(enabled: bool) -> None:
 
 
 def uses_triton(tensor: Tensor) -> bool:
-    """Tells whether products with this tensor, in its dtype, are computed by Triton's kernels."""
+    """Tells whether the kernels are on and could compute with this tensor: on CUDA, and not in float64."""
     return _enabled and tensor.is_cuda and tensor.dtype != torch.float64 and not torch.compiler.is_compiling()
 
 

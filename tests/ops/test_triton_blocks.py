@@ -6,6 +6,7 @@ The interpreter has to be chosen before Triton is imported: a child runs this fi
 import os
 import subprocess
 import sys
+from importlib import import_module
 from importlib.util import find_spec
 from types import SimpleNamespace
 
@@ -34,17 +35,21 @@ in_each_size = pytest.mark.parametrize("size", SIZES)
 
 
 @pytest.fixture
+def kernels():
+    """The kernels' module, which is imported where they run: the interpreter has to be chosen before."""
+    return import_module("randlora_core.ops.triton_blocks")
+
+
+@pytest.fixture
 def by_triton(monkeypatch):
-    """Turns the kernels on, in the interpreter for tensors on the CPU, and refuses torch's products with blocks."""
+    """Has every product with blocks computed by the kernels, whatever its size, and refuses torch's."""
 
     def refuse(*arguments):
         raise AssertionError("computed by torch")
 
     for name in ("split", "join"):
         monkeypatch.setattr(products, name, refuse)
-    monkeypatch.setattr(triton_kernels, "_enabled", True)
-    if INTERPRETED:
-        monkeypatch.setattr(products, "uses_triton", lambda tensor: True)
+    monkeypatch.setattr(products, "by_triton", lambda x, columns, rows: True)
 
 
 def by_group(x: Tensor, groups: int) -> Tensor:
@@ -76,52 +81,52 @@ def check(found: Tensor, expected: Tensor, dtype: torch.dtype, several: int = 1)
 @on_each_device
 @in_each_dtype
 @in_each_size
-def test_into(size, dtype, device, by_triton):
+def test_into(size, dtype, device, kernels):
     x, inner, factor, rows = operands(size, dtype, device)
     expected = torch.empty_like(inner, dtype=torch.float64)
     expected[rows] = factor.double().flatten(1, 2) @ by_group(x, len(factor)).transpose(1, 2)
-    found = products.into(x, factor)
+    found = kernels.into(x, factor)
     assert found.dtype == dtype
     check(found, expected, dtype)
-    check(products.into(x.T.contiguous().T, factor), expected, dtype)
-    check(products.into(x[:1].expand_as(x), factor), expected[:, :1].expand_as(expected), dtype)
+    check(kernels.into(x.T.contiguous().T, factor), expected, dtype)
+    check(kernels.into(x[:1].expand_as(x), factor), expected[:, :1].expand_as(expected), dtype)
 
 
 @on_each_device
 @in_each_dtype
 @in_each_size
-def test_out_of(size, dtype, device, by_triton):
+def test_out_of(size, dtype, device, kernels):
     x, inner, factor, rows = operands(size, dtype, device)
     parts = inner.double()[rows].transpose(1, 2) @ factor.double().flatten(1, 2)
     expected = parts.permute(1, 2, 0).flatten(1)[:, : x.shape[1]]
-    found = products.out_of(inner, factor, x.shape[1])
+    found = kernels.out_of(inner, factor, x.shape[1])
     assert found.dtype == dtype
     assert found.is_contiguous()
     check(found, expected, dtype)
     bias = 3 * torch.randn(x.shape[1], device=device).to(dtype)
-    check(products.out_of(inner, factor, x.shape[1], bias), expected + bias.double(), dtype)
+    check(kernels.out_of(inner, factor, x.shape[1], bias), expected + bias.double(), dtype)
 
 
 @on_each_device
 @in_each_dtype
 @in_each_size
-def test_gradient_of_scaled_a(size, dtype, device, by_triton):
+def test_gradient_of_scaled_a(size, dtype, device, kernels):
     x, inner, factor, rows = operands(size, dtype, device)
     expected = (inner.double()[rows] @ by_group(x, len(factor))).view(factor.shape)
-    found = products.gradient_of_scaled_a(inner, x, len(factor), factor.shape[2])
+    found = kernels.gradient_of_scaled_a(inner, x, len(factor), factor.shape[2])
     assert found.dtype == torch.float32
     check(found, expected, dtype)
 
 
 @on_each_device
 @pytest.mark.parametrize("columns", [40, 37])
-def test_b_is_read_in_place(columns, device, by_triton):
+def test_b_is_read_in_place(columns, device, kernels):
     """B's factor is a view of another layout than the scaled A's, and a slice of a larger B."""
     stored = torch.randn(columns + 2, 30, device=device)[:columns, :12]
     x, factor = torch.randn(50, columns, device=device), b_blocks(stored, 4)
     expected = torch.empty(48, 50, dtype=torch.float64, device=device)
     expected[rows_by_group(4, 1, 12)] = factor[:, :, 0].double() @ by_group(x, 4).transpose(1, 2)
-    check(products.into(x, factor), expected, torch.float32)
+    check(kernels.into(x, factor), expected, torch.float32)
 
 
 @on_each_device
@@ -183,3 +188,36 @@ def test_they_are_off_at_first_and_then_for_32_and_16_bits_on_cuda(monkeypatch):
     assert not any(map(triton_kernels.uses_triton, others))
     ops.use_triton(False)
     assert not any(map(triton_kernels.uses_triton, tensors))
+
+
+@pytest.mark.parametrize(
+    ("dtype", "columns", "rows", "taken"),
+    [
+        (torch.bfloat16, 2048, 2048, True),
+        (torch.float16, 2048, 4096, True),
+        (torch.bfloat16, 2040, 4096, False),
+        (torch.bfloat16, 4096, 2040, False),
+        (torch.float32, 4096, 4096, False),
+        (torch.float64, 2048, 2048, False),
+    ],
+)
+def test_they_compute_large_products_of_16_bits_and_no_others(dtype, columns, rows, taken, monkeypatch):
+    """In `randlora_core.ops.products`, once they are on and for tensors on CUDA, which a CPU's stand in for here."""
+    names = ("into", "out_of", "gradient_of_scaled_a")
+    stand_in = SimpleNamespace(**{name: lambda *arguments: "computed by a kernel" for name in names})
+    monkeypatch.setattr(ops, "triton_blocks", stand_in, raising=False)
+    monkeypatch.setitem(sys.modules, "randlora_core.ops.triton_blocks", stand_in)
+    x, inner = torch.ones(1, columns, dtype=dtype), torch.ones(rows, 1, dtype=dtype)
+    factor = torch.ones(8, 1, rows // 8, columns // 8, dtype=dtype)
+
+    def by_kernels() -> list[bool]:
+        results = (
+            products.into(x, factor),
+            products.out_of(inner, factor, columns),
+            products.gradient_of_scaled_a(inner, x, 8, rows // 8),
+        )
+        return [isinstance(result, str) for result in results]
+
+    assert by_kernels() == [False] * 3  # off, and on a CPU
+    monkeypatch.setattr(products, "uses_triton", lambda tensor: True)
+    assert by_kernels() == [taken] * 3
