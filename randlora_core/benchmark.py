@@ -229,8 +229,12 @@ def _run_grid(options: argparse.Namespace, device: torch.device) -> None:
     found = table.finish()
     share = sum(grid.agrees(row, device.type) for row in found) / len(found)
     fast = sum(grid.auto_is_fastest(row) for row in found) / len(found)
-    print(f"the cost model picks the faster path on {share:.1%} of {len(found)} points, and its mixture of paths is at")
-    print(f"least as fast as either on {fast:.1%}; written: {table.path}")
+    slowdowns = [grid.slowdown(row, device.type) for row in found]
+    print(f"the cost model picks the faster path on {share:.1%} of {len(found)} points; the picked path takes")
+    print(
+        f"{sum(slowdowns) / len(found):.3f} of the faster one's time in the mean and {max(slowdowns):.2f} at worst; the"
+    )
+    print(f"mixture of paths is at least as fast as either on {fast:.1%}; written: {table.path}")
 
 
 def _run_profile(options: argparse.Namespace, device: torch.device) -> None:

@@ -293,6 +293,8 @@ def test_grid_rows_are_judged_by_the_faster_path(tmp_path, monkeypatch):
     spread = {f"{path}_ms_q{q}": 1.0 for path in grid.PATHS for q in (1, 3)}
     slow = vars(point) | spread | {"activation_ms": 1.0, "weight_ms": 2.0}
     assert not grid.agrees(slow, "cpu")
+    assert grid.slowdown(slow, "cpu") == 2
+    assert grid.slowdown(slow | {"activation_ms": 3.0}, "cpu") == 1
     assert grid.agrees(slow | {"activation_ms": 3.0}, "cpu")
     assert grid.agrees(slow | {"weight_ms_q3": 2.5}, "cpu")  # within the quartiles' distance
     mixed = slow | {"auto_ms": 1.1, "auto_ms_q1": 1.0, "auto_ms_q3": 1.05}

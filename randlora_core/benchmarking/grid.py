@@ -115,6 +115,12 @@ def agrees(row: dict[str, Any], device_type: str) -> bool:
     return _is_fastest(prediction(_point(row), device_type), row)
 
 
+def slowdown(row: dict[str, Any], device_type: str) -> float:
+    """Divides the measured time of the path that the model picks by that of the faster one: 1 or more."""
+    times = {path: float(row[f"{path}_ms"]) for path in PATHS}
+    return times[prediction(_point(row), device_type)] / min(times.values())
+
+
 def auto_is_fastest(row: dict[str, Any]) -> bool:
     """Whether "auto", which may mix the paths, was as fast as the faster one, up to the quartiles' distance."""
     return _is_fastest("auto", row)

@@ -14,7 +14,8 @@ T tokens, k = n*r, about d; products in multiply-adds):
 With bases in g groups every product that has k in it costs 1 / g of that.
 
 W0 + update may be summed first only where the product itself runs in that precision (`randlora_core.ops.linear`).
-Beside products the estimate counts elements written, weighted by what one costs in multiply-adds on the device.
+Beside products the estimate counts elements written and sorted by group, and the launches of a weight that is summed
+group by group, weighted by what each costs in multiply-adds on the device.
 """
 
 from __future__ import annotations
@@ -34,28 +35,40 @@ HALF = (torch.bfloat16, torch.float16)
 
 ACTIVATION, SUMMED, TWO_PRODUCTS, WEIGHT = "activation", "summed", "two_products", "weight"
 
-ELEMENT_COST: dict[tuple[str, bool], float] = {
-    ("cpu", False): 40.0,
-    ("cpu", True): 400.0,
-    ("cuda", False): 150.0,
-    ("cuda", True): 1200.0,
+
+@dataclass(frozen=True)
+class Rates:
+    """Says how long other work takes, in the multiply-adds of a product over tokens that take as long.
+
+    Args:
+        element: Writing one element.
+        forming: A multiply-add in the product B M.
+        sorting: Moving one element to or from its group's place.
+        launch: Starting one of the products, one for each group, that add a summed weight's update.
+    """
+
+    element: float
+    forming: float
+    sorting: float
+    launch: float
+
+
+RATES: dict[tuple[str, bool], Rates] = {
+    ("cpu", False): Rates(element=40.0, forming=1.2, sorting=12.0, launch=0.0),
+    ("cpu", True): Rates(element=400.0, forming=2.0, sorting=12.0, launch=0.0),
+    ("cuda", False): Rates(element=50.0, forming=1.1, sorting=300.0, launch=1e9),
+    ("cuda", True): Rates(element=1200.0, forming=1.5, sorting=3000.0, launch=0.0),
 }
-"""(device type, half precision) -> the multiply-adds that take as long as writing one element. CPU: fitted to the
-grid of `python -m randlora_core.benchmark --grid`. CUDA: from the ratio of peak rates to bandwidth of an H100, not
-measured."""
+"""(device type, half precision) -> its rates.
 
-FORMING_COST: dict[tuple[str, bool], float] = {
-    ("cpu", False): 1.2,
-    ("cpu", True): 2.0,
-    ("cuda", False): 1.2,
-    ("cuda", True): 1.5,
-}
-"""How long a multiply-add in the product B M takes, relative to one in the product of T tokens; as `ELEMENT_COST`."""
+CPU: element and forming are fitted to the grid of `python -m randlora_core.benchmark --grid`; sorting was measured with
+AVX2 in float32, where a copy of this kind takes about 0.4 ns an element.
 
-
-SORTING_COST = 12.0
-"""The multiply-adds that take as long as moving one element to or from its group's place: measured on a CPU with AVX2
-in float32, where a copy of this kind takes about 0.4 ns an element, and taken for all devices."""
+CUDA: from one NVIDIA H200. In float32 all are fitted to its grid; the launch is about 30 us. In 16 bits launches hide
+the paths' difference nearly everywhere on that grid, where the same computation timed twice differs by 5 %. So element
+and forming are from the ratio of peak rates to bandwidth, and sorting is from products timed alone, which take 3 to 25
+ps an element; nothing is summed there.
+"""
 
 
 @dataclass(frozen=True)
@@ -166,43 +179,43 @@ def _sides(problem: Problem) -> tuple[int, int]:
     return max(sides), min(sides)
 
 
-def _rates(problem: Problem) -> tuple[float, float]:
-    key = (problem.device_type if problem.device_type == "cpu" else "cuda", problem.half)
-    return ELEMENT_COST[key], FORMING_COST[key]
+def _rates(problem: Problem) -> Rates:
+    return RATES[problem.device_type if problem.device_type == "cpu" else "cuda", problem.half]
 
 
 def _forming(problem: Problem, way: str) -> float:
     """Estimates the work of forming M, and of the update from it unless `way` is by activations."""
     larger, smaller = _sides(problem)
-    element, forming = _rates(problem)
+    rates = _rates(problem)
     m, b = 3 * problem.inner * smaller, larger * problem.inner / problem.groups
     if way == ACTIVATION:
-        return element * (m / problem.groups + b)
-    return element * (m + b + larger * smaller) + forming * larger * smaller * problem.inner / problem.groups
+        return rates.element * (m / problem.groups + b)
+    launches = rates.launch * problem.groups if way == SUMMED and problem.groups > 1 else 0.0
+    product = rates.forming * larger * smaller * problem.inner / problem.groups
+    return rates.element * (m + b + larger * smaller) + product + launches
 
 
 def _product(problem: Problem, way: str, columns: int) -> float:
     """Estimates the work of multiplying the tokens by the update, with a result (T, columns)."""
     larger, smaller = _sides(problem)
-    tokens = problem.tokens
-    element, _ = _rates(problem)
+    tokens, rates = problem.tokens, _rates(problem)
     if way == SUMMED:
         return 0.0
     if way == TWO_PRODUCTS:
-        return tokens * larger * smaller + element * tokens * columns
+        return tokens * larger * smaller + rates.element * tokens * columns
     products = tokens * problem.inner * (larger + smaller) / problem.groups
-    sorting = SORTING_COST * tokens * (larger + smaller) if problem.groups > 1 else 0.0
-    return products + element * tokens * (columns + problem.inner) + sorting
+    sorting = rates.sorting * tokens * (larger + smaller) if problem.groups > 1 else 0.0
+    return products + rates.element * tokens * (columns + problem.inner) + sorting
 
 
 def _vector_gradient(problem: Problem, way: str, *, has_product_with_b: bool) -> float:
     larger, smaller = _sides(problem)
     tokens, inner = problem.tokens, problem.inner
-    element, forming = _rates(problem)
-    reduction = element * 3 * inner * smaller
+    rates = _rates(problem)
+    reduction = rates.element * 3 * inner * smaller
     if way == WEIGHT:
-        formed = forming * larger * smaller * inner / problem.groups
-        return reduction + tokens * larger * smaller + formed + element * larger * smaller
-    sorting = SORTING_COST * tokens if problem.groups > 1 else 0.0
-    by_b = 0.0 if has_product_with_b else tokens * inner * (larger / problem.groups + element) + sorting * larger
+        formed = rates.forming * larger * smaller * inner / problem.groups
+        return reduction + tokens * larger * smaller + formed + rates.element * larger * smaller
+    sorting = rates.sorting * tokens if problem.groups > 1 else 0.0
+    by_b = 0.0 if has_product_with_b else tokens * inner * (larger / problem.groups + rates.element) + sorting * larger
     return reduction / problem.groups + tokens * inner * smaller / problem.groups + sorting * smaller + by_b

@@ -1,6 +1,7 @@
 """The choice of a path: what it may take, and what it prefers at the ends."""
 
 import itertools
+from dataclasses import replace
 
 import pytest
 import torch
@@ -90,6 +91,25 @@ def test_groups_divide_the_products_and_prefer_activations_for_longer():
     assert blocks < dense / 2
 
 
+def test_on_cuda_a_weight_summed_group_by_group_pays_for_its_launches(monkeypatch):
+    few = problem(tokens=6144, groups=8, device_type="cuda")
+    assert cost.choose(few).output == "activation"
+    assert cost.choose(problem(tokens=6144, groups=8)).output == "summed"  # a CPU launches nothing
+    assert cost.choose(problem(tokens=6144, device_type="cuda")).output == "summed"  # dense bases take one product
+    assert cost.choose(problem(tokens=10**6, groups=8, device_type="cuda")).output == "summed"
+
+    def estimates(case: Problem) -> list[float]:
+        return [cost.estimate(case, paths) for paths in cost.allowed(case)]
+
+    dense, rates = problem(device_type="cuda"), cost.RATES["cuda", False]
+    before = estimates(few), estimates(dense)
+    monkeypatch.setitem(cost.RATES, ("cuda", False), replace(rates, launch=0.0))
+    parts = [(paths.output, paths.input_grad).count("summed") for paths in cost.allowed(few)]
+    launches = [more - less for more, less in zip(before[0], estimates(few), strict=True)]
+    assert launches == pytest.approx([8 * rates.launch * number for number in parts])
+    assert estimates(dense) == before[1]
+
+
 def test_a_kept_product_with_b_is_not_counted_again():
     """T k D less where the vectors' gradient finds the product of the larger side with B: out < in in the output."""
     for sizes, part in (((768, 3072), "output"), ((3072, 768), "input_grad")):
@@ -102,7 +122,7 @@ def test_a_kept_product_with_b_is_not_counted_again():
             way: cost.estimate(case, StepPaths(**whole | {part: "summed", "vector_grad": way}))
             for way in ("activation", "weight")
         }
-        product = 384 * 768 * 3072 + cost.ELEMENT_COST["cpu", False] * 384 * 768
+        product = 384 * 768 * 3072 + cost.RATES["cpu", False].element * 384 * 768
         saved = (without["activation"] - without["weight"]) - (costs["activation"] - costs["weight"])
         assert saved == pytest.approx(product)
         assert cost.choose(case).vector_grad == "activation"
