@@ -64,6 +64,48 @@ def test_bases_in_groups_get_columns_where_they_were_measured(tmp_path):
     assert [cell.strip() for cell in second.split("|")[-5:-1]] == ["-"] * 4
 
 
+def test_a_grid_is_judged_by_what_the_model_picks_now(tmp_path, monkeypatch):
+    monkeypatch.setattr(pages.grid, "prediction", lambda point, device_type: "weight")
+    heading = "out_features,in_features,tokens,half,train,groups,"
+    heading += "".join(f"{way}_ms,{way}_ms_q1,{way}_ms_q3," for way in ("activation", "weight", "auto")) + "hardware\n"
+    spread = "1,1.1"
+    float32 = f"8,8,4,False,True,1,1,{spread},1.5,{spread},1,{spread},a GPU\n"
+    bfloat16 = f"8,8,4,True,True,1,2,{spread},1,{spread},1,{spread},a GPU\n"
+    path = tmp_path / "grid_cuda.csv"
+    path.write_text(heading + float32 + bfloat16)
+    lines = [[cell.strip() for cell in line.strip("|").split("|")] for line in pages.table(path).splitlines()]
+    assert lines[2:5] == [
+        ["all", "2", "50.0%", "1.250", "1.50"],
+        ["float32", "1", "0.0%", "1.500", "1.50"],
+        ["bfloat16", "1", "100.0%", "1.000", "1.00"],
+    ]
+    path.write_text(heading + float32)
+    assert "bfloat16" not in pages.table(path)
+
+
+def test_products_by_triton_stand_beside_the_steps_of_their_layers(tmp_path):
+    def row(kind, sides, number_format, **times):
+        start = f"{kind},{sides},6,640,{number_format}"
+        return "".join(f"{start},{method},{ms},a GPU\n" for method, ms in times.items())
+
+    heading = "kind,out_features,in_features,rank,tokens,format,method,ms,hardware\n"
+    methods = {"randlora": 1.5, "randlora_blocks": 2.5, "randlora_blocks by Triton": 3.5, "lora": 4.5, "full": 5.5}
+    products = row("all five", "3072,768", "float32", torch=4, triton=9) + row(
+        "all five", "3072,768", "bfloat16", torch=8, triton=2
+    )
+    steps = row("step", "768,3072", "bfloat16 autocast", **methods)
+    path = tmp_path / "blocks_gpu.csv"
+    path.write_text(heading + products + steps)
+    _, _, line, _, note = pages.table(path).splitlines()
+    cells = [cell.strip() for cell in line.strip("|").split("|")]
+    assert cells[:3] == ["3072 -> 768", "640", "bfloat16 autocast"]
+    assert cells[3:] == ["1.50", "2.50", "3.50", "4.50", "5.50", "8.00", "2.00", "0.25"]
+    assert note == "ms, medians; a GPU."
+    path.write_text(heading + row("all five", "3072,768", "float32", torch=4, triton=9) + steps)
+    with pytest.raises(ValueError, match=r"blocks_gpu\.csv: layer 3072 -> 768, 640 tokens, bfloat16 autocast: no "):
+        pages.table(path)
+
+
 def test_unknown_files_and_pages_without_tables_are_refused():
     with pytest.raises(FileNotFoundError, match=r"nonsense\.csv"):
         pages.updated("<!-- measured nonsense -->\n<!-- end of measured nonsense -->")

@@ -13,7 +13,7 @@ import sys
 from collections.abc import Iterable, Mapping, Sequence
 from pathlib import Path
 
-from randlora_core.benchmarking import table10
+from randlora_core.benchmarking import grid, table10
 from randlora_core.benchmarking.goals import BLOCKS, OWN_METHODS, verdicts
 from randlora_core.benchmarking.methods import GROUPS
 from randlora_core.benchmarking.report import read_cases, read_rows
@@ -27,6 +27,14 @@ RESULTS = ROOT / "docs" / "performance"
 CASE_HEADINGS = ("case", "T / d", "RandLoRA / PEFT's", "/ full", "/ LoRA", "memory / LoRA", "others / PEFT's")
 BLOCKS_HEADINGS = ("blocks / LoRA", "/ dense", "/ full", "memory / LoRA")
 GROUPS_HEADINGS = ("case", "T / d", "groups", "step ms", "quartiles", "/ LoRA", "/ dense", "/ full", "memory / LoRA")
+TRITON_HEADINGS = ("layer", "tokens", "format", "dense", "blocks", "by Triton", "LoRA", "full")
+TRITON_HEADINGS += ("products by torch", "by Triton", "ratio")
+TRITON_METHODS = ("randlora", BLOCKS, f"{BLOCKS} by Triton", "lora", "full")
+TRITON_COLUMNS = ("kind", "out_features", "in_features", "rank", "tokens", "format", "method", "ms", "hardware")
+GRID_FORMATS = {"float32": "False", "bfloat16": "True"}
+GRID_COLUMNS = ("out_features", "in_features", "tokens", "half", "train", "groups", "hardware")
+GRID_COLUMNS += tuple(f"{path}_ms{part}" for path in grid.TIMED for part in ("", "_q1", "_q3"))
+GRID_HEADINGS = ("format", "points", "faster way picked", "picked / faster, mean", "at worst")
 PERCENT_HEADINGS = ("model", "method", "of", "time %", "quartiles", "paper", "memory %", "paper")
 
 
@@ -44,6 +52,10 @@ def table(path: Path) -> str:
     """Makes the Markdown table of one results file, with a line on the hardware and the goals."""
     if path.stem.startswith("table10"):
         return _percent_table(path)
+    if path.stem.startswith("grid"):
+        return _grid_table(path)
+    if path.stem.startswith("blocks"):
+        return _triton_table(path)
     cases = read_cases(path)
     if path.stem.startswith("groups"):
         return _groups_table(cases)
@@ -121,6 +133,44 @@ def _groups_table(cases: Sequence[Mapping[str, Mapping[str, str]]]) -> str:
     ours = cases[0]["randlora"]
     machine = _machine(rows["randlora"]["hardware"] for rows in cases)
     return f"{_markdown(GROUPS_HEADINGS, cells)}\n{ours['format']}; {machine}; memory: {ours['counter']}.\n"
+
+
+def _grid_table(path: Path) -> str:
+    """Makes the table of the ways that the cost model picks now, each for a whole step, beside the faster ones."""
+    device_type, rows = path.stem.removeprefix("grid_"), read_rows(path, GRID_COLUMNS)
+    by_format = {name: [row for row in rows if row["half"] == half] for name, half in GRID_FORMATS.items()}
+    cells = []
+    for name, chosen in {"all": rows, **by_format}.items():
+        if not chosen:  # without bfloat16 on a machine that has no instructions for it
+            continue
+        picked = sum(grid.agrees(row, device_type) for row in chosen) / len(chosen)
+        slowdowns = [grid.slowdown(row, device_type) for row in chosen]
+        mean = sum(slowdowns) / len(chosen)
+        cells.append((name, str(len(chosen)), f"{picked:.1%}", f"{mean:.3f}", f"{max(slowdowns):.2f}"))
+    return f"{_markdown(GRID_HEADINGS, cells)}\n{_machine(row['hardware'] for row in rows)}.\n"
+
+
+def _triton_table(path: Path) -> str:
+    """Makes the table of steps of layers with bases in groups, and of their five products by torch and by Triton."""
+    rows = read_rows(path, TRITON_COLUMNS)
+    times: dict[tuple[str, ...], dict[str, float]] = {}  # of a kind, sides, tokens and format, by method
+    for row in rows:
+        key = (row["kind"], row["out_features"], row["in_features"], row["tokens"], row["format"])
+        times.setdefault(key, {})[row["method"]] = float(row["ms"])
+    cells = []
+    for (kind, out, in_, tokens, number_format), step in times.items():
+        if kind != "step":
+            continue
+        larger, smaller = sorted((out, in_), key=int, reverse=True)
+        try:
+            products = times["all five", larger, smaller, tokens, number_format.removesuffix(" autocast")]
+            milliseconds = (*(step[method] for method in TRITON_METHODS), products["torch"], products["triton"])
+        except KeyError as absent:
+            raise ValueError(f"{path}: layer {in_} -> {out}, {tokens} tokens, {number_format}: no {absent}") from None
+        layer = (f"{in_} -> {out}", f"{int(tokens):,}", number_format)
+        ratio = products["triton"] / products["torch"]
+        cells.append((*layer, *(f"{time:.2f}" for time in milliseconds), f"{ratio:.2f}"))
+    return f"{_markdown(TRITON_HEADINGS, cells)}\nms, medians; {_machine(row['hardware'] for row in rows)}.\n"
 
 
 def _percent_table(path: Path) -> str:

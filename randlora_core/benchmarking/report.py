@@ -163,7 +163,8 @@ def check_out(table: ResultsFile, refuse: Callable[[str], None]) -> None:
 
 
 TEXT_COLUMNS = ("case", "kind", "format", "method", "counter", "hardware", "model", "baseline")
-"""Columns of words in the files of `ResultsFile`; all others hold numbers."""
+TEXT_COLUMNS += ("half", "train")
+"""Columns of words and truth values in the files of `ResultsFile`; all others hold numbers."""
 
 CASE_COLUMNS = ("case", "kind", "format", "tokens", "tokens_per_side", "method", "step_ms")
 CASE_COLUMNS += ("peak_bytes", "memory_limit", "counter", "hardware")
