@@ -173,6 +173,29 @@ def test_memory_alone_equals_that_of_a_measured_method():
     assert measure_memory(SMALL, methods, device=CPU) == {t.method: (t.peak_bytes, t.counter) for t in timings}
 
 
+def test_what_a_library_allocates_once_for_all_is_counted_for_no_method():
+    workspace = []
+
+    class NeedsWorkspace(torch.nn.Linear):
+        def forward(self, x):
+            if not workspace:
+                workspace.append(torch.empty(10**6, device=x.device))
+            return super().forward(x)
+
+    case = dataclasses.replace(SMALL, build=lambda device: torch.nn.Sequential(NeedsWorkspace(64, 64, device=device)))
+    first, later = (measure_memory(case, ("full",), device=CPU)["full"][0] for _ in range(2))
+    assert workspace and 10**4 < first == later < 10**6
+
+
+def test_on_the_meta_device_no_weight_is_drawn():
+    torch.manual_seed(0)
+    fresh = torch.get_rng_state()
+    assert all(parameter.is_meta for parameter in SMALL.build(torch.device("meta")).parameters())
+    assert torch.equal(torch.get_rng_state(), fresh)
+    SMALL.build(CPU)
+    assert not torch.equal(torch.get_rng_state(), fresh)
+
+
 def test_methods_share_the_gradient_of_the_output_and_are_let_go_once_measured(monkeypatch):
     alive, upstreams = [], []
 

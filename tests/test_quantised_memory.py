@@ -6,12 +6,15 @@ import dataclasses
 import pytest
 import torch
 
-from randlora_core.adapters.state import quantised_layers
+from randlora_core.adapters.state import model_tensors, quantised_layers, tensor_bytes
 from randlora_core.benchmarking import quantised_memory
 from randlora_core.benchmarking.cases import block_sizes, language_case
+from randlora_core.benchmarking.measure import Step, measure_memory
+from randlora_core.benchmarking.methods import apply_method
 from randlora_core.benchmarking.quantised_memory import main, measure_peaks, quantised_case
 from randlora_core.benchmarking.table10 import STACKS, Stack
 from randlora_core.models.language_models import LANGUAGE_MODELS
+from randlora_core.ops import cost
 
 pytest.importorskip("bitsandbytes")
 
@@ -63,6 +66,56 @@ def test_the_peak_is_carried_on_from_one_and_two_blocks():
             assert other["ratio_to_lora"] == pytest.approx(ratio, abs=1e-4)
     plain, checkpointed = (rows[way][0] for way in (False, True))
     assert checkpointed["peak_bytes_7_blocks_extrapolated"] < 0.8 * plain["peak_bytes_7_blocks_extrapolated"]
+
+
+@pytest.mark.parametrize(("ways", "measured"), [("with", ["True"]), ("without", ["False"])])
+def test_one_way_can_be_measured_alone(small, tmp_path, monkeypatch, ways, measured):
+    monkeypatch.setattr(quantised_memory, "LIMIT", 100.0)
+    assert main(["--device", "cpu", "--dtype", "float32", "--out", str(tmp_path), "--checkpointing", ways]) == 0
+    with (tmp_path / "quantised_memory_cpu.csv").open() as file:
+        assert [row["checkpointing"] for row in csv.DictReader(file)] == 2 * measured
+
+
+def small_16_bit_case(blocks):
+    return quantised_case(small_block(16, blocks, False), torch.bfloat16, checkpointing=False)
+
+
+def saved_bytes(method):
+    """Bytes that a block on a 4-bit base keeps for its backward pass, beside what the module holds anyway."""
+    case = small_16_bit_case(1)
+    step = Step(case, apply_method(method, case, CPU), case.inputs(CPU))
+    held = {tensor.untyped_storage()._cdata for tensor in model_tensors(step.module)}
+    kept = {}
+
+    def pack(tensor):
+        kept[tensor.untyped_storage()._cdata] = tensor
+        return tensor
+
+    with torch.autograd.graph.saved_tensors_hooks(pack, lambda tensor: tensor):
+        step.forward_backward()
+    return sum(tensor.untyped_storage().nbytes() for place, tensor in kept.items() if place not in held)
+
+
+QUANTISED = cost.Problem(512, 64, 128, 64, torch.bfloat16, "cuda", may_sum=False, input_grad=True, vector_grad=True)
+"""A layer on a quantised base, of which only what `cost.allowed` looks at matters."""
+
+
+@pytest.mark.parametrize("paths", cost.allowed(QUANTISED), ids=lambda paths: "-".join(dataclasses.astuple(paths)))
+def test_a_block_keeps_no_more_for_its_backward_pass_than_loras(monkeypatch, paths):
+    """By whatever paths the cost model of a device may choose, and so also by those it takes on CUDA."""
+    monkeypatch.setattr(cost, "choose", lambda problem, path: paths)
+    assert ENTRIES < saved_bytes("randlora") <= saved_bytes("lora")
+
+
+@pytest.mark.parametrize("method", ["lora", "randlora"])
+def test_the_peak_grows_by_what_another_block_holds_and_keeps(method):
+    held, peaks = [], []
+    for case in map(small_16_bit_case, (1, 2)):
+        trained = (measured := apply_method(method, case, CPU)).trained
+        optimizer = 2 * tensor_bytes(trained) + 4 * len(trained)  # AdamW's two moments, and a counter for each tensor
+        held.append(tensor_bytes(model_tensors(measured.module)) + optimizer)
+        peaks.append(measure_memory(case, (method,), device=CPU)[method][0])
+    assert peaks[1] - peaks[0] == pytest.approx(held[1] - held[0] + saved_bytes(method), abs=100)
 
 
 def test_more_rows_need_more_memory():

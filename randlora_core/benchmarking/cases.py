@@ -19,7 +19,7 @@ class Case:
     Args:
         name: Name in tables.
         kind: "layer", "block" or "model"; the goals on time differ.
-        build: Makes the frozen module on a device, with the same random weights each time.
+        build: Makes the frozen module on a device, with the same random weights each time on that device.
         inputs: Makes the module's input on a device.
         targets: Suffixes of the adapted linear layers.
         tokens: Rows of the input of an adapted layer, T.
@@ -109,7 +109,8 @@ def _heads(x: Tensor) -> Tensor:
 def _with_random_weights(make: Callable[[], nn.Module]) -> Callable[[torch.device], nn.Module]:
     def build(device: torch.device) -> nn.Module:
         torch.manual_seed(0)
-        return make().to(device).requires_grad_(False)
+        with device:  # drawn where they are wanted: nothing on meta, and on a GPU not by the CPU, which takes seconds
+            return make().requires_grad_(False)
 
     return build
 

@@ -36,6 +36,9 @@ from randlora_core.experiment.loop.hardware import multiplies_bf16
 METHODS = ("lora", "randlora", "randlora_blocks")
 LIMIT = 1.05
 DTYPES = {"bfloat16": torch.bfloat16, "float32": torch.float32}
+WAYS = {"without": (False,), "with": (True,), "both": (False, True)}
+"""What --checkpointing accepts -> whether activations are computed again, for each measurement."""
+
 DEFAULT_OUT = Path("results/benchmark")
 
 
@@ -59,7 +62,7 @@ def quantised_case(case: Case, dtype: torch.dtype, *, checkpointing: bool) -> Ca
     """
 
     def build(device: torch.device) -> nn.Module:
-        blocks = case.build(torch.device("meta" if device.type == "meta" else "cpu")).to(dtype)
+        blocks = case.build(device).to(dtype)
         if device.type != "meta":
             quantise_linear_layers(blocks, dtype)
         blocks = Checkpointed(*blocks) if checkpointing else blocks
@@ -110,7 +113,7 @@ def main(arguments: Sequence[str] | None = None) -> int:
         arguments: The command line; None stands for that of the process.
 
     Returns:
-        0 where the goal is met with and without checkpointing, else 1.
+        0 where the goal is met in all that was measured, else 1.
     """
     parser = argparse.ArgumentParser(
         "python -m randlora_core.benchmarking.quantised_memory",
@@ -120,6 +123,7 @@ def main(arguments: Sequence[str] | None = None) -> int:
     parser.add_argument("--device", default="cuda" if torch.cuda.is_available() else "cpu", help="cuda or cpu")
     parser.add_argument("--dtype", choices=tuple(DTYPES), help="default: bfloat16 where the hardware multiplies it")
     parser.add_argument("--rows", type=int, help="rows of 256 tokens; the paper's 4 if not given")
+    parser.add_argument("--checkpointing", choices=tuple(WAYS), default="both", help="what to measure; default both")
     parser.add_argument("--out", type=Path, default=DEFAULT_OUT, help=f"folder for the CSV file; default {DEFAULT_OUT}")
     options = parser.parse_args(arguments)
     os.environ.setdefault("KINETO_LOG_LEVEL", "6")  # the profiler tells of each start and stop otherwise
@@ -132,7 +136,7 @@ def main(arguments: Sequence[str] | None = None) -> int:
     table, found = ResultsFile(options.out / f"quantised_memory_{device.type}.csv"), []
     check_out(table, parser.error)
     print(hardware(device))
-    for checkpointing in (False, True):
+    for checkpointing in WAYS[options.checkpointing]:
         try:
             found += measure_peaks(stack, dtype, device, checkpointing=checkpointing)
         except ValueError as error:
