@@ -94,11 +94,11 @@ class GeneratedQuestions(Source):
         return identify_questions()
 
     def read_training(self, parse: Callable[[Record], T]) -> dict[str, list[T]]:
-        """As `Source.read_training`."""
+        """What `parse` makes of the training questions, by their task."""
         return {name: [parse(record) for record in generate_records(name, "train")] for name in self.tasks}
 
     def read_test(self, task: str, parse: Callable[[Record], T]) -> list[T]:
-        """As `Source.read_test`."""
+        """What `parse` makes of a task's test questions."""
         return [parse(record) for record in generate_records(task, "test")]
 
     def describe_choice(self, counts: Mapping[str, int]) -> str:
@@ -128,7 +128,7 @@ class StoredQuestions(Source):
         return hashlib.sha256("".join(f"{fact}\n" for fact in facts).encode()).hexdigest()
 
     def read_training(self, parse: Callable[[Record], T]) -> dict[str, list[T]]:
-        """As `Source.read_training`; of a mixture the tasks that have training files."""
+        """What `parse` makes of the training records; of a mixture's tasks those that have training files."""
         files = self._training_files()
         groups = {name: read_records(paths, parse) for name, paths in files.items()}
         thousands = PUBLISHED.get(self.name)
@@ -138,7 +138,7 @@ class StoredQuestions(Source):
         return groups
 
     def read_test(self, task: str, parse: Callable[[Record], T]) -> list[T]:
-        """As `Source.read_test`."""
+        """What `parse` makes of the records of a task's test files."""
         return read_records(self._test_files(task), parse)
 
     def describe_choice(self, counts: Mapping[str, int]) -> str | None:
@@ -153,10 +153,10 @@ class StoredQuestions(Source):
     def _training_files(self) -> dict[str, tuple[Path, ...]]:
         """The files of the training set; of a mixture those of all tasks that have some here."""
         if self.name in PUBLISHED:
-            wanted = {self.name: Wanted.of_set(self.name)}
+            wanted = {self.name: SplitFiles.of_set(self.name)}
         else:
             names = self.tasks if self.name == MIXTURE else (self.name,)
-            wanted = {name: Wanted.of_task(name, "train") for name in names}
+            wanted = {name: SplitFiles.of_task(name, "train") for name in names}
         found = {name: files for name, one in wanted.items() if (files := one.find(self.place))}
         if not found:
             missing = ", ".join(file for one in wanted.values() for file in one.names)
@@ -164,7 +164,7 @@ class StoredQuestions(Source):
         return found
 
     def _test_files(self, task: str) -> tuple[Path, ...]:
-        wanted = Wanted.of_task(task, "test")
+        wanted = SplitFiles.of_task(task, "test")
         if not (files := wanted.find(self.place)):
             missing = ", ".join(wanted.names)
             raise MissingInputError(f"the test set of {task} is not in paths.data={self.place}: no file {missing}")
@@ -172,7 +172,7 @@ class StoredQuestions(Source):
 
 
 @dataclass(frozen=True)
-class Wanted:
+class SplitFiles:
     """The places where the records of one split may lie, within the folder of data or its `SUBFOLDERS`.
 
     Attributes:
@@ -186,12 +186,12 @@ class Wanted:
     split: Literal["train", "test"]
 
     @classmethod
-    def of_set(cls, name: str) -> Wanted:
+    def of_set(cls, name: str) -> SplitFiles:
         """The places of one of the paper's training sets."""
         return cls((f"{name}.json", f"{name}.parquet"), (name,), "train")
 
     @classmethod
-    def of_task(cls, name: str, split: Literal["train", "test"]) -> Wanted:
+    def of_task(cls, name: str, split: Literal["train", "test"]) -> SplitFiles:
         """The places of a task's own records: its folder in LLM-Adapters, or one called as the task is here.
 
         WinoGrande has training files of several sizes, of which train_l.json is one.

@@ -369,6 +369,14 @@ def test_language_blocks_and_unknown_models():
         apply_method("lore", SMALL, CPU)
 
 
+@pytest.mark.parametrize("name", ["dinov2_vit_s14", "dinov2_vit_b14", "vit_s14_focus"])
+def test_the_tokens_and_the_width_that_are_written_down_are_the_models(name):
+    case, known = whole_models.model_case(name, 3), whole_models.KNOWN[name]
+    model = case.build(torch.device("meta"))
+    assert (known.length, known.smaller) == (model.patch_embed.num_patches + 1, model.embed_dim)
+    assert case.tokens == 3 * known.length and case.inputs(torch.device("meta")).shape[0] == 3
+
+
 def test_a_whole_model_with_random_weights():
     case = whole_models.model_case("mini_clip", 2)
     step = Step(case, apply_method("randlora", case, CPU), case.inputs(CPU))

@@ -30,13 +30,15 @@ def methods(groups: Sequence[int]) -> tuple[str, ...]:
 def chosen(rank: int | None, groups: Sequence[int], refuse: Callable[[str], None]) -> tuple[int, list[int]]:
     """Gives the rank and the numbers of groups to measure, all that there are where none is named.
 
-    Refuses a rank above the width of a block, and groups that do not divide the rank or that a layer has not as many
-    bases of.
+    Refuses a rank above the width of a block, one that only dense bases fit, and groups that do not divide the rank or
+    are more than a layer has bases.
     """
     rank, width = rank or DEFAULT_RANK, min(width for _, width, *_ in BLOCKS)
     if rank > width:
         refuse(f"--rank {rank} is above the smallest width of the blocks, {width}")
     accepted = [g for g in METHODS_BY_GROUPS if rank % g == 0 and g <= -(-width // rank)]
+    if accepted == [1]:
+        refuse(f"--rank {rank} has no number of groups between 1 and its bases; accepted: a rank that is no prime")
     for g in groups:
         if g not in accepted:
             refuse(f"--groups {g} with rank {rank}; accepted: {', '.join(map(str, accepted))}")

@@ -1,4 +1,4 @@
-"""Measures the step times of several methods in alternation, and the peak memory of one step."""
+"""Measures the step times of several methods in alternation, and the peak memory of a step, the second one."""
 
 from __future__ import annotations
 

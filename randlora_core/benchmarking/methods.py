@@ -84,10 +84,14 @@ MEASURED_METHODS: dict[str, Callable[[Case, nn.Module], nn.Module]] = {
 """Name in tables -> puts the method on a case's module. LoRA and DoRA get the rank whose parameters come closest to
 RandLoRA's; RandLoRA with bases in groups has the same rank, and as many groups as the case's layers allow."""
 
-METHODS_BY_GROUPS = {1: "randlora", **{groups: f"randlora_g{groups}" for groups in range(2, 65)}}
+MOST_GROUPS = 64
+"""More groups than any block of `--groups` can have: at most the rank, and at most its width divided by the rank."""
+
+METHODS_BY_GROUPS = {1: "randlora", **{groups: f"randlora_g{groups}" for groups in range(2, MOST_GROUPS + 1)}}
 """Number of groups that RandLoRA's bases are divided into -> method, beside `MEASURED_METHODS`; 1 is for dense ones."""
 
 GROUPS = {method: groups for groups, method in METHODS_BY_GROUPS.items()}
+"""The other way round: method -> number of groups."""
 
 
 def _rank(method: str, case: Case) -> int:

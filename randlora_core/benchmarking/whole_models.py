@@ -19,13 +19,15 @@ class Known:
 
     Attributes:
         rank: RandLoRA's rank, one of the paper's for this model.
-        length: Tokens of one row of the input; of SmolLM2 that of a short question.
+        length: Tokens of one row of the input: an image's patches and class token; of SmolLM2 a short question's.
         smaller: Smaller side d of the adapted layers, which is the width.
+        image_size: Side of the images in pixels where it is not the model's usual one.
     """
 
     rank: int
     length: int
     smaller: int
+    image_size: int | None = None
 
 
 def _language(name: str, rank: int, length: int = 256) -> Known:
@@ -39,6 +41,7 @@ KNOWN: dict[str, Known] = {
     "clip_vit_h14": Known(10, 257, 1280),
     "dinov2_vit_s14": Known(6, 257, 384),
     "dinov2_vit_b14": Known(6, 257, 768),
+    "vit_s14_focus": Known(5, 50, 384, image_size=98),
     "smollm2_135m": _language("smollm2_135m", 10, 40),
     "qwen2_05b": _language("qwen2_05b", 5),
     "phi3_mini": _language("phi3_mini", 20),
@@ -98,18 +101,23 @@ def model_case(name: str, batch: int, *, half: bool = False) -> Case:
         smaller=known.smaller,
         rank=known.rank,
         half=half,
-        for_peft=name in LANGUAGE_MODELS or name.startswith("dinov2"),  # PEFT has no attn.in_proj
+        for_peft=name in LANGUAGE_MODELS or name.startswith(("dinov2", "vit_s14")),  # PEFT has no attn.in_proj
     )
 
 
 @functools.cache
 def _shapes(name: str) -> Backbone:
     """The backbone on the meta device, for its sizes alone; it allocates nothing."""
-    return build_backbone(name, pretrained=False, device="meta")
+    return _random(name, "meta")
+
+
+def _random(name: str, device: str) -> Backbone:
+    size = KNOWN[name].image_size
+    return build_backbone(name, pretrained=False, device=device, **({} if size is None else {"image_size": size}))
 
 
 def _build(name: str, device: torch.device) -> nn.Module:
-    backbone = build_backbone(name, pretrained=False, device=str(device))
+    backbone = _random(name, str(device))
     model = _WRAPPERS[backbone.kind](backbone.model) if backbone.kind in _WRAPPERS else backbone.model
     return model.eval().requires_grad_(False)
 

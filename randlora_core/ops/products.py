@@ -20,19 +20,20 @@ from randlora_core.ops.blocks import b_blocks, join, split
 from randlora_core.ops.cost import HALF
 from randlora_core.ops.triton_kernels import uses_triton
 
-LEAST_TRITON_SIDE = 2048
-"""Triton's kernels compute products with blocks whose columns, and rows of inner, are at least as many."""
+LEAST_TRITON_SIDE, LEAST_TRITON_TOKENS = 2048, 8192
+"""The least columns, and rows of inner, and the least tokens of products that Triton's kernels compute with blocks."""
 
 
-def by_triton(x: Tensor, columns: int, rows: int) -> bool:
-    """Tells whether Triton's kernels compute the product between x (T, columns) and inner (rows, T).
+def by_triton(x: Tensor, columns: int, rows: int, tokens: int) -> bool:
+    """Tells whether Triton's kernels compute the product between x (T, columns) and inner (rows, T), both like `x`.
 
-    They do, once turned on, in 16 bits and where both sizes reach `LEAST_TRITON_SIDE`. On an NVIDIA H200 a step's five
-    products together took 0.96 to 0.63 of torch's time in bfloat16 at 4096 columns and rows, 0.94 to 2.3 times as long
-    at 768 rows, and 1.2 to 2.6 times in float32. The limit lies between the two sizes, and float16 is taken for
-    bfloat16's equal; neither was measured.
+    They do, once turned on, in 16 bits where all three sizes reach the limits. On an NVIDIA H200 in bfloat16 at 4096
+    columns and rows a layer's whole step took 1.04, 1.02 and 0.73 of torch's time at 640, 3,200 and 12,800 tokens. A
+    step's five products took 0.94 to 2.3 of it at 768 rows, and 1.2 to 2.6 in float32. The limits lie between sizes
+    that were measured, and float16 is taken for bfloat16's equal.
     """
-    return x.dtype in HALF and min(columns, rows) >= LEAST_TRITON_SIDE and uses_triton(x)
+    large = min(columns, rows) >= LEAST_TRITON_SIDE and tokens >= LEAST_TRITON_TOKENS
+    return large and x.dtype in HALF and uses_triton(x)
 
 
 def flat_b(basis_b: Tensor, dtype: torch.dtype) -> Tensor:
@@ -50,7 +51,7 @@ def into(x: Tensor, factor: Tensor) -> Tensor:
     """Computes x times the factor transposed, for x (T, columns): inner."""
     if factor.dim() == 2:
         return x @ factor.T
-    if by_triton(x, x.shape[1], factor.shape[:3].numel()):
+    if by_triton(x, x.shape[1], factor.shape[:3].numel(), len(x)):
         from randlora_core.ops import triton_blocks
 
         return triton_blocks.into(x, factor)
@@ -62,7 +63,7 @@ def out_of(inner: Tensor, factor: Tensor, columns: int, bias: Tensor | None = No
     """Computes inner times the factor, plus a bias: (T, columns)."""
     if factor.dim() == 2:
         return inner @ factor if bias is None else torch.addmm(bias, inner, factor)
-    if by_triton(inner, columns, len(inner)):
+    if by_triton(inner, columns, *inner.shape):
         from randlora_core.ops import triton_blocks
 
         return triton_blocks.out_of(inner, factor, columns, bias)
@@ -76,7 +77,7 @@ def gradient_of_scaled_a(inner: Tensor, x: Tensor, groups: int, num_bases: int) 
     """Computes the gradient of the scaled A, (k, d) or in blocks (g, t, n, w), from inner on B's side and x (T, d)."""
     if groups == 1:
         return inner.T @ x
-    if by_triton(x, x.shape[1], len(inner)):
+    if by_triton(x, x.shape[1], *inner.shape):
         from randlora_core.ops import triton_blocks
 
         return triton_blocks.gradient_of_scaled_a(inner, x, groups, num_bases)

@@ -12,6 +12,8 @@ float32 factors are not rounded to TF32.
 
 from __future__ import annotations
 
+import math
+
 import torch
 import triton
 import triton.language as tl
@@ -194,9 +196,7 @@ def into(x: Tensor, factor: Tensor) -> Tensor:
     inner = x.new_empty(groups * rows, tokens)
     sizes = (tokens, columns, groups, rows, run, width)
     tiles = _tiles("into", groups, x.dtype)
-    count = (
-        triton.cdiv(groups, tiles["GROUPS"]) * triton.cdiv(rows, tiles["ROWS"]) * triton.cdiv(tokens, tiles["TOKENS"])
-    )
+    count = _num_programs(tiles, GROUPS=groups, ROWS=rows, TOKENS=tokens)
     with torch.cuda.device_of(x):
         into_kernel[(count,)](x, factor, inner, *sizes, x.stride(0), *factor.stride(), **tiles)
     return inner
@@ -209,9 +209,7 @@ def out_of(inner: Tensor, factor: Tensor, columns: int, bias: Tensor | None = No
     x = inner.new_empty(tokens, columns)
     sizes = (tokens, columns, groups, rows, run, width)
     tiles = _tiles("out_of", groups, x.dtype)
-    count = (
-        triton.cdiv(groups, tiles["GROUPS"]) * triton.cdiv(width, tiles["WIDTH"]) * triton.cdiv(tokens, tiles["TOKENS"])
-    )
+    count = _num_programs(tiles, GROUPS=groups, WIDTH=width, TOKENS=tokens)
     with torch.cuda.device_of(x):
         out_of_kernel[(count,)](inner, factor, bias, x, *sizes, *factor.stride(), **tiles)
     return x
@@ -228,7 +226,7 @@ def gradient_of_scaled_a(inner: Tensor, x: Tensor, groups: int, num_bases: int) 
     num_parts = max(1, triton.cdiv(tokens, tokens_of_a_part))
     parts = torch.empty(num_parts, groups, rows, width, dtype=torch.float32, device=x.device)
     sizes = (tokens, columns, groups, rows, num_bases, width)
-    count = triton.cdiv(groups, tiles["GROUPS"]) * triton.cdiv(rows, tiles["ROWS"]) * triton.cdiv(width, tiles["WIDTH"])
+    count = _num_programs(tiles, GROUPS=groups, ROWS=rows, WIDTH=width)
     with torch.cuda.device_of(x):
         gradient_kernel[(count * num_parts,)](inner, x, parts, *sizes, x.stride(0), tokens_of_a_part, **tiles)
     return parts.sum(0).unflatten(1, (-1, num_bases))
@@ -236,6 +234,11 @@ def gradient_of_scaled_a(inner: Tensor, x: Tensor, groups: int, num_bases: int) 
 
 def _with_dense_rows(x: Tensor) -> Tensor:
     return x if x.stride(1) == 1 else x.contiguous()
+
+
+def _num_programs(tiles: dict[str, int], **sizes: int) -> int:
+    """Counts the tiles that cover three axes, told by the names of their tiles."""
+    return math.prod(triton.cdiv(size, tiles[name]) for name, size in sizes.items())
 
 
 def _tiles(kernel: str, groups: int, dtype: torch.dtype) -> dict[str, int]:

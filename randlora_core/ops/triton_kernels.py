@@ -23,9 +23,9 @@ _enabled = False
 def use_triton(enabled: bool) -> None:
     """Turns the Triton kernels on or off that compute on CUDA, outside of compiled models; they are off at first.
 
-    Two kinds of layers have them: with dense bases in 32 and 16 bits, where the update is formed, which has not been
-    timed on a GPU; and with bases in groups, where the products go by the activations and are of the kind on which the
-    kernels measured faster than torch (`randlora_core.ops.products.by_triton`).
+    There are kernels for two things. One forms the update of dense bases in 32 and 16 bits; it has not been timed on a
+    GPU. Three compute the products of activations with bases in groups; they are used for products of the kind on which
+    a whole step measured faster than with torch's (`randlora_core.ops.products.by_triton`).
 
     Raises:
         ValueError: If there is no Triton to turn on.
@@ -37,7 +37,7 @@ def use_triton(enabled: bool) -> None:
 
 
 def uses_triton(tensor: Tensor) -> bool:
-    """Tells whether the kernels are on and could compute with this tensor: on CUDA, and not in float64."""
+    """Tells whether the kernels are on and could compute with this tensor: on CUDA, not in float64, not compiled."""
     return _enabled and tensor.is_cuda and tensor.dtype != torch.float64 and not torch.compiler.is_compiling()
 
 

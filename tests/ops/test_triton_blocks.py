@@ -49,7 +49,7 @@ def by_triton(monkeypatch):
 
     for name in ("split", "join"):
         monkeypatch.setattr(products, name, refuse)
-    monkeypatch.setattr(products, "by_triton", lambda x, columns, rows: True)
+    monkeypatch.setattr(products, "by_triton", lambda x, columns, rows, tokens: True)
 
 
 def by_group(x: Tensor, groups: int) -> Tensor:
@@ -191,33 +191,47 @@ def test_they_are_off_at_first_and_then_for_32_and_16_bits_on_cuda(monkeypatch):
 
 
 @pytest.mark.parametrize(
-    ("dtype", "columns", "rows", "taken"),
+    ("dtype", "columns", "rows", "tokens", "taken"),
     [
-        (torch.bfloat16, 2048, 2048, True),
-        (torch.float16, 2048, 4096, True),
-        (torch.bfloat16, 2040, 4096, False),
-        (torch.bfloat16, 4096, 2040, False),
-        (torch.float32, 4096, 4096, False),
-        (torch.float64, 2048, 2048, False),
+        (torch.bfloat16, 2048, 2048, 8192, True),
+        (torch.float16, 2048, 4096, 9000, True),
+        (torch.bfloat16, 2040, 4096, 8192, False),
+        (torch.bfloat16, 4096, 2040, 8192, False),
+        (torch.bfloat16, 4096, 4096, 8191, False),
+        (torch.float32, 4096, 4096, 8192, False),
+        (torch.float64, 2048, 2048, 8192, False),
     ],
 )
-def test_they_compute_large_products_of_16_bits_and_no_others(dtype, columns, rows, taken, monkeypatch):
-    """In `randlora_core.ops.products`, once they are on and for tensors on CUDA, which a CPU's stand in for here."""
+def test_they_compute_large_products_of_16_bits_and_no_others(dtype, columns, rows, tokens, taken, monkeypatch):
+    x = SimpleNamespace(dtype=dtype)
+    monkeypatch.setattr(products, "uses_triton", lambda tensor: True)  # on, and on CUDA
+    assert products.by_triton(x, columns, rows, tokens) is taken
+    monkeypatch.setattr(products, "uses_triton", lambda tensor: False)
+    assert not products.by_triton(x, columns, rows, tokens)
+
+
+@pytest.mark.parametrize("taken", [True, False])
+def test_every_product_with_blocks_goes_to_the_kernels_where_the_rule_says_so(taken, monkeypatch):
     names = ("into", "out_of", "gradient_of_scaled_a")
     stand_in = SimpleNamespace(**{name: lambda *arguments: "computed by a kernel" for name in names})
     monkeypatch.setattr(ops, "triton_blocks", stand_in, raising=False)
     monkeypatch.setitem(sys.modules, "randlora_core.ops.triton_blocks", stand_in)
-    x, inner = torch.ones(1, columns, dtype=dtype), torch.ones(rows, 1, dtype=dtype)
-    factor = torch.ones(8, 1, rows // 8, columns // 8, dtype=dtype)
+    asked = []
+    monkeypatch.setattr(products, "by_triton", lambda tensor, *sizes: asked.append(sizes) or taken)
+    columns, rows, tokens, groups = 40, 24, 7, 4
+    x, inner, factor = torch.ones(tokens, columns), torch.ones(rows, tokens), torch.ones(groups, 1, 6, 10)
+    results = (
+        products.into(x, factor),
+        products.out_of(inner, factor, columns),
+        products.gradient_of_scaled_a(inner, x, groups, 6),
+    )
+    assert [isinstance(result, str) for result in results] == [taken] * 3
+    assert asked == [(columns, rows, tokens)] * 3
 
-    def by_kernels() -> list[bool]:
-        results = (
-            products.into(x, factor),
-            products.out_of(inner, factor, columns),
-            products.gradient_of_scaled_a(inner, x, 8, rows // 8),
-        )
-        return [isinstance(result, str) for result in results]
 
-    assert by_kernels() == [False] * 3  # off, and on a CPU
-    monkeypatch.setattr(products, "uses_triton", lambda tensor: True)
-    assert by_kernels() == [taken] * 3
+def test_compiled_models_take_torchs_products(monkeypatch):
+    monkeypatch.setattr(triton_kernels, "_enabled", True)
+    tensor = SimpleNamespace(is_cuda=True, dtype=torch.bfloat16)
+    assert triton_kernels.uses_triton(tensor)
+    monkeypatch.setattr(torch.compiler, "is_compiling", lambda: True)
+    assert not triton_kernels.uses_triton(tensor)

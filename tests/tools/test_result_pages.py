@@ -52,15 +52,31 @@ def test_a_report_is_computed_once(monkeypatch):
     assert len(calls) == len(result_pages.recorded_comparisons())
 
 
-@pytest.mark.parametrize("file", ["README.md", "results/default.md"])
-def test_a_changed_number_is_found_and_mended(copy, capsys, file):
+@pytest.mark.parametrize(
+    ("file", "part"),
+    [
+        ("README.md", "| LoRA-16"),
+        ("results/default.md", "| LoRA-16"),
+        ("results/README.md", "- gtsrb: RandLoRA-2 - LoRA-16"),
+    ],
+)
+def test_a_changed_number_is_found_and_mended(copy, capsys, file, part):
     page = copy / file
     text = page.read_text(encoding="utf-8")
-    line = next(line for line in text.splitlines() if line.startswith("| LoRA-16") and "±" in line)
+    line = next(line for line in text.splitlines() if line.startswith(part) and "±" in line)
     page.write_text(text.replace(line, line.replace("±", "-")), encoding="utf-8")
     assert result_pages.main(["--check"]) == 1
     assert page.name in capsys.readouterr().err
     assert result_pages.main([]) == 0 and page.read_text(encoding="utf-8") == text
+
+
+def test_the_verdicts_of_every_miniature_stand_beside_the_claims():
+    text = (result_pages.RESULTS / "README.md").read_text(encoding="utf-8")
+    names = [name for name in result_pages.recorded_comparisons() if name.startswith("mini/")]
+    asked = [name for name in names if result_pages.load_comparison(name).file.pairs]
+    assert re.findall(r"<!-- verdicts (\S+) -->", text) and set(re.findall(r"<!-- verdicts (\S+) -->", text)) == set(
+        asked
+    )
 
 
 def test_the_readme_stays_short():

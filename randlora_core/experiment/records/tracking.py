@@ -8,6 +8,7 @@ from collections.abc import Callable, Mapping
 from typing import TYPE_CHECKING, Any, Protocol
 
 from randlora_core.experiment.loop.hardware import is_first_process
+from randlora_core.experiment.records.reading import label_of
 
 if TYPE_CHECKING:
     from randlora_core.experiment.planning import PlannedRun
@@ -94,7 +95,7 @@ def summary_of(record: Mapping[str, Any], where: Mapping[str, Any]) -> dict[str,
     tested = {f"test/{name}": score["value"] for name, score in (scores.get("test") or {}).items()}
     return {
         "method": adapter["method"],
-        "label": adapter["label"],
+        "label": label_of(config),
         "rank": adapter.get("rank"),
         "seed": config["seed"],
         **where,

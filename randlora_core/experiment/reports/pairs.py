@@ -12,6 +12,7 @@ from collections.abc import Iterable, Mapping, Sequence
 from dataclasses import dataclass, replace
 from typing import TYPE_CHECKING
 
+from randlora_core.experiment.records.reading import label_of
 from randlora_core.experiment.reports.results import Cell, Point, Results
 from randlora_core.experiment.reports.statistics import Difference, holm, paired_difference
 
@@ -122,7 +123,7 @@ def _paired(a: Cell, b: Cell, seeds: Sequence[int], test_set: str) -> tuple[np.n
 
     labels = {cell.correct[test_set][seed][0] for cell in (a, b) for seed in seeds}
     if len(labels) > 1:
-        names = " and ".join(cell.runs[0]["config"]["adapter"]["label"] for cell in (a, b))
+        names = " and ".join(label_of(cell.runs[0]["config"]) for cell in (a, b))
         raise ValueError(f"{names} were tested on different samples of {test_set}")
     return tuple(np.stack([cell.correct[test_set][seed][1] for seed in seeds]) for cell in (a, b))
 

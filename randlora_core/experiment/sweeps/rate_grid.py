@@ -11,7 +11,7 @@ The choice is never stored: it is read off the tuning's records, which are commi
 import math
 from collections.abc import Iterable, Mapping, Sequence
 
-from randlora_core.experiment.records.reading import Record, validation_of
+from randlora_core.experiment.records.reading import Record, label_of, validation_of
 
 MANTISSAS = (1, 2, 5)
 WIDENING = 2  # values added beyond an end at a time
@@ -96,7 +96,7 @@ def scores_of(records: Iterable[Record]) -> dict[float, float | None]:
     for record in records:
         value = record["config"]["training"]["learning_rate"]
         if value in scores:
-            label = record["config"]["adapter"]["label"]
+            label = label_of(record["config"])
             raise ValueError(f"tuning records hold learning rate {value} of {label} twice; accepted: once")
         scores[value] = validation_of(record)
     return scores

@@ -14,6 +14,7 @@ RECORD = {
     "memory": {"peak_bytes": 7, "counter": "VmHWM"},
     "config": {
         "adapter": {"method": "lora", "label": "LoRA-4", "rank": 4},
+        "backbone": {"name": "tiny"},
         "seed": 2,
         "training": {"learning_rate": 0.001},
     },
@@ -91,6 +92,12 @@ def test_wandb_gets_curves_summary_group_and_tags(wandb, tracker, tiny):
         "peak_bytes": 7,
     }
     assert wandb.run.exit_code == 0
+
+
+def test_a_quantised_base_is_told_apart_by_the_label(wandb, tracker):
+    config = RECORD["config"] | {"backbone": {"name": "tiny", "quantize": "4bit"}}
+    tracker("tracking=wandb").finish(RECORD | {"config": config})
+    assert wandb.run.summary["label"] == "LoRA-4 4bit"
 
 
 def test_seeds_of_one_configuration_share_a_group(wandb, tracker):
