@@ -1,11 +1,13 @@
-"""Measures the step times of several methods in alternation, and the peak memory of a step, the second one."""
+"""Measures times of steps and of other functions in alternation, and the peak memory of a step, the second one."""
 
 from __future__ import annotations
 
 import contextlib
+import statistics
 import time
-from collections.abc import Callable, Iterator, Mapping, Sequence
+from collections.abc import Callable, Hashable, Iterator, Mapping, Sequence
 from dataclasses import dataclass, field
+from typing import Any, TypeVar
 
 import numpy as np
 import torch
@@ -17,6 +19,8 @@ from randlora_core.benchmarking.cases import Case
 from randlora_core.benchmarking.methods import MeasuredModule, apply_method
 
 MIN_ROUNDS = 3
+Item = TypeVar("Item")
+Name = TypeVar("Name", bound=Hashable)
 
 
 @dataclass
@@ -132,15 +136,63 @@ def _warm_up(steps: Sequence[Step], device: torch.device) -> None:
 def _time_rounds(
     steps: Sequence[Step], timings: Mapping[str, Timing], rounds: int, seconds: float, device: torch.device
 ) -> None:
-    begin = time.perf_counter()
-    for number in range(rounds):
-        if number >= MIN_ROUNDS and time.perf_counter() - begin > seconds:
-            break
-        turned = [*steps[number % len(steps) :], *steps[: number % len(steps)]]
-        for step in turned if number % 2 == 0 else reversed(turned):
+    for turned in _alternated(steps, rounds, seconds):
+        for step in turned:
             step_seconds, optimizer_seconds = _one_round(step, device)
             timings[step.method].step_seconds.append(step_seconds)
             timings[step.method].optimizer_seconds.append(optimizer_seconds)
+
+
+def _alternated(items: Sequence[Item], rounds: int, seconds: float) -> Iterator[list[Item]]:
+    """Gives the items once for each round: forwards, then backwards, and then from the next one on."""
+    begin = time.perf_counter()
+    for number in range(rounds):
+        if number >= MIN_ROUNDS and time.perf_counter() - begin > seconds:
+            return
+        first = number // 2 % len(items)
+        turned = [*items[first:], *items[:first]]
+        yield turned if number % 2 == 0 else turned[::-1]
+
+
+def median_milliseconds(
+    functions: Mapping[Name, Callable[[], object]], *, rounds: int, seconds: float, device: torch.device
+) -> dict[Name, float]:
+    """Times functions in alternated rounds, after two calls of each, and gives each one's median.
+
+    On CUDA the times are those between events, and the GPU is waited for only after a round. Launches of a function
+    then overlap with the work of the one before it, as they do within a network.
+
+    Args:
+        functions: What to call, by name.
+        rounds: Rounds at most.
+        seconds: No round is begun after this time, once 3 are made.
+        device: Where the functions compute.
+    """
+    for function in functions.values():
+        function()
+        function()
+    marks: dict[Name, list[tuple[Any, Any]]] = {name: [] for name in functions}
+    _synchronise(device)
+    for names in _alternated(tuple(functions), rounds, seconds):
+        for name in names:
+            begin = _mark(device)
+            functions[name]()
+            marks[name].append((begin, _mark(device)))
+        _synchronise(device)
+    return {name: statistics.median(_milliseconds(*pair) for pair in pairs) for name, pairs in marks.items()}
+
+
+def _mark(device: torch.device) -> torch.cuda.Event | float:
+    """Marks a moment: on CUDA the one at which the GPU has done all work before."""
+    if device.type != "cuda":
+        return time.perf_counter()
+    event = torch.cuda.Event(enable_timing=True)
+    event.record()
+    return event
+
+
+def _milliseconds(begin: torch.cuda.Event | float, end: torch.cuda.Event | float) -> float:
+    return 1e3 * (end - begin) if isinstance(begin, float) else begin.elapsed_time(end)
 
 
 def measure_memory(case: Case, methods: Sequence[str], *, device: torch.device) -> dict[str, tuple[int, str]]:
