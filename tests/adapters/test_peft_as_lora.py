@@ -29,6 +29,8 @@ from randlora_core.adapters.state import adapter_layers
 
 UPDATES = {
     "randlora": {},
+    "groups as the rank": {"groups": "max"},
+    "groups below the rank": {"groups": 2},
     "randdora": {"magnitude": True},
     "randlora_a": {"distinct_a": True, "num_bases": 6},
     "dora": {},
