@@ -5,16 +5,13 @@ The interpreter has to be chosen before Triton is imported: a child runs this fi
 
 import csv
 import functools
-import os
-import subprocess
-import sys
 from importlib import import_module
-from importlib.util import find_spec
 from pathlib import Path
 from types import SimpleNamespace
 
 import pytest
 import torch
+from triton_interpreter import INTERPRETED, check_in_interpreter, needs_triton, outside_of_it
 
 from randlora_core.benchmarking import block_products, measure, pages
 from randlora_core.benchmarking.block_products import (
@@ -35,9 +32,7 @@ from randlora_core.benchmarking.measure import Step
 from randlora_core.benchmarking.report import ResultsFile
 from randlora_core.ops import linear, products
 
-INTERPRETED = os.environ.get("TRITON_INTERPRET") == "1"
 interpreted = pytest.mark.skipif(not INTERPRETED, reason="is run by test_this_file_in_the_interpreter")
-needs_triton = pytest.mark.skipif(find_spec("triton") is None, reason="needs triton")
 
 CPU = torch.device("cpu")
 COMMITTED = pages.RESULTS / "blocks_h200.csv"
@@ -239,11 +234,6 @@ def test_one_wrong_entry_stops_it_before_anything_is_timed(tiny, kernel, change,
     assert list(tmp_path.iterdir()) == []
 
 
-@needs_triton
-@pytest.mark.skipif(INTERPRETED, reason="is itself run by this test")
+@outside_of_it
 def test_this_file_in_the_interpreter():
-    command = [sys.executable, "-m", "pytest", "-q", "-p", "no:cacheprovider", __file__]
-    environment = os.environ | {"TRITON_INTERPRET": "1"}
-    result = subprocess.run(command, capture_output=True, text=True, env=environment)
-    assert result.returncode == 0, result.stdout
-    assert " passed, 1 skipped in " in result.stdout  # all but this test
+    check_in_interpreter(__file__)

@@ -3,11 +3,8 @@
 The interpreter has to be chosen before Triton is imported: a child runs this file in it, on a CPU.
 """
 
-import os
-import subprocess
 import sys
 from importlib import import_module
-from importlib.util import find_spec
 from types import SimpleNamespace
 
 import pytest
@@ -16,12 +13,12 @@ from layer_operands import call, oracle_delta
 from test_blocks import grouped
 from torch import Tensor
 from torch.nn import functional as F
+from triton_interpreter import INTERPRETED, check_in_interpreter, outside_of_it
 
 from randlora_core import ops
 from randlora_core.ops import products, triton_kernels
 from randlora_core.ops.blocks import b_blocks
 
-INTERPRETED = os.environ.get("TRITON_INTERPRET") == "1"
 GPU = [pytest.mark.gpu, pytest.mark.skipif(not torch.cuda.is_available(), reason="needs a CUDA device")]
 on_each_device = pytest.mark.parametrize("device", ["cpu" if INTERPRETED else pytest.param("cuda", marks=GPU)])
 
@@ -167,14 +164,9 @@ def test_no_tokens(shape, device, by_triton):
     assert all(torch.equal(grad, torch.zeros_like(grad)) for grad in grads)
 
 
-@pytest.mark.skipif(INTERPRETED, reason="is itself run by this test")
-@pytest.mark.skipif(find_spec("triton") is None, reason="needs triton")
+@outside_of_it
 def test_this_file_in_the_interpreter():
-    command = [sys.executable, "-m", "pytest", "-q", "-p", "no:cacheprovider", __file__]
-    environment = os.environ | {"TRITON_INTERPRET": "1"}
-    result = subprocess.run(command, capture_output=True, text=True, env=environment)
-    assert result.returncode == 0, result.stdout
-    assert " passed, 1 skipped in " in result.stdout  # all but this test
+    check_in_interpreter(__file__)
 
 
 def test_they_are_off_at_first_and_then_for_32_and_16_bits_on_cuda(monkeypatch):
