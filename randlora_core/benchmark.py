@@ -227,13 +227,10 @@ def _run_grid(options: argparse.Namespace, device: torch.device) -> None:
         times = ", ".join(f"{path} {row[f'{path}_ms']} ms" for path in grid.TIMED)
         print(f"{point}: {times}{mark}", flush=True)
     found = table.finish()
-    share = sum(grid.agrees(row, device.type) for row in found) / len(found)
+    picked, mean, worst = grid.judge(found, device.type)
     fast = sum(grid.auto_is_fastest(row) for row in found) / len(found)
-    slowdowns = [grid.slowdown(row, device.type) for row in found]
-    print(f"the cost model picks the faster path on {share:.1%} of {len(found)} points; the picked path takes")
-    print(
-        f"{sum(slowdowns) / len(found):.3f} of the faster one's time in the mean and {max(slowdowns):.2f} at worst; the"
-    )
+    print(f"the cost model picks the faster path on {picked:.1%} of {len(found)} points; the picked path takes")
+    print(f"{mean:.3f} of the faster one's time in the mean and {worst:.2f} at worst; the")
     print(f"mixture of paths is at least as fast as either on {fast:.1%}; written: {table.path}")
 
 

@@ -121,6 +121,13 @@ def slowdown(row: dict[str, Any], device_type: str) -> float:
     return times[prediction(_point(row), device_type)] / min(times.values())
 
 
+def judge(rows: Sequence[dict[str, Any]], device_type: str) -> tuple[float, float, float]:
+    """Gives the share of rows that `agrees` accepts, and the mean and the largest `slowdown`."""
+    slowdowns = [slowdown(row, device_type) for row in rows]
+    picked = sum(agrees(row, device_type) for row in rows) / len(rows)
+    return picked, sum(slowdowns) / len(rows), max(slowdowns)
+
+
 def auto_is_fastest(row: dict[str, Any]) -> bool:
     """Whether "auto", which may mix the paths, was as fast as the faster one, up to the quartiles' distance."""
     return _is_fastest("auto", row)

@@ -143,10 +143,8 @@ def _grid_table(path: Path) -> str:
     for name, chosen in {"all": rows, **by_format}.items():
         if not chosen:  # without bfloat16 on a machine that has no instructions for it
             continue
-        picked = sum(grid.agrees(row, device_type) for row in chosen) / len(chosen)
-        slowdowns = [grid.slowdown(row, device_type) for row in chosen]
-        mean = sum(slowdowns) / len(chosen)
-        cells.append((name, str(len(chosen)), f"{picked:.1%}", f"{mean:.3f}", f"{max(slowdowns):.2f}"))
+        picked, mean, worst = grid.judge(chosen, device_type)
+        cells.append((name, str(len(chosen)), f"{picked:.1%}", f"{mean:.3f}", f"{worst:.2f}"))
     return f"{_markdown(GRID_HEADINGS, cells)}\n{_machine(row['hardware'] for row in rows)}.\n"
 
 

@@ -65,9 +65,8 @@ CPU: element and forming are fitted to the grid of `python -m randlora_core.benc
 AVX2 in float32, where a copy of this kind takes about 0.4 ns an element.
 
 CUDA: from one NVIDIA H200. In float32 all are fitted to its grid; the launch is about 30 us. In 16 bits launches hide
-the paths' difference nearly everywhere on that grid, where the same computation timed twice differs by 5 %. So element
-and forming are from the ratio of peak rates to bandwidth, and sorting is from products timed alone, which take 3 to 25
-ps an element; nothing is summed there.
+the paths' difference nearly everywhere on that grid, so that it says little of the rates. Element and forming are from
+the ratio of peak rates to bandwidth instead, and sorting is from products timed alone; nothing is summed there.
 """
 
 
