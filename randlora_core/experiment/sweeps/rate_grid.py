@@ -1,9 +1,10 @@
 """Choice of a learning rate per method from one grid rule, on validation score alone.
 
 Every method gets the same number of values, neighbours of its own centre on the grid 1, 2, 5, 10, 20, 50, ... (steps of
-2 or 2.5; a coarser grid reverses rankings). Where the choice lies at an end of what was tried, two more values beyond
-that end are tried, until the choice has tried neighbours on both sides or the widening's limit is reached. A tie goes
-to the lower middle of the tied values. The tuning's seed is none of the comparison's, which train afresh.
+2 or 2.5; a coarser grid reverses rankings). Where the best score lies at an end of what was tried, be it of one value
+or of several that are equal, two more values beyond that end are tried, until the best ones have tried neighbours on
+both sides or the widening's limit is reached. A tie goes to the lower middle of the tied values. The tuning's seed is
+none of the comparison's, which train afresh.
 
 The choice is never stored: it is read off the tuning's records, which are committed.
 """
@@ -56,33 +57,37 @@ def choose(scores: Mapping[float, float | None]) -> float | None:
     Returns:
         The lower middle of the values that share the best score.
     """
+    tied = best_values(scores)
+    return tied[(len(tied) - 1) // 2] if tied else None
+
+
+def best_values(scores: Mapping[float, float | None]) -> list[float]:
+    """The values that share the best score, ascending; none where no run has one."""
     known = {value: score for value, score in scores.items() if score is not None}
-    if not known:
-        return None
-    best = max(known.values())
-    tied = sorted(value for value, score in known.items() if score == best)
-    return tied[(len(tied) - 1) // 2]
+    return sorted(value for value, score in known.items() if score == max(known.values()))
 
 
 def widen(scores: Mapping[float, float | None], limit: int) -> list[float]:
-    """The values to try next: beyond the end at which the choice lies, or none.
+    """The values to try next: beyond the end at which the best score lies, or none.
+
+    Where both ends share the best score, the upper one comes first.
 
     Args:
         scores: Learning rate -> validation score for everything tried, None for a failed run.
         limit: Number of values after which nothing is added.
 
     Returns:
-        Up to two grid values, ascending; empty where the choice is interior, the limit is reached, or where every run
-        failed.
+        Up to two grid values, ascending; empty where the best values are interior, the limit is reached, or where
+        every run failed.
     """
-    chosen = choose(scores)
+    best = best_values(scores)
     room = min(WIDENING, limit - len(scores))
-    if chosen is None or room < 1:
+    if not best or room < 1:
         return []
-    if chosen == max(scores):
-        return [grid_value(grid_index(chosen) + step) for step in range(1, room + 1)]
-    if chosen == min(scores):
-        return [grid_value(grid_index(chosen) - step) for step in range(room, 0, -1)]
+    if best[-1] == max(scores):
+        return [grid_value(grid_index(best[-1]) + step) for step in range(1, room + 1)]
+    if best[0] == min(scores):
+        return [grid_value(grid_index(best[0]) - step) for step in range(room, 0, -1)]
     return []
 
 

@@ -74,6 +74,15 @@ def test_an_interior_choice_is_not_widened():
     assert len(scores) == 7
 
 
+def test_a_tie_at_an_end_is_widened_there():
+    """The choice is the lower of two equal values, but nothing is known above the upper one."""
+    assert widen({1e-5: 0.5, 2e-5: 0.9, 5e-5: 0.7, 1e-4: 0.9}, 13) == [2e-4, 5e-4]
+    assert widen({1e-5: 0.9, 2e-5: 0.9, 5e-5: 0.7, 1e-4: 0.8}, 13) == [2e-6, 5e-6]
+    both = {1e-5: 0.9, 2e-5: 0.7, 5e-5: 0.9}
+    assert widen(both, 13) == [1e-4, 2e-4]
+    assert widen(both | {1e-4: 0.8, 2e-4: 0.8}, 13) == [2e-6, 5e-6]
+
+
 def test_ties_go_to_the_lower_middle():
     assert choose({1.0: 0.5, 2.0: 0.9, 5.0: 0.9, 10.0: 0.9, 20.0: 0.1}) == 5.0
     assert choose({1.0: 0.5, 2.0: 0.9, 5.0: 0.9, 10.0: 0.3}) == 2.0
