@@ -5,10 +5,20 @@ import subprocess
 import sys
 
 
+class ProcessCrashed(AssertionError):
+    """A process of a launch ended by SIGSEGV, which no Python code of this project can cause by itself."""
+
+
 def launch(script, *arguments, **environment):
-    """What two processes of a script print, both of which have to succeed; the environment is changed as told."""
+    """What two processes of a script print, both of which have to succeed; the environment is changed as told.
+
+    Raises:
+        ProcessCrashed: A process ended by SIGSEGV; the message has the stacks of its threads.
+        AssertionError: A process failed otherwise.
+    """
     command = [sys.executable, "-m", "torch.distributed.run", "--standalone", "--nproc-per-node", "2"]
-    own = {"OMP_NUM_THREADS": "1", "CUDA_VISIBLE_DEVICES": "", "PYTHONPATH": os.pathsep.join(sys.path)}
+    own = {"OMP_NUM_THREADS": "1", "CUDA_VISIBLE_DEVICES": "", "PYTHONFAULTHANDLER": "1"}
+    own["PYTHONPATH"] = os.pathsep.join(sys.path)
     done = subprocess.run(
         [*command, str(script), *map(str, arguments)],
         env={**os.environ, **own, **environment},
@@ -16,5 +26,7 @@ def launch(script, *arguments, **environment):
         text=True,
         timeout=300,
     )
+    if "Signal 11 (SIGSEGV)" in done.stderr:
+        raise ProcessCrashed(done.stdout + done.stderr)
     assert done.returncode == 0, done.stdout + done.stderr
     return done.stdout

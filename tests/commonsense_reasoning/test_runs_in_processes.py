@@ -1,12 +1,13 @@
 """Whole runs in two processes of CPUs, data-parallel (DDP) and with sharded parameters (FSDP2), against one process."""
 
 import json
+import warnings
 from pathlib import Path
 
 import pytest
 import torch
 import yaml
-from launching import launch
+from launching import ProcessCrashed, launch
 from runs_in_processes import train
 from safetensors.torch import load_file
 from sample_records import write_tasks
@@ -54,16 +55,27 @@ def setting(tmp_path_factory):
 
 @pytest.fixture(scope="module")
 def together(setting, tmp_path_factory):
-    """What two processes got under a file of accelerate's: their folder, and what `train` gave in each of them."""
+    """What two processes got under a file of accelerate's: their folder, and what `train` gave in each of them.
+
+    Under fsdp2 a process has been seen to end by SIGSEGV once, and not again in 370 runs that were made to find out
+    where. So a crash is told, and the launch done once more from the start; a second crash fails.
+    """
     done = {}
+
+    def do(name):
+        folder = tmp_path_factory.mktemp(name)
+        runs = [[*setting, *run, f"paths.results={folder / 'results'}"] for run in RUNS.values()]
+        (folder / "runs.json").write_text(json.dumps(runs))
+        launch(Path(__file__).with_name("runs_in_processes.py"), folder, **launch_environment(f"{name}.yaml"))
+        return folder, [dict(zip(RUNS, torch.load(folder / f"{rank}.pt"), strict=True)) for rank in (0, 1)]
 
     def get(name):
         if name not in done:
-            folder = tmp_path_factory.mktemp(name)
-            runs = [[*setting, *run, f"paths.results={folder / 'results'}"] for run in RUNS.values()]
-            (folder / "runs.json").write_text(json.dumps(runs))
-            launch(Path(__file__).with_name("runs_in_processes.py"), folder, **launch_environment(f"{name}.yaml"))
-            done[name] = folder, [dict(zip(RUNS, torch.load(folder / f"{rank}.pt"), strict=True)) for rank in (0, 1)]
+            try:
+                done[name] = do(name)
+            except ProcessCrashed as crash:
+                warnings.warn(f"{name}: {crash}", stacklevel=2)
+                done[name] = do(name)
         return done[name]
 
     return get
