@@ -15,6 +15,8 @@ from randlora_core.experiment.compose import CONFIGS, choices
 from randlora_core.experiment.interface import find_experiment
 from randlora_core.experiment.rates import build_config
 from randlora_core.experiment.records.ledger import read_records
+from randlora_core.experiment.reports.notes import make_notes
+from randlora_core.experiment.reports.results import collect_results
 from randlora_core.experiment.sweeps.comparison_file import load_comparison
 from randlora_core.models.architectures import build_architecture
 from randlora_core.models.counts import closest_rank, count_trainable
@@ -90,6 +92,17 @@ def test_more_seeds_are_more_runs_of_what_depends_on_them(lines):
     seeds = Counter((run["method"], run["shots"], run["fraction"]) for run in runs)
     assert {seeds["lora", *size] for size in SIZES} == {seeds["linear_probe", "4", ""]} == {3}
     assert seeds["zero_shot", "", "1.0"] == seeds["linear_probe", "", "1.0"] == 1
+
+
+@pytest.mark.parametrize("name", ["figure2", "figure3"])
+def test_tables_without_a_record_miss_the_runs_that_the_dry_run_lists(name):
+    """Zero-shot is one run at every data size and seed, the probe on all images one at every seed."""
+    comparison = load_comparison(name, scale="paper", axes={"dataset": ["dtd"]}, seeds=[1, 2, 3])
+    planned = plan_comparison(comparison, comparison.experiments(), None, inputs_needed=False)
+    results = collect_results(name, planned, lambda entry: None)
+    count = len(run_lines(planned)) - 1
+    assert count < len(planned) and (results.num_expected, results.num_missing) == (count, count)
+    assert next(iter(make_notes(results))).startswith(f"{count} of {count} runs are not there")
 
 
 def test_the_rank_ablation_and_the_sweep_of_distributions_have_the_papers_rows(lines):

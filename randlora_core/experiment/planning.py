@@ -245,6 +245,14 @@ def settled(config: RunConfig) -> RunConfig:
     return config.model_copy(update={"training": config.training.model_copy(update={"precision": precision})})
 
 
+def each_once(planned: Iterable[PlannedRun]) -> list[PlannedRun]:
+    """As `distinct`, with the runs whose inputs are missing; these are told apart by their settings alone."""
+    found: dict[tuple[str, str], PlannedRun] = {}
+    for entry in planned:
+        found.setdefault((entry.experiment.name, entry.identity.settings), entry)
+    return list(found.values())
+
+
 def distinct(planned: Iterable[PlannedRun]) -> list[PlannedRun]:
     """The runs that can run here, each once: settings that make no difference to a run do not make it another one."""
     found: dict[str, PlannedRun] = {}

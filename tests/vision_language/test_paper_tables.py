@@ -179,6 +179,14 @@ def test_what_was_not_run_is_a_dash_and_is_counted(planned):
     assert notes[0].startswith("88 of 88 runs are not there")
 
 
+def test_zero_shot_stands_at_every_data_size_and_is_one_run():
+    runs = [["adapter=zero_shot", *amount, "dataset=dtd", "backbone=clip_vit_b32"] for amount in SIZES.values()]
+    twice = plan_runs(EXPERIMENT, runs, inputs_needed=False)
+    empty, filled = collect(twice, [None, None]), collect(twice, [record_of(twice[0])] * 2)
+    assert (empty.num_expected, empty.num_missing) == (1, 1) and (filled.num_expected, filled.num_missing) == (1, 0)
+    assert len(filled.points) == 2 and all(filled.score("Zero-shot", [point]).mean == 0.5 for point in filled.points)
+
+
 def test_only_backbones_and_data_sizes_of_the_comparison_have_tables(planned, records):
     half = [entry for entry in planned if entry.config.shots == 4]
     results = collect(half, [record for record in records if record["config"]["shots"] == 4])

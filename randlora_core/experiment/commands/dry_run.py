@@ -9,7 +9,7 @@ from typing import Any
 from randlora_core.experiment.commands.execution import earlier_records
 from randlora_core.experiment.compose import groups_of
 from randlora_core.experiment.loop.hardware import pick_device
-from randlora_core.experiment.planning import PlannedRun
+from randlora_core.experiment.planning import PlannedRun, each_once
 from randlora_core.experiment.records.provenance import hardware
 from randlora_core.experiment.sweeps.estimates import Estimate, RunEstimates, estimate_by_work
 from randlora_core.experiment.sweeps.flops import measured_rate
@@ -27,20 +27,12 @@ def run_lines(planned: Iterable[PlannedRun]) -> list[str]:
     zero-shot at all data sizes, are one line; what uses no training images stands at fraction 1.0. Runs that differ in
     none of the columns, such as two objectives, have their label in tables behind the method.
     """
-    runs = [(entry, _cells(entry, _preset(entry))) for entry in _each_once(planned)]
+    runs = [(entry, _cells(entry, _preset(entry))) for entry in each_once(planned)]
     times = Counter(cells[:-1] for _, cells in runs)
     named = [
         cells if times[cells[:-1]] == 1 else _cells(entry, f"{_preset(entry)} ({entry.label})") for entry, cells in runs
     ]
     return ["\t".join("" if value is None else str(value) for value in cells) for cells in (COLUMNS, *named)]
-
-
-def _each_once(planned: Iterable[PlannedRun]) -> list[PlannedRun]:
-    """As `planning.distinct`, with the runs whose inputs are missing."""
-    runs: dict[tuple[str, str], PlannedRun] = {}
-    for entry in planned:
-        runs.setdefault((entry.experiment.name, entry.identity.settings), entry)
-    return list(runs.values())
 
 
 def _cells(entry: PlannedRun, method: str) -> tuple[Any, ...]:
@@ -67,7 +59,7 @@ def _preset(entry: PlannedRun) -> str:
 
 def print_dry_run(planned: Sequence[PlannedRun], jobs: int) -> None:
     """Lists the runs, which are done, and what the rest is expected to take, those that cannot run here included."""
-    runs = _each_once(planned)
+    runs = each_once(planned)
     left = [entry for entry in runs if entry.status != "done"]
     estimates = dict(zip(map(id, left), _estimates(left, jobs), strict=True))
     for entry in runs:

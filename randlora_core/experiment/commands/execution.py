@@ -4,13 +4,14 @@ from __future__ import annotations
 
 import contextlib
 import sys
+from collections import Counter
 from collections.abc import Callable, Iterable, Sequence
 from dataclasses import replace
 from pathlib import Path
 
 from randlora_core.experiment.backbones import fetch_run_weights
 from randlora_core.experiment.interface import Experiment, MissingInputError
-from randlora_core.experiment.planning import PlannedRun, distinct, prepare_results
+from randlora_core.experiment.planning import PlannedRun, distinct, each_once, prepare_results
 from randlora_core.experiment.records.ledger import read_records
 from randlora_core.experiment.records.reading import Record, collect_records, is_finished
 from randlora_core.experiment.sweeps.executors import Execution
@@ -51,8 +52,8 @@ def execute_runs(
         raise ValueError(f"{here}; accepted: training.precision=bf16 or training.precision=fp32")
     done = sum(entry.finished is not None for entry in runs)
     print(f"{title}: {len(runs)} runs, {done} finished earlier", flush=True)
-    for reason in dict.fromkeys(entry.missing for entry in planned if entry.missing is not None):
-        count = sum(entry.missing == reason for entry in planned)
+    reasons = Counter(entry.missing for entry in each_once(planned) if entry.missing is not None)
+    for reason, count in reasons.items():
         print(f"missing: {count} runs are left out: {reason}", file=sys.stderr)
     for entry in {entry.ledger.directory: entry for entry in runs if entry.finished is None}.values():
         prepare_results(entry)

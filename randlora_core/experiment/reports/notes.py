@@ -13,7 +13,7 @@ def make_notes(results: Results) -> Iterable[str]:
     """The notes, one sentence or two each."""
     records = results.records()
     if missing := results.num_missing:
-        yield f"{missing} of {sum(results.expected.values())} runs are not there; their cells are '-' or say so."
+        yield f"{missing} of {results.num_expected} runs are not there; their cells are '-' or say so."
     if not records:
         return
     yield _setting_note(results)

@@ -113,7 +113,8 @@ class Results:
         methods: Labels in the order of the rows.
         points: Points on the experiment's axes in the order of the columns.
         cells: (method, point) -> cell; absent where there is no tested record.
-        expected: (method, point) -> number of different runs that the comparison asks for.
+        expected: (method, point) -> the different runs that the comparison asks for, by their settings' hashes. A run that
+            stands in several cells, such as zero-shot at all data sizes, is in each of them.
         rates: (method, point) -> the learning rate of its runs, with the grid that it was chosen from.
         families: Label -> the method's name without its rank: "lora" for LoRA-4 and LoRA-16, "lora 4bit" for those on
             a quantised base.
@@ -124,7 +125,7 @@ class Results:
     methods: tuple[str, ...]
     points: tuple[Point, ...]
     cells: Mapping[tuple[str, Point], Cell]
-    expected: Mapping[tuple[str, Point], int]
+    expected: Mapping[tuple[str, Point], frozenset[str]]
     rates: Mapping[tuple[str, Point], LearningRate]
     families: Mapping[str, str]
 
@@ -235,12 +236,14 @@ class Results:
         return list({record["run_id"]: record for cell in self.cells.values() for record in cell.runs}.values())
 
     @property
+    def num_expected(self) -> int:
+        """Number of runs that the comparison asks for, each once, as a dry run lists them."""
+        return len(set().union(*self.expected.values()))
+
+    @property
     def num_missing(self) -> int:
-        """Number of runs that the comparison asks for and that are not there."""
-        return sum(
-            count - (len(cell.runs) if (cell := self.cells.get(key)) is not None else 0)
-            for key, count in self.expected.items()
-        )
+        """Number of runs that the comparison asks for and that are not there, each once."""
+        return self.num_expected - len(self.records())
 
 
 def collect_results(name: str, planned: Sequence[PlannedRun], find: Callable[[PlannedRun], Record | None]) -> Results:
@@ -269,7 +272,7 @@ def collect_results(name: str, planned: Sequence[PlannedRun], find: Callable[[Pl
         tuple(dict.fromkeys(entry.label for entry in planned)),
         tuple(dict.fromkeys(entry.point for entry in planned)),
         {key: Cell(by_seed) for key, by_seed in cells.items()},
-        {key: len(settings) for key, settings in expected.items()},
+        {key: frozenset(settings) for key, settings in expected.items()},
         {(entry.label, entry.point): entry.learning_rate for entry in planned},
         {entry.label: _family(entry) for entry in planned},
     )

@@ -107,7 +107,7 @@ def point_table(results: Results, point: Point, verdicts: Mapping[str, str] | No
 
 def _point_row(results: Results, method: str, point: Point) -> tuple[str, ...]:
     cell = results.cell(method, point)
-    expected = results.expected[method, point]
+    expected = len(results.expected[method, point])
     if cell is None:
         return (method, MISSING, MISSING, f"0 of {expected}", *[MISSING] * 4)
     count = len(cell.runs)

@@ -87,7 +87,7 @@ def many_points(tiny, results, count):
     experiment = dataclasses.replace(tiny, axes=(Axis("rule"), Axis("shots", lambda shots: f"{shots} shots")))
     points = tuple((f"r{number}", shots) for shots in (4, None) for number in range(count // 2))
     cells = {(method, point): results.cell(method, SUM) for method in results.methods for point in points}
-    expected = {key: len(cell.runs) for key, cell in cells.items()}
+    expected = {key: frozenset(record["identity"]["settings"] for record in cell.runs) for key, cell in cells.items()}
     return dataclasses.replace(results, experiment=experiment, points=points, cells=cells, expected=expected, rates={})
 
 
@@ -98,7 +98,7 @@ def test_a_row_stands_only_where_the_comparison_asks_for_it(results):
     narrowed = dataclasses.replace(
         results,
         cells={key: cell for key, cell in results.cells.items() if key != unasked},
-        expected={key: count for key, count in results.expected.items() if key != unasked},
+        expected={key: runs for key, runs in results.expected.items() if key != unasked},
     )
     for shown, is_there in ((results, True), (narrowed, False)):
         report = make_report(shown, [("RandLoRA-10", "LoRA-4")], "Zero-shot")
