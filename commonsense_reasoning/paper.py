@@ -38,7 +38,10 @@ def _follows_recipe(experiment: Experiment, record: Record) -> bool:
     """Whether a run has the settings of the recipe at its rank, and the label that goes with them."""
     recorded, found = record["config"], record["learning_rate"]
     adapter = recorded["adapter"]
-    overrides = ["recipe=paper", f"adapter={adapter['method']}", f"backbone={recorded['backbone']['name']}"]
+    preset = adapter["method"]
+    if preset == "randlora" and adapter["basis"] != "uniform":  # table 3's sparse bases have a file of their own
+        preset = f"randlora_{adapter['basis']}"
+    overrides = ["recipe=paper", f"adapter={preset}", f"backbone={recorded['backbone']['name']}"]
     overrides.append(f"dataset={recorded['dataset']}")
     if "rank" in adapter:
         overrides.append(f"adapter.rank={adapter['rank']}")
@@ -46,7 +49,7 @@ def _follows_recipe(experiment: Experiment, record: Record) -> bool:
         overrides.append(f"adapter.alpha={2 * adapter['rank']}")
     try:
         config = build_config(experiment, overrides)
-    except ValueError:  # no rule of the recipe names the method
+    except ValueError:  # no rule of the recipe, or no file, is of the method
         return False
     rate = found["value"] if found["source"].startswith("tuned") else config.training.learning_rate
     settings = identify_settings(config.identity(rate), experiment.name)

@@ -164,6 +164,28 @@ def test_every_rank_and_model_of_the_comparisons_has_its_number_and_counts():
         assert all(cell.ours == pytest.approx(53.5) for cell in cells if is_average(cell.number))
 
 
+def test_both_rows_of_the_sparsity_study_stand_beside_table_3():
+    comparison = load_comparison("paper/sparsity")
+    planned = plan(*(overrides for _, overrides in comparison.runs(EXPERIMENT.name)))
+    cells = paper_cells(collect(planned, [record_of(entry) for entry in planned]), comparison.file.published)
+    found = [(cell.label, cell.amount, cell.number.value, cell.ours) for cell in cells]
+    ours = pytest.approx(53.5)
+    assert found == [
+        ("RandLoRA-30", "commonsense_170k", 85.59, ours),
+        ("RandLoRA-sparse-30", "commonsense_170k", 85.42, ours),
+    ]
+
+
+@pytest.mark.parametrize("basis", ["normal", "ternary", "sparse"])
+def test_other_bases_under_randloras_label_stand_beside_nothing(basis):
+    sparsity = ["adapter.sparsity=6"] if basis == "ternary" else []
+    base = [*LORA[:3], "adapter=randlora"]
+    uniform, other = plan(base, [*base, f"adapter.basis={basis}", *sparsity])
+    assert uniform.label == other.label == "RandLoRA-5"
+    assert len(EXPERIMENT.paper_scores(EXPERIMENT, record_of(uniform))) == 8
+    assert EXPERIMENT.paper_scores(EXPERIMENT, record_of(other)) == {}
+
+
 def test_the_tables_have_the_training_sets_as_columns_and_the_csv_names_them():
     planned = plan(LORA, [*LORA, "dataset=commonsense_170k"])
     results = collect(planned, [record_of(planned[0]), None])
@@ -197,7 +219,8 @@ def test_memory_stands_beside_the_submissions_as_ratios_to_lora():
 
 def test_a_file_of_averages_needs_all_eight_tasks_and_says_what_table_15_says():
     table_1 = PublishedRows(file="table01_commonsense_averages.csv", rows=TABLE_15.rows)
-    assert table_1.table.datasets == tuple(task.paper_name for task in TASKS.values())
+    (datasets,) = {table_1.table.datasets_of(number) for number in table_1.table.numbers}
+    assert datasets == tuple(task.paper_name for task in TASKS.values())
     (cell,) = cells_of(*LORA, published=table_1)
     assert (cell.number.value, cell.ours) == (53.2, pytest.approx(53.5))
     (cell,) = cells_of(*LORA, published=table_1, change=lambda record: record["data"]["sizes"].update(boolq=100))

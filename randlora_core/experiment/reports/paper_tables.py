@@ -89,7 +89,7 @@ def paper_cells(results: Results, published: Sequence[PublishedRows]) -> list[Pa
                 model, amount = number.model, number.amount
                 if _backbone(model) not in backbones or amount not in amounts:
                     continue
-                wanted = entry.table.datasets if number.dataset == AVERAGE else (number.dataset,)
+                wanted = entry.table.datasets_of(number) if number.dataset == AVERAGE else (number.dataset,)
                 found = [ours.get((label, model, amount, dataset)) for dataset in wanted]
                 value = None if None in found else sum(found) / len(found)
                 cells.append(PaperCell(entry.file, label, number, value))

@@ -87,12 +87,14 @@ class PublishedTable:
     columns: tuple[str, ...]
     numbers: tuple[PublishedNumber, ...]
 
-    @property
-    def datasets(self) -> tuple[str, ...]:
-        """The data sets that an average is over: the file's, or all of the paper's where it has averages alone."""
+    def datasets_of(self, average: PublishedNumber) -> tuple[str, ...]:
+        """The data sets that an average is over: the file's, or all of the paper's where it has averages alone.
+
+        These are the images' or the tasks, by what the average's model was trained on: a file can have both.
+        """
         names = dict.fromkeys(number.dataset for number in self.numbers)
         if set(names) == {AVERAGE}:
-            file = TASKS if any(number.training_set for number in self.numbers) else DATASETS
+            file = DATASETS if average.training_set is None else TASKS
             names = dict.fromkeys(row["dataset"] for row in _rows(file))
         return tuple(name for name in names if name != AVERAGE)
 

@@ -113,8 +113,8 @@ class Results:
         methods: Labels in the order of the rows.
         points: Points on the experiment's axes in the order of the columns.
         cells: (method, point) -> cell; absent where there is no tested record.
-        expected: (method, point) -> the different runs that the comparison asks for, by their settings' hashes. A run that
-            stands in several cells, such as zero-shot at all data sizes, is in each of them.
+        expected: (method, point) -> the different runs that the comparison asks for, by the hashes of their settings. A
+            run that stands in several cells, such as zero-shot at all data sizes, is in each of them.
         rates: (method, point) -> the learning rate of its runs, with the grid that it was chosen from.
         families: Label -> the method's name without its rank: "lora" for LoRA-4 and LoRA-16, "lora 4bit" for those on
             a quantised base.

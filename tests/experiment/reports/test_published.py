@@ -47,7 +47,8 @@ def test_the_transcribed_entries_have_the_printed_averages(file):
     assert len(rows) == 30 and table.quantity == ACCURACY
     for row in rows.values():
         printed = row.pop(AVERAGE)
-        assert set(row) == set(table.datasets) and sum(row.values()) / len(row) == pytest.approx(printed, abs=0.1)
+        assert set(row) == set(table.datasets_of(table.numbers[0]))
+        assert sum(row.values()) / len(row) == pytest.approx(printed, abs=0.1)
 
 
 def test_the_data_sets_are_those_of_the_catalog():
@@ -64,11 +65,17 @@ def test_the_data_sets_are_those_of_the_catalog():
 
 def test_a_file_with_averages_alone_is_over_all_data_sets():
     ablation = read_published("table02_rank_ablation.csv")
-    assert len(ablation.datasets) == 22 and "ImageNet" in ablation.datasets
+    (datasets,) = {ablation.datasets_of(number) for number in ablation.numbers}
+    assert len(datasets) == 22 and "ImageNet" in datasets
     assert [number.fraction for number in ablation.numbers] == [1.0] * 4
-    assert len(read_published("table14_dinov2_vit_b14.csv").datasets) == 21
+    dinov2 = read_published("table14_dinov2_vit_b14.csv")
+    assert {len(dinov2.datasets_of(number)) for number in dinov2.numbers} == {21}
+
+
+def test_a_file_can_have_averages_over_images_and_over_tasks():
     sparsity = read_published("table03_basis_distribution_sparsity.csv")
-    assert {number.fraction for number in sparsity.numbers} == {1.0}
+    found = [(number.amount, len(sparsity.datasets_of(number))) for number in sparsity.numbers]
+    assert found == [((None, 1.0), 22)] * 7 + [("commonsense_170k", 8)] * 2
 
 
 def test_a_file_with_both_quantities_is_read_by_either():
