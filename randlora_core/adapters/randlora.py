@@ -89,7 +89,9 @@ class RandLoRAConfig(ScaledConfig):
             for dense bases; `inject_adapter` replaces "max" by the largest g that divides every rank in use and that no
             layer's number of bases falls below.
         allow_rank_loss: Let `groups` be above a layer's number of bases, where the update may lose rank and outputs
-            stop to depend on some inputs.
+            stop to depend on some inputs. It is a permission: a layer of at least `groups` bases is the same without
+            it, also where the model has no other layers. With `groups` of 1 or "max", which are above no layer's
+            number, it is refused.
 
     Raises:
         ValueError: If a value is outside its range, a setting has no effect beside the others, or the variants are

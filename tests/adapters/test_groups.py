@@ -114,6 +114,11 @@ def test_fewer_bases_than_groups_are_refused_unless_asked_for():
     adapted(30, 24, 6, 3, num_bases=3)
 
 
+def test_a_permission_to_lose_rank_that_no_layer_needs_changes_nothing():
+    permitted, plain = (adapted(30, 24, 6, 3, allow_rank_loss=allowed)[0].update for allowed in (True, False))
+    assert torch.equal(permitted.delta_weight(), plain.delta_weight()) and plain.delta_weight().any()
+
+
 def injected(config: RandLoRAConfig, sizes: list[tuple[int, int]]) -> RandLoRAConfig:
     """The config that layers "0", "1" ... of these sizes (out, in) get."""
     model = nn.Sequential(*(nn.Linear(i, o) for o, i in sizes))
