@@ -290,11 +290,15 @@ def _show_committed(
         print_report(report, make_console())
         if output is not None:
             _write(report, output / report.results.experiment.name)
+        elif report.points_note:
+            print(f"{report.points_note}, which --output FOLDER writes.")
     return 0
 
 
 def _write(report: Report, folder: Path) -> None:
     print("written: " + ", ".join(str(path) for path in write_report(report, folder)))
+    if report.points_note:
+        print(f"{report.points_note}.")
 
 
 def _save(comparison: Comparison, planned: Sequence[PlannedRun]) -> None:

@@ -29,6 +29,19 @@ def backbone_of(config: Config) -> str:
     return str(config["backbone"]["name"])
 
 
+def hardware_of(record: Record) -> str:
+    """The machine that a run was done on, in a few words."""
+    hardware = record["provenance"]["hardware"]
+    parts = [hardware["gpu"]] if hardware.get("gpu") else []
+    threads = hardware.get("threads", hardware.get("cores"))
+    return ", ".join([*parts, hardware["cpu"], "1 thread" if threads == 1 else f"{threads} threads"])
+
+
+def machine_of(record: Record) -> str:
+    """The machine and the counter of memory; seconds and bytes of two runs compare only where it is the same."""
+    return f"{hardware_of(record)}, memory by {record['memory']['counter']}"
+
+
 def is_finished(record: Record | None) -> bool:
     """Whether the record is there and is of a run that came to its end."""
     return record is not None and record["status"] == "finished"

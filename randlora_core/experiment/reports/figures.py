@@ -25,6 +25,8 @@ if TYPE_CHECKING:
 PANEL_INCHES = (4.6, 4.2)
 LEGEND_INCHES = 2.2
 PANELS_IN_A_ROW = 3
+LOWEST_PANEL = 0.5
+"""Height of a panel of few bars, in heights of the one with the most."""
 SINGLE_POINTS = 6
 """Points up to which each has a panel; beyond, a panel shows a setting's average over data sets."""
 TITLES = {
@@ -169,29 +171,38 @@ def _draw_amounts(
 
 
 def time_and_memory(results: Results) -> Figure | None:
-    """Training time and peak memory of every method as bars, averaged over points; two panels per backbone."""
-    backbones = list(dict.fromkeys(results.value(point, "backbone") for point in results.points))
-    quantities = {"training time in s": (results.train_seconds, 1.0), "peak memory in MB": (results.peak_bytes, 1e-6)}
-    if not results.cells:
+    """Training time and peak memory as bars, averaged over points; a row of panels for every backbone and machine.
+
+    Panels have axes of their own, and where there are several machines each row names its own.
+    """
+    groups = [group for group in results.cost_groups if group.machine is not None]
+    if not groups:
         return None
-    figure, panels = _panels(2 * len(backbones), in_a_row=2, legend=False)
-    for panel, (backbone, label) in zip(panels, ((b, q) for b in backbones for q in quantities), strict=True):
-        measure, unit = quantities[label]
-        points = [point for point in results.points if results.value(point, "backbone") == backbone]
-        _draw_bars(panel, results, {method: measure(method, points) for method in results.methods}, unit)
-        panel.set_xlabel(label)
-        average = f"average of {len(points)} points" if len(points) > 1 else results.title(points[0])
-        panel.set_title(", ".join(filter(None, (backbone, average))))
+    quantities = {"training time in s": (results.train_seconds, 1.0), "peak memory in MB": (results.peak_bytes, 1e-6)}
+    most = max(len(group.methods) for group in groups)
+    heights = [PANEL_INCHES[1] * max(LOWEST_PANEL, len(group.methods) / most) for group in groups]
+    figure = _figure(PANEL_INCHES[0] * len(quantities), sum(heights))
+    parts = figure.subfigures(len(groups), 1, squeeze=False, height_ratios=heights)[:, 0]
+    for part, group in zip(parts, groups, strict=True):
+        if len(results.machines(results.points)) > 1:
+            part.suptitle(f"on {group.machine}", fontsize="medium")
+        average = f"average of {len(group.points)} points" if group.points[1:] else results.title(group.points[0])
+        panels = part.subplots(1, len(quantities))
+        for panel, (label, (measure, unit)) in zip(panels, quantities.items(), strict=True):
+            _draw_bars(panel, results, {method: measure(method, group.points) for method in group.methods}, unit)
+            panel.set_xlabel(label)
+            panel.set_title(", ".join(filter(None, (group.backbone, average))))
     return figure
 
 
 def _draw_bars(panel: Axes, results: Results, values: Mapping[str, Summary | None], unit: float) -> None:
     """A bar per method, and "-" where there is no value."""
-    for place, (method, style) in enumerate(styles(results).items()):
-        if (value := values[method]) is None:
+    looks = styles(results)
+    for place, (method, value) in enumerate(values.items()):
+        if value is None:
             panel.text(0, place, f" {MISSING}", verticalalignment="center")
             continue
-        bar = {"color": style.colour, "alpha": 0.7, "error_kw": {"capsize": 3, "ecolor": "#222222"}}
+        bar = {"color": looks[method].colour, "alpha": 0.7, "error_kw": {"capsize": 3, "ecolor": "#222222"}}
         panel.barh(place, unit * value.mean, xerr=unit * (value.half_width or 0.0), **bar)
     panel.set_yticks(range(len(values)), list(values))
     panel.set_ylim(len(values) - 0.4, -0.6)
@@ -243,20 +254,25 @@ def _draw_rates(panel: Axes, results: Results, point: Point) -> dict[str, Any]:
     return handles
 
 
-def _panels(count: int, *, in_a_row: int = PANELS_IN_A_ROW, legend: bool = True) -> tuple[Figure, list[Axes]]:
+def _panels(count: int) -> tuple[Figure, list[Axes]]:
     """A figure with so many panels, in rows, and room for a legend at its right side."""
-    from matplotlib.backends.backend_agg import FigureCanvasAgg
-    from matplotlib.figure import Figure
-
-    columns = min(count, in_a_row)
+    columns = min(count, PANELS_IN_A_ROW)
     rows = -(-count // columns)
-    width = PANEL_INCHES[0] * columns + (LEGEND_INCHES if legend else 0.0)
-    figure = Figure(figsize=(width, PANEL_INCHES[1] * rows), layout="constrained")
-    FigureCanvasAgg(figure)
+    figure = _figure(PANEL_INCHES[0] * columns + LEGEND_INCHES, PANEL_INCHES[1] * rows)
     panels = figure.subplots(rows, columns, squeeze=False).flatten()
     for unused in panels[count:]:
         unused.remove()
     return figure, list(panels[:count])
+
+
+def _figure(width: float, height: float) -> Figure:
+    """An empty figure, its size in inches, that needs no display."""
+    from matplotlib.backends.backend_agg import FigureCanvasAgg
+    from matplotlib.figure import Figure
+
+    figure = Figure(figsize=(width, height), layout="constrained")
+    FigureCanvasAgg(figure)
+    return figure
 
 
 def _with_legend(figure: Figure, results: Results, drawn: Mapping[str, Any]) -> Figure:

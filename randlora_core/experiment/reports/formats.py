@@ -17,6 +17,9 @@ if TYPE_CHECKING:
 
 MISSING = "-"
 
+MARKS = dict(zip("ᵃᵇᶜᵈᵉᶠᵍʰⁱʲᵏˡᵐⁿᵒᵖʳˢᵗᵘᵛʷˣʸᶻ", "abcdefghijklmnoprstuvwxyz", strict=True))
+"""Raised letters that mark cells, with the letters they raise; Unicode has no raised q."""
+
 LATEX = {
     "\\": r"\textbackslash{}",
     "~": r"\textasciitilde{}",
@@ -25,6 +28,7 @@ LATEX = {
     "<": r"$<$",
     ">": r"$>$",
     **{character: f"\\{character}" for character in "&%$#_{}"},
+    **{mark: rf"\textsuperscript{{{letter}}}" for mark, letter in MARKS.items()},
 }
 """What LaTeX would take for a command, or does not have in every font, and how it is written."""
 

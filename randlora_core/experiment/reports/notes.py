@@ -5,7 +5,7 @@ from __future__ import annotations
 from collections.abc import Iterable, Sequence
 from typing import Any
 
-from randlora_core.experiment.records.reading import Record, backbone_of, label_of
+from randlora_core.experiment.records.reading import Record, backbone_of, hardware_of, label_of
 from randlora_core.experiment.reports.results import Cell, Results
 
 
@@ -27,8 +27,10 @@ def make_notes(results: Results) -> Iterable[str]:
     for record in records:
         if record["solution"] is not None and not record["solution"]["converged"]:
             yield f"Not converged: {label_of(record['config'])}, run {record['run_id']}."
-    machines = sorted({describe_hardware(record) for record in records})
+    machines = sorted({hardware_of(record) for record in records})
     warning = " Seconds and memory of different machines are not comparable." if len(machines) > 1 else ""
+    if any(cell.machine is None for cell in results.cells.values()):
+        warning += " They are '-' where the seeds of a row ran on several."
     yield f"Hardware: {'; '.join(machines)}.{warning}"
     yield f"Code: commit {', '.join(sorted({_commit(record) for record in records}))}."
 
@@ -76,14 +78,6 @@ def _where(method: str, titles: Sequence[str], cells: Sequence[tuple[tuple[str, 
     """A method, and the points that are meant if they are not all of its points."""
     count = sum(label == method for (label, _), _ in cells)
     return method if len(titles) == count else f"{method} on {', '.join(titles)}"
-
-
-def describe_hardware(record: Record) -> str:
-    """The machine that a run was done on."""
-    hardware = record["provenance"]["hardware"]
-    parts = [hardware["gpu"]] if hardware.get("gpu") else []
-    threads = hardware.get("threads", hardware.get("cores"))
-    return ", ".join([*parts, hardware["cpu"], "1 thread" if threads == 1 else f"{threads} threads"])
 
 
 def _commit(record: Record) -> str:

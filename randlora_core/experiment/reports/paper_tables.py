@@ -8,7 +8,6 @@ says by its `paper_scores`; those on images take `image_scores`.
 from __future__ import annotations
 
 import functools
-from collections import defaultdict
 from collections.abc import Iterable, Mapping, Sequence
 from dataclasses import dataclass
 from typing import Any
@@ -17,7 +16,6 @@ from randlora_core.datasets.catalog import CATALOG
 from randlora_core.experiment.interface import Experiment
 from randlora_core.experiment.records.reading import Record
 from randlora_core.experiment.reports.formats import MISSING, TextTable
-from randlora_core.experiment.reports.notes import describe_hardware
 from randlora_core.experiment.reports.published import (
     ACCURACY,
     AVERAGE,
@@ -27,7 +25,8 @@ from randlora_core.experiment.reports.published import (
     PublishedNumber,
     PublishedRows,
 )
-from randlora_core.experiment.reports.results import Point, Results
+from randlora_core.experiment.reports.results import CostGroup, Point, Results
+from randlora_core.experiment.reports.statistics import Summary
 from randlora_core.experiment.reports.tables import format_megabytes, format_seconds
 from randlora_core.models.registry import BACKBONES
 
@@ -221,24 +220,17 @@ def cost_tables(results: Results, published: Sequence[PublishedRows]) -> list[Te
 
     Beside them stands the paper's memory in GB with its ratio to the same method's. That is full fine-tuning, or where
     it is no row of the comparison the first row whose memory the paper has. Machine, batch and counter are not the
-    paper's, so only the ratios can be compared. Points that were run on different machines are never averaged.
+    paper's, so only the ratios can be compared. Runs of different machines are never averaged, nor held against each
+    other: each machine has a table of its own.
     """
     tables = []
-    groups: dict[tuple[str | None, str], list[Point]] = defaultdict(list)
-    for point in results.points:
-        groups[results.value(point, "backbone"), _machines(results, point)].append(point)
-    for (backbone, _), points in groups.items():
+    for group in results.cost_groups:
         entries = [entry for entry in published if entry.table.quantity == VRAM]
-        vram = {label: value for label in results.methods if (value := _vram(entries, label, backbone)) is not None}
-        if vram or len(points) > 1:  # one point's own table has all of it
-            tables.append(_cost_table(results, points, backbone, vram))
+        found = {label: _vram(entries, label, group.backbone) for label in group.methods}
+        vram = {label: value for label, value in found.items() if value is not None}
+        if vram or len(group.points) > 1:  # one point's own table has all of it
+            tables.append(_cost_table(results, group, vram))
     return tables
-
-
-def _machines(results: Results, point: Point) -> str:
-    """The machines that the runs of a point were done on."""
-    cells = [cell for method in results.methods if (cell := results.cell(method, point)) is not None]
-    return "; ".join(sorted({describe_hardware(record) for cell in cells for record in cell.runs}))
 
 
 def _vram(entries: Sequence[PublishedRows], label: str, backbone: str | None) -> float | None:
@@ -247,39 +239,43 @@ def _vram(entries: Sequence[PublishedRows], label: str, backbone: str | None) ->
     return next((number.value for number in numbers if _backbone(number.model) == backbone), None)
 
 
-def _cost_table(
-    results: Results, points: Sequence[Point], backbone: str | None, vram: Mapping[str, float]
-) -> TextTable:
-    full = (method for method in results.methods if results.families[method] == "full")
+def _cost_table(results: Results, group: CostGroup, vram: Mapping[str, float]) -> TextTable:
+    """The costs of one machine; the ratios, behind each quantity, only where there is a row to divide by."""
+    full = (method for method in group.methods if results.families[method] == "full")
     base = next(iter((*full, *vram)), None)
-    base_seconds, base_bytes = _costs(results, base, points) if base is not None else (None, None)
-    rows = []
-    for method in results.methods:
-        seconds, peak = _costs(results, method, points)
-        row = (method, format_seconds(seconds), format_ratio(seconds, base_seconds))
-        row = (*row, format_megabytes(peak), format_ratio(peak, base_bytes))
-        if vram:
-            gigabytes = vram.get(method)
-            ratio = format_ratio(gigabytes, vram.get(base))
-            row = (*row, MISSING if gigabytes is None else f"{gigabytes:g}", ratio)
-        rows.append(row)
-    name = "full" if base is None or results.families[base] == "full" else base
-    columns = ["Method", "Train s", f"/ {name}", "Peak MB", f"/ {name}"]
-    title = f"{backbone or 'All runs'}: mean training time and peak memory over {len(points)} points"
-    if len(points) < len(results.points):
-        title += f" ({'; '.join(results.title(point) for point in points)})"
+    name = "full" if base is not None and results.families[base] == "full" else base
+    seconds = {method: _mean(results.train_seconds(method, group.points)) for method in group.methods}
+    peaks = {method: _mean(results.peak_bytes(method, group.points)) for method in group.methods}
+    quantities = [
+        ("Train s", f"/ {name}", seconds, format_seconds),
+        ("Peak MB", f"/ {name}", peaks, format_megabytes),
+    ]
+    title = f"{group.backbone or 'All runs'}: mean training time and peak memory over {len(group.points)} points"
+    if len(group.points) < len(results.points):
+        title += f" ({'; '.join(results.title(point) for point in group.points)})"
+    if group.machine is not None and len(results.machines(results.points)) > 1:
+        title += f", on {group.machine}"
     if vram:
-        columns += ["Paper GB", f"Paper / {name}"]
+        quantities.append(("Paper GB", f"Paper / {name}", vram, _format_gigabytes))
         title += (
             f"; the paper's GB are of another machine and counter, so that only the ratios to {name} can be compared"
         )
-    return TextTable(title, tuple(columns), tuple(rows))
+    columns = [("Method", *group.methods)]
+    for heading, ratio, values, form in quantities:
+        columns.append((heading, *(form(values.get(method)) for method in group.methods)))
+        if base is not None:
+            divided = (format_ratio(values.get(method), values.get(base)) for method in group.methods)
+            columns.append((ratio, *divided))
+    headings, *rows = zip(*columns, strict=True)
+    return TextTable(title, headings, tuple(rows))
 
 
-def _costs(results: Results, method: str, points: Sequence[Point]) -> tuple[float | None, float | None]:
-    """Mean training time in seconds and mean peak memory in bytes."""
-    found = results.train_seconds(method, points), results.peak_bytes(method, points)
-    return tuple(None if summary is None else summary.mean for summary in found)
+def _mean(summary: Summary | None) -> float | None:
+    return None if summary is None else summary.mean
+
+
+def _format_gigabytes(value: float | None) -> str:
+    return MISSING if value is None else f"{value:g}"
 
 
 def format_ratio(value: float | None, base: float | None) -> str:

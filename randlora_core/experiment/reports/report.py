@@ -55,6 +55,14 @@ class Report:
     paper: tuple[paper_tables.PaperCell, ...]
 
     @property
+    def points_note(self) -> str:
+        """Which files of `write_report` have the points that a large report does not show; "" for a small one."""
+        if len(self.results.points) <= DETAILED_POINTS:
+            return ""
+        files = "table.csv and pairs.csv" if self.pairs else "table.csv"
+        return f"The {len(self.results.points)} points one by one: {files}"
+
+    @property
     def shown_pairs(self) -> tuple[PairedResult, ...]:
         """The pairs that are printed: all of them, or in a large comparison those on averages."""
         if len(self.results.points) <= DETAILED_POINTS:
@@ -133,7 +141,6 @@ def _reading_notes(
     paper: Sequence[paper_tables.PaperCell],
 ) -> Iterable[str]:
     """How the tables are to be read."""
-    large = len(results.points) > DETAILED_POINTS
     if results.cells:
         yield (
             "A score in bold is significantly above the second best of its column, by the test of the pairs with "
@@ -151,8 +158,6 @@ def _reading_notes(
             "run, or one on another backbone, other weights or other splits than the paper's, or of a language model "
             "by other settings."
         )
-    if large:
-        yield f"The {len(results.points)} points one by one: table.csv and pairs.csv."
 
 
 def _counts(pairs: Sequence[PairedResult]) -> str:
@@ -230,8 +235,9 @@ def write_report(report: Report, directory: Path) -> list[Path]:
         OSError: A file cannot be written; the earlier one of that name is left as it was.
     """
     results = report.results
+    beside = f"- {report.points_note}.\n" if report.points_note else ""
     texts = {
-        "table.md": f"# Comparison {results.name}\n\n{report_markdown(report)}",
+        "table.md": f"# Comparison {results.name}\n\n{report_markdown(report)}{beside}",
         "table.tex": "\n".join(map(to_latex, report.tables)),
         "table.csv": to_csv(tables.CSV_COLUMNS, tables.csv_rows(results, report.best)),
     }

@@ -17,7 +17,7 @@ from randlora_core.experiment.interface import Experiment
 from randlora_core.experiment.planning import PlannedRun
 from randlora_core.experiment.rates import LearningRate
 from randlora_core.experiment.records.predictions import decode_predictions
-from randlora_core.experiment.records.reading import Record, is_finished, test_scores, with_quantization
+from randlora_core.experiment.records.reading import Record, is_finished, machine_of, test_scores, with_quantization
 from randlora_core.experiment.reports.statistics import Summary, summarize
 
 if TYPE_CHECKING:
@@ -91,16 +91,41 @@ class Cell:
         """The record's section on the learning rate; its value is None where the training loop did not run."""
         return self.runs[0]["learning_rate"]
 
+    @cached_property
+    def machine(self) -> str | None:
+        """The machine and the counter of memory of its runs; None where they were done on several."""
+        machines = {machine_of(record) for record in self.runs}
+        return machines.pop() if len(machines) == 1 else None
+
     @property
     def train_seconds(self) -> float | None:
-        """Median training time; None where nothing is trained."""
-        return median(record["time"]["train_seconds"] for record in self.runs) if self.trainable else None
+        """Median training time; None where nothing is trained, or on several machines."""
+        if not self.trainable or self.machine is None:
+            return None
+        return median(record["time"]["train_seconds"] for record in self.runs)
 
     @property
     def peak_bytes(self) -> int | None:
-        """Largest peak memory; None where it was not measured."""
+        """Largest peak memory; None where it was not measured, or on several machines."""
         peaks = [record["memory"]["peak_bytes"] for record in self.runs]
-        return None if None in peaks else max(peaks)
+        return None if None in peaks or self.machine is None else max(peaks)
+
+
+@dataclass(frozen=True)
+class CostGroup:
+    """Cells whose seconds and bytes compare: of one backbone, on one machine, by one counter of memory.
+
+    Attributes:
+        backbone: The backbone; None where the experiment has no axis of it.
+        machine: What `Cell.machine` is; None where nothing was measured.
+        points: The points over which costs are averaged.
+        methods: What was measured on the machine at one of the points, and what was measured nowhere at them.
+    """
+
+    backbone: str | None
+    machine: str | None
+    points: tuple[Point, ...]
+    methods: tuple[str, ...]
 
 
 @dataclass(frozen=True)
@@ -213,14 +238,44 @@ class Results:
         """The score averaged over points, over seeds; None unless every point has all test sets, at the same seeds."""
         return self.average(method, points, lambda record: record["scores"]["mean"])
 
+    def machines(self, points: Iterable[Point]) -> tuple[str, ...]:
+        """The machines, with their counters of memory, that the points were measured on, in the order of the rows."""
+        points = list(points)
+        found = dict.fromkeys(machine for method in self.methods for machine in self._machines_of(method, points))
+        return tuple(machine for machine in found if machine is not None)
+
+    def _machines_of(self, method: str, points: Iterable[Point]) -> list[str | None]:
+        """The different machines of a method's cells."""
+        cells = (self.cell(method, point) for point in points)
+        return list(dict.fromkeys(cell.machine for cell in cells if cell is not None))
+
+    @cached_property
+    def cost_groups(self) -> tuple[CostGroup, ...]:
+        """What time and memory are averaged over: the points of the same machines, once for each of these."""
+        groups: dict[tuple[str | None, frozenset[str], str | None], list[Point]] = {}
+        for point in self.points:
+            machines = self.machines([point])
+            for machine in machines or (None,):
+                groups.setdefault((self.value(point, "backbone"), frozenset(machines), machine), []).append(point)
+        found = []
+        for (backbone, _, machine), points in groups.items():
+            ran = {method: self._machines_of(method, points) for method in self.methods}
+            methods = (method for method in self.methods if machine in ran[method] or ran[method] in ([], [None]))
+            found.append(CostGroup(backbone, machine, tuple(points), tuple(methods)))
+        return tuple(found)
+
     def train_seconds(self, method: str, points: Sequence[Point]) -> Summary | None:
-        """Training time averaged over points, over seeds; None where nothing is trained, or as `score`."""
+        """Training time averaged over points, over seeds; None where nothing is trained, or as `peak_bytes`."""
         trains = any(cell.trainable for point in points if (cell := self.cell(method, point)) is not None)
-        return self.average(method, points, lambda record: record["time"]["train_seconds"]) if trains else None
+        return self._cost(method, points, lambda record: record["time"]["train_seconds"]) if trains else None
 
     def peak_bytes(self, method: str, points: Sequence[Point]) -> Summary | None:
-        """Peak memory averaged over points, over seeds; None where it was not measured, or as `score`."""
-        return self.average(method, points, lambda record: record["memory"]["peak_bytes"])
+        """Peak memory averaged over points, over seeds; None where not measured, on several machines, or as `score`."""
+        return self._cost(method, points, lambda record: record["memory"]["peak_bytes"])
+
+    def _cost(self, method: str, points: Sequence[Point], value: Callable[[Record], float | None]) -> Summary | None:
+        machines = self._machines_of(method, points)
+        return self.average(method, points, value) if len(machines) == 1 and None not in machines else None
 
     def average(self, method: str, points: Sequence[Point], value: Callable[[Record], float | None]) -> Summary | None:
         """A number of the records averaged over points, over seeds; never over fewer points or different seeds."""

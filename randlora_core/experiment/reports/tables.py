@@ -4,7 +4,7 @@ from __future__ import annotations
 
 from collections.abc import Iterable, Mapping, Sequence
 
-from randlora_core.experiment.reports.formats import MISSING, TextTable
+from randlora_core.experiment.reports.formats import MARKS, MISSING, TextTable
 from randlora_core.experiment.reports.results import Cell, Point, Results
 from randlora_core.experiment.reports.statistics import Summary
 
@@ -92,26 +92,40 @@ def _test_sets_table(results: Results, point: Point, best: Best) -> TextTable:
 def point_table(results: Results, point: Point, verdicts: Mapping[str, str] | None = None) -> TextTable:
     """All that is known about the methods at one point.
 
+    Where they were measured on several machines, a raised letter at time and memory tells which, and the title names
+    them; the letters of one table say nothing of another's.
+
     Args:
         results: The numbers.
         point: The point.
         verdicts: Method -> how it stands against the comparison's reference, for a last column; None for no column.
     """
     columns = ("Method", "Accuracy %", "Std", "Runs", "Trainable", "LR", "Train s", "Peak MB")
-    rows = [_point_row(results, method, point) for method in results.methods_at([point])]
+    marks = _machine_marks(results.machines([point]))
+    rows = [_point_row(results, method, point, marks) for method in results.methods_at([point])]
     if verdicts is not None:
         columns = (*columns, "Against reference")
         rows = [(*row, verdicts.get(row[0], MISSING)) for row in rows]
-    return TextTable(results.title(point), columns, tuple(rows))
+    machines = "; ".join(f"{mark} {machine}" for machine, mark in marks.items())
+    title = results.title(point) + (f" (Train s and Peak MB: {machines})" if marks else "")
+    return TextTable(title, columns, tuple(rows))
 
 
-def _point_row(results: Results, method: str, point: Point) -> tuple[str, ...]:
+def _machine_marks(machines: Sequence[str]) -> dict[str, str]:
+    """Machine -> its mark; none where there is only one."""
+    letters = list(MARKS)
+    marks = [letters[index % len(letters)] * (1 + index // len(letters)) for index in range(len(machines))]
+    return dict(zip(machines, marks, strict=True)) if len(machines) > 1 else {}
+
+
+def _point_row(results: Results, method: str, point: Point, marks: Mapping[str, str]) -> tuple[str, ...]:
     cell = results.cell(method, point)
     expected = len(results.expected[method, point])
     if cell is None:
         return (method, MISSING, MISSING, f"0 of {expected}", *[MISSING] * 4)
     count = len(cell.runs)
     std = None if cell.mean is None else cell.mean.std
+    costs = format_seconds(cell.train_seconds), format_megabytes(cell.peak_bytes)
     return (
         method,
         format_score(cell.mean),
@@ -119,8 +133,7 @@ def _point_row(results: Results, method: str, point: Point) -> tuple[str, ...]:
         str(count) if expected == count else f"{count} of {expected}",
         f"{cell.trainable:,}",
         _format_rate(cell),
-        format_seconds(cell.train_seconds),
-        format_megabytes(cell.peak_bytes),
+        *(text if text == MISSING else text + marks.get(cell.machine, "") for text in costs),
     )
 
 
