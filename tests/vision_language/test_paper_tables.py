@@ -285,3 +285,46 @@ def test_costs_of_different_machines_are_not_averaged(planned):
     here, elsewhere = cost_tables(collect(runs, records), [])
     assert [table.rows[0][1] for table in (here, elsewhere)] == ["10.0", "1000.0"]
     assert "over 2 points (dtd" in here.title and "over 2 points (sun397" in elsewhere.title
+
+
+def on_machines(runs, gpus):
+    """A record of every run, each on the GPU named."""
+    records = [record_of(entry) for entry in runs]
+    for record, gpu in zip(records, gpus, strict=True):
+        record["provenance"] = copy.deepcopy(record["provenance"])
+        record["provenance"]["hardware"] |= {"gpu": gpu, "cpu": "C", "threads": 1}
+    return records
+
+
+def test_no_cost_is_divided_by_another_machines():
+    """LoRA-32 ran elsewhere than full fine-tuning; without it, no ratio is left to print."""
+    full = [["adapter=full", *SIZES[size], "dataset=dtd", "backbone=clip_vit_b32"] for size in SIZES]
+    lora = [overrides("dtd", size, "LoRA-32", seed=0) for size in SIZES]
+    rand = [overrides("dtd", size, "RandLoRA-6", seed=0) for size in SIZES]
+    runs = plan_runs(EXPERIMENT, [*full, *lora, *rand], inputs_needed=False)
+    results = collect(runs, on_machines(runs, "XXYYXX"))
+    here, elsewhere = cost_tables(results, [])
+    assert here.columns == ("Method", "Train s", "/ full", "Peak MB", "/ full")
+    assert [row[0] for row in here.rows] == ["Full fine-tuning", "RandLoRA-6"] and here.rows[1][2] == "1.00"
+    assert here.title.endswith("over 2 points, on X, C, 1 thread, memory by c")
+    assert elsewhere.columns == ("Method", "Train s", "Peak MB")
+    assert elsewhere.rows == (("LoRA-32", "10.0", "2,000"),) and ", on Y, C, 1 thread" in elsewhere.title
+    vram = PublishedRows(
+        file="figure03_vram.csv",
+        where={"model": "CLIP ViT-B/32"},
+        rows={"Full fine-tuning": {"method": "FT"}, "LoRA-32": {"method": "LoRA"}},
+    )
+    _, elsewhere = cost_tables(results, [vram])
+    assert elsewhere.columns[2:] == ("/ LoRA-32", "Peak MB", "/ LoRA-32", "Paper GB", "Paper / LoRA-32")
+    moved = collect(runs, on_machines(runs, "XXXYXX"))  # LoRA-32 with 4 shots beside the others, with all images not
+    assert [[row[:2] for row in table.rows] for table in cost_tables(moved, [vram])] == [
+        [("Full fine-tuning", "10.0"), ("LoRA-32", "10.0"), ("RandLoRA-6", "10.0")],
+        [("Full fine-tuning", "10.0"), ("RandLoRA-6", "10.0")],
+        [("LoRA-32", "10.0")],
+    ]
+
+
+def test_without_a_row_to_divide_by_there_are_no_columns_of_ratios():
+    runs = plan_runs(EXPERIMENT, [overrides("dtd", size, "LoRA-32") for size in SIZES], inputs_needed=False)
+    (table,) = cost_tables(collect(runs, [record_of(entry) for entry in runs]), [])
+    assert table.columns == ("Method", "Train s", "Peak MB") and table.rows == (("LoRA-32", "10.0", "2,000"),)

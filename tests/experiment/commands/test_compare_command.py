@@ -128,6 +128,22 @@ def test_committed_records_give_files_where_a_folder_is_named(tiny, command, tmp
     assert "without --from-records; accepted: both, or paths.results=FOLDER" in capsys.readouterr().err
 
 
+def test_files_of_single_points_are_named_where_they_are_written_and_else_how_to_get_them(
+    tiny, command, tmp_path, capsys, monkeypatch
+):
+    planned = plan_runs(tiny, [["training.steps=2", "adapter.rank=2", "adapter=lora", "rule=sum", "seed=1"]])
+    collect_records([finished_record(entry) for entry in planned], tiny.records / "small.jsonl")
+    assert command("--from-records") == 0 and "one by one" not in capsys.readouterr().out
+    monkeypatch.setattr("randlora_core.experiment.reports.report.DETAILED_POINTS", 1)
+    told = "The 2 points one by one: table.csv and pairs.csv"
+    assert command("--from-records") == 0
+    assert capsys.readouterr().out.endswith(f"{told}, which --output FOLDER writes.\n")
+    assert command("--from-records", "--output", str(tmp_path / "tables")) == 0
+    shown = capsys.readouterr().out
+    assert shown.endswith(f"costs.png\n{told}.\n") and shown.count("one by one") == 1
+    assert {"table.csv", "pairs.csv"} <= {path.name for path in (tmp_path / "tables" / "tiny").iterdir()}
+
+
 def test_the_dry_run_says_where_each_rate_comes_from(command, capsys):
     assert command("--dry-run", "--seeds", "1", "--rules", "sum") == 0
     lines = capsys.readouterr().out.splitlines()

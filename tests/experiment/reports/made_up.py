@@ -46,5 +46,14 @@ def with_predictions(planned, predicted, labels=LABELS):
     return record
 
 
+def on_machine(name, counter="VmHWM"):
+    """What a record of a run on another processor, or by another counter of memory, says otherwise."""
+    hardware = {"cpu": name, "threads": 2, "gpu": None}
+    return {
+        "provenance": {"commit": "a" * 40, "dirty": False, "hardware": hardware},
+        "memory": {"peak_bytes": 100_000_000, "counter": counter},
+    }
+
+
 def by_method(table):
     return {row[0]: row[1:] for row in table.rows}

@@ -1,7 +1,7 @@
 import dataclasses
 
 import pytest
-from made_up import DIFFERENCE, METHODS, SUM, collect, plan, record_of
+from made_up import DIFFERENCE, METHODS, SUM, collect, on_machine, plan, record_of
 from matplotlib.colors import to_rgb
 
 from randlora_core.experiment.interface import Axis
@@ -18,6 +18,7 @@ from randlora_core.experiment.reports.paper_tables import PaperCell
 from randlora_core.experiment.reports.published import AVERAGE, PublishedNumber
 from randlora_core.experiment.reports.style import COLOURS, base_colour, styles
 
+ROWS = ("LoRA-4", "RandLoRA-10")
 SIZES = ((None, 0.5), (None, None), (16, None), (1, None))
 
 
@@ -104,6 +105,40 @@ def test_time_and_memory_are_bars_and_what_was_not_measured_is_a_dash(sized):
     assert sorted(round(text.get_position()[1]) for text in time.texts) == [0, 2]
     widths = sorted(bar.get_width() for bar in memory.patches)
     assert widths == pytest.approx([100.000001, 100.000002])  # zero-shot's one run stands at every seed
+
+
+def test_every_machine_has_a_row_of_bars_and_nothing_is_averaged_over_two(tiny):
+    """RandLoRA-10 ran on B for sum and on A for difference, everything else on A; LoRA-4's seeds take 5 and 6 s."""
+    planned = [plan(tiny, label, rule, seed) for rule in ("sum", "difference") for label in ROWS for seed in (1, 2)]
+    records = []
+    for entry in planned:
+        elsewhere = entry.label == "RandLoRA-10" and entry.config.rule == "sum"
+        took = {"time": {"train_seconds": 1000.0, "total_seconds": 1001.0}} if elsewhere else {}
+        records.append(record_of(entry, **on_machine("B" if elsewhere else "A"), **took))
+    figure = time_and_memory(collect(planned, records))
+    shown = []
+    for part in figure.subfigs:
+        time, memory = part.axes
+        names = [label.get_text() for label in time.get_yticklabels()]
+        assert names == [label.get_text() for label in memory.get_yticklabels()]
+        assert [bar.get_width() for bar in memory.patches] == [100.0] * len(names)
+        shown.append((part.get_suptitle(), time.get_title(), names, [bar.get_width() for bar in time.patches]))
+    assert shown == [
+        ("on A, 2 threads, memory by VmHWM", "sum", ["LoRA-4"], [5.5]),
+        ("on B, 2 threads, memory by VmHWM", "sum", ["RandLoRA-10"], [1000.0]),
+        ("on A, 2 threads, memory by VmHWM", "difference", ["LoRA-4", "RandLoRA-10"], [5.5, 5.5]),
+    ]
+
+
+def test_one_machine_needs_no_name_and_two_counters_of_memory_are_two(tiny):
+    planned = [plan(tiny, label, "sum", 1) for label in ROWS]
+    alike = [record_of(entry, **on_machine("A")) for entry in planned]
+    (part,) = time_and_memory(collect(planned, alike)).subfigs
+    assert part.get_suptitle() == "" and len(part.axes[0].patches) == 2
+    counted = [record_of(entry, **on_machine("A", counter)) for entry, counter in zip(planned, "cd", strict=True)]
+    parts = time_and_memory(collect(planned, counted)).subfigs
+    assert [part.get_suptitle() for part in parts] == ["on A, 2 threads, memory by c", "on A, 2 threads, memory by d"]
+    assert [[len(panel.patches) for panel in part.axes] for part in parts] == [[1, 1], [1, 1]]
 
 
 def test_the_score_against_the_learning_rate_marks_the_chosen_value(results):

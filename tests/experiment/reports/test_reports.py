@@ -123,8 +123,12 @@ def test_a_large_report_shows_averages_and_leaves_the_points_to_the_files(tiny, 
         "average of 7, 100 %",
     ]
     text = report_markdown(large)
-    assert "(single points: 14, averages: 2)" in text and "The 14 points one by one: table.csv and pairs.csv." in text
+    assert "(single points: 14, averages: 2)" in text and "one by one" not in text  # no file is beside it
     write_report(large, tmp_path)
+    written = (tmp_path / "table.md").read_text()
+    assert written == f"# Comparison default\n\n{text}- The 14 points one by one: table.csv and pairs.csv.\n"
+    without_pairs = make_report(large.results)
+    assert without_pairs.points_note == "The 14 points one by one: table.csv" and small.points_note == ""
     rows = list(csv.DictReader((tmp_path / "pairs.csv").open()))
     assert len(rows) == 16 and rows[0]["data"] == "r0, 4 shots" and rows[0]["method"] == "RandLoRA-10"
     assert float(rows[0]["difference"]) == pytest.approx(0.1)

@@ -5,10 +5,11 @@ import re
 
 import pytest
 from fake_runs import scores_of
-from made_up import DIFFERENCE, METHODS, SUM, by_method, collect, plan, record_of
+from made_up import DIFFERENCE, METHODS, SUM, by_method, collect, on_machine, plan, record_of
 
 from randlora_core.experiment.interface import Axis
-from randlora_core.experiment.reports.formats import to_csv, to_markdown
+from randlora_core.experiment.reports.formats import MARKS, to_csv, to_latex, to_markdown
+from randlora_core.experiment.reports.notes import make_notes
 from randlora_core.experiment.reports.results import find_by_settings
 from randlora_core.experiment.reports.statistics import summarize
 from randlora_core.experiment.reports.tables import CSV_COLUMNS, csv_rows, overview_tables, point_table
@@ -41,6 +42,53 @@ def test_the_details_of_a_point(results):
     assert rows["LoRA-4"][1:] == ("5.0", "3", "1,000", "0.001", "6.0", "100")  # 70, 75 and 80 %
     assert rows["RandLoRA-10"][4] == "0.001*"
     assert rows["Zero-shot"][1:] == ("-", "1", "0", "-", "-", "100")  # one run stands at all three seeds
+
+
+def test_costs_of_two_machines_are_marked_and_the_title_names_the_machines(tiny):
+    """Zero-shot trains nothing: a missing cell has no mark. LoRA-4 on difference is alone, and its table as ever."""
+    planned = [plan(tiny, label, "sum", 1) for label in ("Zero-shot", "LoRA-4", "RandLoRA-10")]
+    planned.append(plan(tiny, "LoRA-4", "difference", 1))
+    nothing = {"parameters": {"trainable": 0}}
+    records = [
+        record_of(planned[0], **on_machine("A"), **nothing),
+        record_of(planned[1], **on_machine("B", "cuda")),
+        *(record_of(entry, **on_machine("A")) for entry in planned[2:]),
+    ]
+    table = point_table(collect(planned, records), SUM)
+    rows = {method: row[5:] for method, row in by_method(table).items()}
+    assert rows == {"Zero-shot": ("-", "100ᵃ"), "LoRA-4": ("5.0ᵇ", "100ᵇ"), "RandLoRA-10": ("5.0ᵃ", "100ᵃ")}
+    machines = "ᵃ A, 2 threads, memory by VmHWM; ᵇ B, 2 threads, memory by cuda"
+    assert table.title == f"sum (Train s and Peak MB: {machines})"
+    latex = to_latex(table)
+    assert r"5.0\textsuperscript{b}" in latex and r"\textsuperscript{a} A, 2 threads" in latex
+    assert not set(MARKS) & set(latex)
+    alone = point_table(collect(planned, records), DIFFERENCE)
+    assert alone.title == "difference" and by_method(alone)["LoRA-4"][5:] == ("5.0", "100")
+
+
+def test_a_mark_is_there_for_every_machine(tiny):
+    """Also for more machines than there are raised letters."""
+    runs = [plan(tiny, "LoRA-4", "sum", 1, f"adapter.rank={rank}") for rank in range(1, 2 + len(MARKS))]
+    table = point_table(collect(runs, [record_of(entry, **on_machine(entry.label)) for entry in runs]), SUM)
+    costs = [row[6].removeprefix("5.0") for row in table.rows]
+    assert costs == [*MARKS, "ᵃᵃ"] and f"ᵃᵃ LoRA-{len(runs)}, 2 threads" in table.title
+
+
+def test_seeds_of_two_machines_have_no_time_and_memory_in_common(tiny):
+    planned = [plan(tiny, label, "sum", seed) for label in ("LoRA-4", "RandLoRA-10") for seed in (1, 2)]
+    machines = ("A", "B", "A", "A")
+    records = [record_of(entry, **on_machine(name)) for entry, name in zip(planned, machines, strict=True)]
+    results = collect(planned, records)
+    rows = {method: row[5:] for method, row in by_method(point_table(results, SUM)).items()}
+    assert rows == {"LoRA-4": ("-", "-"), "RandLoRA-10": ("5.5", "100")}
+    assert {row["method"]: row["train_seconds_median"] for row in read_csv(results)} == {
+        "LoRA-4": "-",
+        "RandLoRA-10": "5.5",
+    }
+    (note,) = (note for note in make_notes(results) if note.startswith("Hardware"))
+    assert note.endswith("They are '-' where the seeds of a row ran on several.")
+    (note,) = (note for note in make_notes(collect(planned, records[2:])) if note.startswith("Hardware"))
+    assert note == "Hardware: A, 2 threads."
 
 
 def test_markdown_and_csv_tell_the_same(results):
