@@ -322,6 +322,8 @@ def test_no_cost_is_divided_by_another_machines():
         [("Full fine-tuning", "10.0"), ("RandLoRA-6", "10.0")],
         [("LoRA-32", "10.0")],
     ]
+    crossed = collect(runs[2:], on_machines(runs[2:], "XYYX"))  # each method ran on each machine once
+    assert [table.rows for table in cost_tables(crossed, [])] == 2 * [(("LoRA-32", "-", "-"), ("RandLoRA-6", "-", "-"))]
 
 
 def test_without_a_row_to_divide_by_there_are_no_columns_of_ratios():
