@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import functools
 import json
 from collections.abc import Mapping
 from pathlib import Path
@@ -15,17 +16,52 @@ from torch import Tensor
 from randlora_core.adapters import make_config
 from randlora_core.adapters.checkpoint import load_adapter, save_adapter
 from randlora_core.adapters.files import check_same_tensors, naming
-from randlora_core.adapters.inject import inject_adapter
+from randlora_core.adapters.inject import inject_adapter, resolve
+from randlora_core.adapters.layer_kinds import Shape
 from randlora_core.adapters.state import adapter_state, count_parameters, has_adapters
 from randlora_core.experiment.config import RunConfig
 from randlora_core.experiment.interface import Task
 from randlora_core.experiment.loop.seeding import seed_global
-from randlora_core.experiment.peft_tuners import PEFT, inject_tuner, load_tuner, save_tuner, tuner_parameters
+from randlora_core.experiment.peft_tuners import (
+    PEFT,
+    inject_tuner,
+    load_tuner,
+    save_tuner,
+    try_tuner,
+    tuner_parameters,
+)
 from randlora_core.files import atomic_file
 
 DELTA_FILE = "delta.safetensors"
 HEAD_FILE = "head.safetensors"
 RUN_FILE = "run.json"
+
+
+def check_method(config: RunConfig, shapes: Mapping[str, Shape]) -> None:
+    """Refuses what `apply_method` would refuse on layers of these shapes, so that a run need not begin to fail.
+
+    Args:
+        config: A run with an adapter.
+        shapes: (out, in) of every layer that the adapter goes on, by name.
+
+    Raises:
+        ValueError: As `apply_method`.
+
+    Warns:
+        UserWarning: As `inject_adapter`, such as of LoRA's rank above a layer's smaller side; once in a process.
+    """
+    adapter = config.adapter
+    if adapter.method == PEFT:
+        try_tuner(adapter.options, shapes.values())
+    else:
+        options = {name: value for name, value in adapter.options.items() if name != "seed"}
+        _check_adapter(adapter.method, json.dumps(options), tuple(shapes.items()))
+
+
+@functools.lru_cache(maxsize=1024)
+def _check_adapter(method: str, options: str, shapes: tuple[tuple[str, Shape], ...]) -> None:
+    """Once for the seeds and data of a sweep."""
+    resolve(make_config(method, **json.loads(options)), dict(shapes))
 
 
 def apply_method(task: Task, config: RunConfig) -> None:

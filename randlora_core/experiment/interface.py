@@ -158,7 +158,8 @@ class Experiment:
         identify_weights: The same for the pre-trained weights, found without building the model.
         build_task: From a configuration to the task, its model pre-trained and not yet adapted.
         adapted_shapes: From a configuration to (out, in) of every layer that adapters go on, by name, found without
-            weights and data; None where budgets cannot be solved (`adapter.budget`).
+            weights and data; None where budgets cannot be solved (`adapter.budget`), nor adapters be checked before a
+            run begins.
         unit: What its examples are called in progress lines.
         criterion: What `Task.validate` gives, as tables name it; an accuracy is shown in percent.
         paper_scores: From the experiment and a record to its accuracies in [0, 1] by the paper's names of (model, data

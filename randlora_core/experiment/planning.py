@@ -1,7 +1,8 @@
-"""From overrides to runs that are checked and identified, but not begun: no model is built and no data set is read."""
+"""From overrides to runs that are checked and identified, but not begun: no weights are loaded, no data set is read."""
 
 from __future__ import annotations
 
+import contextlib
 import errno
 import json
 import os
@@ -11,12 +12,12 @@ from functools import cached_property
 from pathlib import Path
 from typing import Any, Literal
 
+from randlora_core.experiment.adaptation import check_method
 from randlora_core.experiment.compose import CONFIGS
 from randlora_core.experiment.config import RunConfig
 from randlora_core.experiment.identity import Identity, identify_settings, run_id
 from randlora_core.experiment.interface import Experiment, MissingInputError
 from randlora_core.experiment.loop.hardware import pick_device, pick_precision
-from randlora_core.experiment.peft_tuners import PEFT, try_tuner
 from randlora_core.experiment.rates import LearningRate, build_config, choose_rate
 from randlora_core.experiment.records.ledger import Ledger
 from randlora_core.experiment.records.reading import Record, is_failed, is_finished, label_of
@@ -143,7 +144,8 @@ def plan_run(experiment: Experiment, overrides: Sequence[str]) -> PlannedRun:
         overrides: Hydra overrides of its entry in `configs/`.
 
     Raises:
-        ValueError: A setting, data set, backbone or method that does not exist, does not fit or is not here.
+        ValueError: A setting, data set, backbone or method that does not exist, does not fit or is not here; an adapter
+            that a layer of the backbone does not allow.
     """
     (planned,) = plan_runs(experiment, [overrides])
     if planned.missing is not None:
@@ -162,7 +164,7 @@ def plan_runs(
         experiment: The experiment.
         override_lists: The overrides of each run.
         inputs_needed: Whether data and weights that do not exist are errors; for tables of committed records they need
-            not be here, and their names are not checked.
+            not be here, and neither their names nor adapters are checked.
 
     Raises:
         ValueError: As `plan_run`, for what does not exist.
@@ -172,39 +174,50 @@ def plan_runs(
 
 
 class _Inputs:
-    """The identities of data and weights, each found once; an input that is not here is remembered as such.
+    """What is asked of data and weights, each asked once; an input that is not here is remembered as such.
 
     `settings` is what `RunConfig.identity` gives for the configuration.
     """
 
     def __init__(self, experiment: Experiment, needed: bool):
         self.experiment, self.needed = experiment, needed
-        self._found: dict[str, str | MissingInputError] = {}
+        self._found: dict[str, Any] = {}
 
     def data(self, config: RunConfig, settings: Mapping[str, Any]) -> str:
         """The data's fingerprint; the choice of training examples from a data set is no part of it."""
-        return self._identify("data", self.experiment.identify_data, config, settings)
+        return self._ask_once("data", self.experiment.identify_data, config, settings)
 
     def weights(self, config: RunConfig, settings: Mapping[str, Any]) -> str:
         """The weights' identity; random ones are drawn from the run's seed."""
-        return self._identify("weights", self.experiment.identify_weights, config, settings)
+        return self._ask_once("weights", self.experiment.identify_weights, config, settings)
 
-    def _identify(
-        self, kind: str, identify: Callable[[RunConfig], str], config: RunConfig, settings: Mapping[str, Any]
-    ) -> str:
+    def check_adapter(self, config: RunConfig, settings: Mapping[str, Any]) -> None:
+        """Checks a run's adapter on the shapes of its layers; where the shapes are not known here, the run checks it.
+
+        Raises:
+            ValueError: A layer does not allow it, or a target does not exist.
+        """
+        if self.needed and config.is_adapted and self.experiment.adapted_shapes is not None:
+            kind = f"layers {json.dumps(config.adapter.targets)}"
+            with contextlib.suppress(MissingInputError):
+                check_method(config, self._ask_once(kind, self.experiment.adapted_shapes, config, settings))
+
+    def _ask_once(
+        self, kind: str, ask: Callable[[RunConfig], Any], config: RunConfig, settings: Mapping[str, Any]
+    ) -> Any:
         """Asks once for all runs that differ in nothing but method, training, choice of examples and seed."""
         shared = {name: value for name, value in settings.items() if name not in config.training_keys}
         key = f"{kind} {json.dumps(shared, sort_keys=True)} {config.paths.data}"
         if key not in self._found:
-            self._found[key] = self._ask(identify, config)
+            self._found[key] = self._ask(ask, config)
         found = self._found[key]
         if isinstance(found, MissingInputError):
             raise found
         return found
 
-    def _ask(self, identify: Callable[[RunConfig], str], config: RunConfig) -> str | MissingInputError:
+    def _ask(self, ask: Callable[[RunConfig], Any], config: RunConfig) -> Any:
         try:
-            return identify(config)
+            return ask(config)
         except MissingInputError as error:
             return error
         except ValueError as error:
@@ -225,10 +238,9 @@ def _plan(experiment: Experiment, overrides: tuple[str, ...], inputs: _Inputs) -
             missing.append(str(error))
             return otherwise
 
-    if config.adapter.method == PEFT and experiment.adapted_shapes is not None and inputs.needed:
-        here(lambda: try_tuner(config.adapter.options, experiment.adapted_shapes(config).values()), None)
     rate = here(lambda: choose_rate(experiment, config, overrides), LearningRate(None, "none"))
     settings = config.identity(rate.value)
+    inputs.check_adapter(config, settings)
     data = here(lambda: inputs.data(config, settings), "")
     weights = here(lambda: inputs.weights(config, settings), "")
     identity = Identity(**identify_settings(settings, experiment.name), data=data, weights=weights)

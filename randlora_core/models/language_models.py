@@ -147,7 +147,7 @@ def build_language_model(
             layers are quantised.
         quantize: Load the linear layers but the output head quantised by bitsandbytes: "4bit" (NF4 with quantised
             scales, as QLoRA) or "8bit" (LLM.int8()); pre-trained weights only. On the meta device the layers are plain
-            ones, which have the same shapes.
+            ones of the same shapes, and bitsandbytes is not needed.
         architecture: Entries that replace those of the config; random weights only.
 
     Raises:
@@ -161,7 +161,7 @@ def build_language_model(
         raise ValueError(f"{name}: dtype must be one of {', '.join(DTYPES)}, not {dtype!r}")
     if quantize not in (None, *QUANTIZED) or (quantize and not pretrained and device != "meta"):
         raise ValueError(f"{name}: quantize={quantize!r}; accepted: {', '.join(QUANTIZED)} with pre-trained weights")
-    if quantize and (missing := missing_bitsandbytes()):
+    if quantize and device != "meta" and (missing := missing_bitsandbytes()):
         raise ValueError(f"{name}: quantize={quantize!r} {missing}")
     if pretrained:
         model, tokenizer = _load(name, path, dtype, quantize, device)
