@@ -14,7 +14,7 @@ from typing import Any, TypeVar
 
 from commonsense_reasoning.tasks import Record, check_record
 from randlora_core.datasets.arrow import load_arrow
-from randlora_core.files import file_fingerprint
+from randlora_core.files import file_fingerprint, naming, parse_json, read_bytes
 
 T = TypeVar("T")
 
@@ -40,13 +40,11 @@ def read_records(files: Sequence[Path], parse: Callable[[Record], T]) -> list[T]
 
 
 def _read_json(path: Path, parse: Callable[[Record], T]) -> list[T]:
-    try:
-        text = path.read_text(encoding="utf-8")
-        rows = json.loads(text)
-    except ValueError as error:
-        raise ValueError(f"{path}: no JSON file ({error})") from None
-    if not isinstance(rows, list) or not rows:
-        raise ValueError(f"{path}: {type(rows).__name__} of no records; accepted: a list of objects")
+    with naming(path):
+        text = read_bytes(path).decode("utf-8-sig")
+        rows = parse_json(text, list)
+        if not rows:
+            raise ValueError("it holds an empty list; accepted: a list of objects")
     return _parse_all(rows, parse, lambda index: f"{path}, line {_line(text, index)}: record {index + 1}")
 
 

@@ -1,4 +1,4 @@
-"""Files that are written whole or not at all, and the folder where what can be made again is kept."""
+"""Files that are read with errors that name them or written whole, and the folder of what can be made again."""
 
 from __future__ import annotations
 
@@ -9,6 +9,54 @@ import os
 import uuid
 from collections.abc import Iterator, Sequence
 from pathlib import Path
+from typing import Any
+
+
+@contextlib.contextmanager
+def naming(place: Path | str) -> Iterator[None]:
+    """Errors about a file's contents become ValueErrors that start with the file's name."""
+    try:
+        yield
+    except (ValueError, TypeError) as error:
+        raise ValueError(f"{place}: {error}") from error
+
+
+def read_bytes(path: Path) -> bytes:
+    """The file's contents.
+
+    Raises:
+        ValueError: It cannot be read; the message has the reason without the file's name, for use within `naming`.
+    """
+    try:
+        return path.read_bytes()
+    except OSError as error:
+        raise ValueError(f"it cannot be read ({error.strerror})") from None
+
+
+def parse_json(text: str | bytes, kind: type[dict] | type[list] = dict) -> Any:
+    """The JSON object (`kind` is dict) or list (`kind` is list) that a text holds.
+
+    Raises:
+        ValueError: It holds something else; the message has the reason without a file's name, for use within `naming`.
+    """
+    try:
+        content = json.loads(text)
+    except (ValueError, RecursionError) as error:  # text that is not UTF-8 is a ValueError, too
+        raise ValueError(f"it is not JSON ({error})") from None
+    if not isinstance(content, kind):
+        expected = {dict: "an object", list: "a list"}[kind]
+        raise ValueError(f"it holds a JSON {type(content).__name__}, not {expected}")
+    return content
+
+
+def read_json(path: Path) -> dict[str, Any]:
+    """The JSON object in a file.
+
+    Raises:
+        ValueError: It cannot be read or is something else; the message starts with the file's name.
+    """
+    with naming(path):
+        return parse_json(read_bytes(path))
 
 
 @contextlib.contextmanager

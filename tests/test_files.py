@@ -5,7 +5,7 @@ from pathlib import Path
 import pytest
 
 from randlora_core import files
-from randlora_core.files import atomic_files, cache_folder, file_fingerprint
+from randlora_core.files import atomic_files, cache_folder, file_fingerprint, naming, parse_json, read_json
 
 
 @pytest.fixture
@@ -93,3 +93,31 @@ def test_files_that_belong_together_change_together(tmp_path):
         assert paths[1].read_text() == "old"
     assert [path.read_text() for path in paths] == ["a", "b"]
     assert sorted(path.name for path in tmp_path.iterdir()) == ["new", "two"]
+
+
+@pytest.mark.parametrize(
+    ("content", "reason"),
+    [
+        (None, r"it cannot be read \(No such file or directory\)"),
+        (b'{"a": [1, ', r"it is not JSON \(.*line 1 column 11.*\)"),
+        (b"\xff\xfe\x00", r"it is not JSON \(.*\)"),
+        (b"[" * 100_000, r"it is not JSON \(.*recursion.*\)"),
+        (b"[1]", "it holds a JSON list, not an object"),
+        (b"null", "it holds a JSON NoneType, not an object"),
+    ],
+)
+def test_a_file_that_is_no_json_object_is_named(tmp_path, content, reason):
+    path = tmp_path / "some.json"
+    if content is not None:
+        path.write_bytes(content)
+    with pytest.raises(ValueError, match=rf"^{path}: {reason}$"):
+        read_json(path)
+
+
+def test_json_is_read_with_and_without_a_byte_order_mark(tmp_path):
+    for encoding in ("utf-8", "utf-8-sig"):
+        (tmp_path / "some.json").write_text('{"a": "\u00e9"}', encoding=encoding)
+        assert read_json(tmp_path / "some.json") == {"a": "\u00e9"}
+    assert parse_json("[1, 2]", list) == [1, 2]
+    with pytest.raises(ValueError, match=r"^line 3: it holds a JSON dict, not a list$"), naming("line 3"):
+        parse_json("{}", list)

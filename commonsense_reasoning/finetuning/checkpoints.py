@@ -11,8 +11,8 @@ from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
 
-from randlora_core.experiment.loop.state import Resume
-from randlora_core.files import atomic_file
+from randlora_core.experiment.loop.state import Resume, read_progress
+from randlora_core.files import atomic_file, read_json
 
 STATE_FILE = "state.safetensors"
 RUN_FILE = "run.json"
@@ -58,10 +58,11 @@ class Checkpoints(Resume):
 
 
 def find_checkpoints(folder: Path) -> list[int]:
-    """The steps of the checkpoints in a folder that are whole."""
+    """The steps of the checkpoints in a folder that have both their files, in no order."""
     found = [re.fullmatch(r"checkpoint-(\d+)", path.name) for path in folder.glob("checkpoint-*")]
     steps = [int(match[1]) for match in found if match]
-    return [step for step in steps if (folder / f"checkpoint-{step}" / RUN_FILE).is_file()]
+    places = {step: folder / f"checkpoint-{step}" for step in steps}
+    return [step for step, place in places.items() if all((place / file).is_file() for file in (STATE_FILE, RUN_FILE))]
 
 
 def identify(settings: Mapping[str, Any]) -> str:
@@ -73,19 +74,41 @@ def check_resumable(folder: Path, settings: Mapping[str, Any]) -> int:
     """Gives the step of the newest checkpoint.
 
     Raises:
-        ValueError: There is none, or it belongs to other settings or data; one line for each that differs.
+        ValueError: There is none, it is damaged, or it belongs to other settings or data (a line for each).
     """
-    steps = find_checkpoints(folder)
+    steps = sorted(find_checkpoints(folder), reverse=True)
     if not steps:
         raise ValueError(f"--resume: {folder} has no checkpoint; accepted: the folder of a run that was stopped")
-    newest = folder / f"checkpoint-{max(steps)}"
-    kept = json.loads((newest / RUN_FILE).read_text(encoding="utf-8"))
+    damaged: dict[Path, str] = {}
+    for step in steps:
+        checkpoint = folder / f"checkpoint-{step}"
+        try:
+            kept = _read_settings(checkpoint)
+            break
+        except ValueError as error:
+            damaged[checkpoint] = str(error)
+    if damaged:
+        way_on = "start afresh without --resume" if len(damaged) == len(steps) else f"go on from checkpoint-{step}"
+        folders = " and ".join(f"the folder {place}" for place in damaged)
+        raise ValueError("; ".join([*damaged.values(), f"delete {folders} to {way_on}"]))
     different = [key for key in {**settings, **kept} if settings.get(key) != kept.get(key)]
     if different:
         raise ValueError(
             "\n".join(
-                f"--resume: {newest} belongs to a run with {key}={kept.get(key)!r}, not {settings.get(key)!r}"
+                f"--resume: {checkpoint} belongs to a run with {key}={kept.get(key)!r}, not {settings.get(key)!r}"
                 for key in different
             )
         )
-    return max(steps)
+    return step
+
+
+def _read_settings(checkpoint: Path) -> dict[str, Any]:
+    """The settings that a checkpoint belongs to.
+
+    Raises:
+        ValueError: One of its files is damaged, or they are of different runs.
+    """
+    settings, progress = read_json(checkpoint / RUN_FILE), read_progress(checkpoint / STATE_FILE)
+    if progress.key != identify(settings):
+        raise ValueError(f"{checkpoint}: {STATE_FILE} is of another run than {RUN_FILE}")
+    return settings

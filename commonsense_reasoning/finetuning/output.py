@@ -13,7 +13,7 @@ from torch import nn
 from randlora_core.adapters.checkpoint import save_adapter
 from randlora_core.adapters.files import CONFIG_FILE, TENSORS_FILE
 from randlora_core.adapters.peft_export import export_peft
-from randlora_core.files import atomic_files
+from randlora_core.files import atomic_files, read_json
 
 RECORD_FILE = "finetune.json"
 CARD_FILE = "README.md"
@@ -46,9 +46,13 @@ def write_description(folder: Path, record: Mapping[str, Any]) -> None:
 
 
 def read_record(folder: Path) -> dict[str, Any] | None:
-    """The record of the finished run in a folder; None where there is none."""
+    """The record of the finished run in a folder; None where there is none.
+
+    Raises:
+        ValueError: The file is damaged.
+    """
     path = folder / RECORD_FILE
-    return json.loads(path.read_text(encoding="utf-8")) if path.is_file() else None
+    return read_json(path) if path.is_file() else None
 
 
 def model_card(record: Mapping[str, Any]) -> str:

@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import json
 from pathlib import Path
 from typing import Any
 
@@ -11,6 +10,7 @@ from commonsense_reasoning.finetuning.planning import find_base
 from commonsense_reasoning.finetuning.rows import Kind
 from randlora_core.adapters.checkpoint import load_adapter
 from randlora_core.adapters.files import CONFIG_FILE
+from randlora_core.files import read_json
 from randlora_core.models import Backbone
 from randlora_core.models.language_models import build_language_model
 
@@ -24,14 +24,14 @@ def open_tuned(place: str, base_model: str | None, **options: Any) -> tuple[Back
         **options: Further arguments of `build_language_model`.
 
     Raises:
-        ValueError: There is no adapter, it does not fit the base model, or nothing names the base model.
+        ValueError: There is no adapter, it is damaged or does not fit the base model, or nothing names the base model.
         OSError: The base model cannot be had.
     """
     folder = Path(place).expanduser()
     if not (folder / CONFIG_FILE).is_file():
         raise ValueError(f"--model {place}: there is no {CONFIG_FILE}; accepted: the folder of a tuned adapter")
     record = read_record(folder) or {}
-    config = json.loads((folder / CONFIG_FILE).read_text(encoding="utf-8"))
+    config = read_json(folder / CONFIG_FILE)
     base = base_model or record.get("base_model") or config.get("base_model_name_or_path")
     if base is None:
         raise ValueError(f"--model {place} names no base model; accepted: with --base_model")

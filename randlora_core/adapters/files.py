@@ -1,12 +1,9 @@
-"""Reading and writing adapter directories: JSON, safetensors, and errors that name the file."""
+"""The files of an adapter's directory: their names, their tensors, and writing them together."""
 
 from __future__ import annotations
 
-import json
-from collections.abc import Iterator, Mapping
-from contextlib import contextmanager
+from collections.abc import Mapping
 from pathlib import Path
-from typing import Any
 
 from safetensors import SafetensorError
 from safetensors.torch import load as parse_tensors
@@ -16,42 +13,6 @@ from randlora_core.files import atomic_files
 
 CONFIG_FILE = "adapter_config.json"
 TENSORS_FILE = "adapter_model.safetensors"
-
-
-@contextmanager
-def naming(path: Path) -> Iterator[None]:
-    """Errors about a file's contents become ValueErrors that start with the file's name."""
-    try:
-        yield
-    except (ValueError, TypeError) as error:
-        raise ValueError(f"{path}: {error}") from error
-
-
-def read_bytes(path: Path) -> bytes:
-    """The file's contents.
-
-    Raises:
-        ValueError: If it cannot be read.
-    """
-    try:
-        return path.read_bytes()
-    except OSError as error:
-        raise ValueError(f"it cannot be read ({error.strerror})") from None
-
-
-def read_json(path: Path) -> dict[str, Any]:
-    """The JSON object in a file.
-
-    Raises:
-        ValueError: If it cannot be read or is something else.
-    """
-    try:
-        content = json.loads(read_bytes(path))
-    except (json.JSONDecodeError, UnicodeDecodeError, RecursionError) as error:
-        raise ValueError(f"it is not JSON ({error})") from None
-    if not isinstance(content, dict):
-        raise ValueError(f"it holds a JSON {type(content).__name__}, not an object")
-    return content
 
 
 def read_tensors(data: bytes) -> dict[str, Tensor]:

@@ -22,14 +22,7 @@ from randlora_core import ops
 from randlora_core.adapters import make_config, method_named
 from randlora_core.adapters.bases import ImportedBases, SharedBases, narrowed
 from randlora_core.adapters.config import IMPORTED, AdapterConfig, exactly, near
-from randlora_core.adapters.files import (
-    CONFIG_FILE,
-    TENSORS_FILE,
-    naming,
-    read_bytes,
-    read_json,
-    read_tensors,
-)
+from randlora_core.adapters.files import CONFIG_FILE, TENSORS_FILE, read_tensors
 from randlora_core.adapters.inject import InjectionPlan, apply_injection, make_bases, plan_injection
 from randlora_core.adapters.layer_kinds import Shape
 from randlora_core.adapters.peft_format import (
@@ -51,6 +44,7 @@ from randlora_core.adapters.peft_format import (
 from randlora_core.adapters.randlora import RandLoRAConfig
 from randlora_core.adapters.state import adapter_layers, require_plain
 from randlora_core.adapters.targets import adaptable_layers
+from randlora_core.files import naming, read_bytes, read_json
 
 PICKLE_FILE = "adapter_model.bin"
 
@@ -81,8 +75,8 @@ def import_peft(model: nn.Module, directory: str | os.PathLike[str]) -> nn.Modul
     directory = Path(directory)
     if not directory.is_dir():
         raise ValueError(f"{directory}: there is no such directory")
+    content = read_json(directory / CONFIG_FILE)
     with naming(directory / CONFIG_FILE):
-        content = read_json(directory / CONFIG_FILE)
         dialect = _read_dialect(content)
     with naming(directory / TENSORS_FILE):
         tensors = sort_tensors(_read_safetensors(directory), dialect)

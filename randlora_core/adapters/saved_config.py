@@ -19,8 +19,8 @@ from typing import Any
 
 from randlora_core.adapters import make_config
 from randlora_core.adapters.config import AdapterConfig
-from randlora_core.adapters.files import read_json
 from randlora_core.adapters.layer_kinds import Shape
+from randlora_core.files import parse_json, read_bytes
 
 FORMAT = 1
 
@@ -74,9 +74,10 @@ def read_config(path: Path) -> SavedAdapter:
     """Read and check an `adapter_config.json`.
 
     Raises:
-        ValueError: If it cannot be read, is not JSON, is another library's, or holds missing, unknown or bad values.
+        ValueError: If it cannot be read, is not JSON, is another library's, or holds missing, unknown or bad values;
+            the message has the reason without the file's name, for use within `naming`.
     """
-    content = read_json(path)
+    content = parse_json(read_bytes(path))
     if "peft_type" in content:
         raise ValueError(f"this is an adapter of PEFT ({content['peft_type']}), in another format")
     missing = sorted(_OWN_KEYS - content.keys())

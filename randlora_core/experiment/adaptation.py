@@ -9,13 +9,14 @@ from pathlib import Path
 from typing import Any
 
 import torch
+from safetensors import SafetensorError
 from safetensors.torch import load_file
 from safetensors.torch import save as serialize_tensors
 from torch import Tensor
 
 from randlora_core.adapters import make_config
 from randlora_core.adapters.checkpoint import load_adapter, save_adapter
-from randlora_core.adapters.files import check_same_tensors, naming
+from randlora_core.adapters.files import check_same_tensors
 from randlora_core.adapters.inject import inject_adapter, resolve
 from randlora_core.adapters.layer_kinds import Shape
 from randlora_core.adapters.state import adapter_state, count_parameters, has_adapters
@@ -30,7 +31,7 @@ from randlora_core.experiment.peft_tuners import (
     try_tuner,
     tuner_parameters,
 )
-from randlora_core.files import atomic_file
+from randlora_core.files import atomic_file, naming, read_json
 
 DELTA_FILE = "delta.safetensors"
 HEAD_FILE = "head.safetensors"
@@ -147,7 +148,7 @@ def load_weights(directory: Path, task: Task, config: RunConfig) -> None:
         ValueError: A file is missing or does not fit the model; the task is left as it was.
     """
     run_file = directory / RUN_FILE
-    outputs = tuple(json.loads(run_file.read_text(encoding="utf-8"))["outputs"]) if run_file.is_file() else task.outputs
+    outputs = tuple(read_json(run_file)["outputs"]) if run_file.is_file() else task.outputs
     if outputs != task.outputs:
         raise ValueError(f"{directory} has a head for {_shown(outputs)}; the data have {_shown(task.outputs)}")
     head, changed = _head(task), _changed_by_full(task) if config.adapter.method == "full" else {}
@@ -187,8 +188,11 @@ def _read(path: Path, present: Mapping[str, Tensor]) -> dict[str, Tensor]:
     """The tensors of a file, which must be those that are present in the task, name by name and shape by shape."""
     if not path.is_file():
         raise ValueError(f"{path} is missing; accepted: a folder that a run with save.adapter=true has written")
-    stored = load_file(path)
     with naming(path):
+        try:
+            stored = load_file(path)
+        except SafetensorError as error:
+            raise ValueError(f"it is damaged or not a safetensors file ({error})") from None
         check_same_tensors(stored, present)
     return stored
 

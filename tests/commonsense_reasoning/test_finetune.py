@@ -2,6 +2,7 @@
 
 import json
 import os
+import shutil
 import signal
 import sys
 import types
@@ -189,6 +190,63 @@ def test_another_file_of_rows_is_not_resumed_with(model, data, tmp_path, capsys)
     other = write_json(tmp_path / "other.json", [instruction(number) for number in range(1, 61)])
     assert finetune.main(command(model, other, folder, "--num_epochs", "0.6", "--resume")) == 2
     assert "belongs to a run with data=" in capsys.readouterr().err
+
+
+@pytest.fixture(scope="module")
+def finished(model, data, tmp_path_factory):
+    """The folder of a run with checkpoint-6 and checkpoint-7, the last one."""
+    folder = tmp_path_factory.mktemp("finished") / "out"
+    assert finetune.main(command(model, data, folder)) == 0
+    return folder
+
+
+def cut(path):
+    """Takes the end of a file away."""
+    path.write_bytes(path.read_bytes()[:280])
+
+
+@pytest.mark.parametrize("file", ["state.safetensors", "run.json"])
+def test_a_damaged_checkpoint_is_named_before_the_model_is_loaded(
+    model, data, finished, tmp_path, file, monkeypatch, capsys
+):
+    folder = shutil.copytree(finished, tmp_path / "out")
+    for name in ("finetune.json", "adapter_model.safetensors"):
+        (folder / name).unlink()
+    cut(folder / "checkpoint-7" / file)
+    arguments = command(model, data, folder, "--resume")
+    with monkeypatch.context() as patch:
+        patch.setattr(tuning, "build_language_model", None)
+        assert finetune.main(arguments) == 2
+        line = capsys.readouterr().err
+        assert line.startswith(f"error: {folder}/checkpoint-7/{file}: ") and line.count("\n") == 1
+        assert line.endswith(f"; delete the folder {folder}/checkpoint-7 to go on from checkpoint-6\n")
+        cut(folder / "checkpoint-6" / file)
+        assert finetune.main(arguments) == 2
+        folders = " and ".join(f"the folder {folder}/checkpoint-{step}" for step in (7, 6))
+        assert capsys.readouterr().err.endswith(f"; delete {folders} to start afresh without --resume\n")
+    shutil.copy(finished / "checkpoint-6" / file, folder / "checkpoint-6")
+    (folder / "checkpoint-7" / file).unlink()  # without it there is no checkpoint-7
+    assert finetune.main(arguments) == 0
+    assert "from step 6 on" in capsys.readouterr().out
+    assert record_of(folder)["curves"] == record_of(finished)["curves"]
+    assert adapter_bytes(folder) == adapter_bytes(finished)
+
+
+def test_a_state_of_another_run_is_no_part_of_a_checkpoint(model, data, finished, tmp_path, capsys):
+    folder = shutil.copytree(finished, tmp_path / "out")
+    other = tmp_path / "other"
+    assert finetune.main(command(model, data, other, "--num_epochs", "0.6", "--seed", "1")) == 0
+    shutil.copy(next(other.glob("checkpoint-*")) / "state.safetensors", folder / "checkpoint-7")
+    assert finetune.main(command(model, data, folder, "--resume")) == 2
+    assert "checkpoint-7: state.safetensors is of another run than run.json; delete" in capsys.readouterr().err
+
+
+def test_a_damaged_record_is_named(model, data, finished, tmp_path, capsys):
+    folder = shutil.copytree(finished, tmp_path / "out")
+    cut(folder / "finetune.json")
+    assert finetune.main(command(model, data, folder, "--resume")) == 2
+    line = capsys.readouterr().err
+    assert line.startswith(f"error: {folder}/finetune.json: it is not JSON (") and line.count("\n") == 1
 
 
 @pytest.mark.slow

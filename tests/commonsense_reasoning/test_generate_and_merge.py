@@ -111,6 +111,17 @@ def test_bad_options_of_generate(arguments, message, capsys):
     assert message in capsys.readouterr().err
 
 
+@pytest.mark.parametrize("file", ["finetune.json", "adapter_config.json"])
+def test_a_damaged_file_is_named(tuned, tmp_path, file, capsys):
+    folder = shutil.copytree(tuned, tmp_path / "copy")
+    (folder / file).write_bytes((folder / file).read_bytes()[:280])
+    for program, others in ((generate, ["--prompt", "x"]), (merge, ["--output_dir", str(tmp_path / "merged")])):
+        assert program.main(["--model", str(folder), *others]) == 2
+        line = capsys.readouterr().err
+        assert line.startswith(f"error: {folder / file}: it is not JSON (") and line.count("\n") == 1
+    assert not (tmp_path / "merged").exists()
+
+
 @pytest.mark.parametrize("dtype", ["float32", "bfloat16"])
 def test_a_merged_model_is_a_plain_one_of_transformers(model, tuned, tmp_path, dtype, capsys):
     folder = tmp_path / "new" / "merged"

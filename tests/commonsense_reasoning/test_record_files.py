@@ -89,9 +89,9 @@ def test_what_a_caller_refuses_is_named_likewise(tmp_path):
 @pytest.mark.parametrize(
     ("text", "named"),
     [
-        ("[{", r"train\.json: no JSON file \(.*line 1"),
-        ("{}", r"train\.json: dict of no records"),
-        ("[]", r"train\.json: list of no records"),
+        ("[{", r"train\.json: it is not JSON \(.*line 1"),
+        ("{}", r"train\.json: it holds a JSON dict, not a list"),
+        ("[]", r"train\.json: it holds an empty list; accepted: a list of objects"),
         ('[\n\n"x"]', r"train\.json, line 3: record 1: 'x'"),
     ],
 )

@@ -31,7 +31,7 @@ from randlora_core.experiment.planning import results_folder, settled
 from randlora_core.experiment.rates import build_config
 from randlora_core.experiment.records.reading import label_of
 from randlora_core.experiment.running import build_task, score_section
-from randlora_core.files import atomic_file
+from randlora_core.files import atomic_file, read_json
 
 
 def main(experiment: Experiment, arguments: Sequence[str] | None = None) -> int:
@@ -140,7 +140,7 @@ def evaluate_runs(
 
 def _find_run(experiment: Experiment, name: str, overrides: Sequence[str]) -> KeptRun:
     folder = _find(experiment, name, overrides)
-    kept = json.loads((folder / RUN_FILE).read_text(encoding="utf-8"))
+    kept = read_json(folder / RUN_FILE)
     config = settled(build_config(experiment, overrides, kept["config"]))
     if (weights := experiment.identify_weights(config)) != kept["weights"]:
         raise ValueError(f"the run was trained on the weights {kept['weights']!r}; here are {weights!r}")

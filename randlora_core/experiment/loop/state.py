@@ -12,7 +12,7 @@ from pathlib import Path
 
 import torch
 from safetensors import SafetensorError, safe_open
-from safetensors.torch import save_file
+from safetensors.torch import load_file, save_file
 from torch import Tensor, nn
 from torch.distributed.tensor import DTensor, distribute_tensor
 
@@ -117,6 +117,21 @@ def save_state(
             raise OSError(f"{path}: the state cannot be written: {error}") from error
 
 
+def read_progress(path: Path) -> Progress:
+    """How far the run has come whose state is in a file; its tensors are not read.
+
+    Raises:
+        ValueError: The file is cut off or holds something else than a state.
+    """
+    try:
+        with safe_open(path, framework="pt") as file:
+            values = json.loads(file.metadata()["progress"])
+        values["validation"] = tuple((step, score) for step, score in values["validation"])
+        return Progress(**values)
+    except (SafetensorError, KeyError, TypeError, json.JSONDecodeError) as error:
+        raise ValueError(f"{path}: not a resumable state: {error}") from error
+
+
 def load_state(
     path: Path, model: nn.Module, optimizer: torch.optim.Optimizer, losses: Tensor, key: str
 ) -> tuple[Progress, Tensors] | None:
@@ -132,15 +147,12 @@ def load_state(
     if not path.exists():
         return None
     try:
-        with safe_open(path, framework="pt") as file:
-            values = json.loads(file.metadata()["progress"])
-            stored = {name: file.get_tensor(name) for name in file.keys()}  # noqa: SIM118
-        values["validation"] = tuple((step, score) for step, score in values["validation"])
-        progress = Progress(**values)
-    except (SafetensorError, KeyError, TypeError, json.JSONDecodeError) as error:
-        raise ValueError(f"{path}: not a resumable state: {error}; delete it to start afresh") from error
+        progress = read_progress(path)
+    except ValueError as error:
+        raise ValueError(f"{error}; delete it to start afresh") from error
     if progress.key != key:
         return None
+    stored = load_file(path)
     groups: dict[str, Tensors] = {"losses": {}, "model": {}, "best": {}, "optimizer": {}}
     for name, tensor in stored.items():
         group, _, rest = name.partition("/")

@@ -8,7 +8,7 @@ from collections.abc import Mapping
 from pathlib import Path
 from typing import Any
 
-from randlora_core.files import atomic_file
+from randlora_core.files import atomic_file, naming, parse_json
 
 SCHEMA = 2
 """Version of the record's layout."""
@@ -39,7 +39,7 @@ class Ledger:
             ValueError: The file is no record.
         """
         path = self.path(run_id)
-        return _read_record(path.read_text(encoding="utf-8"), path) if path.exists() else None
+        return _read_record(path.read_bytes(), path) if path.exists() else None
 
     def finished(self, run_id: str) -> dict[str, Any] | None:
         """The record of a run that came to its end, or None."""
@@ -94,18 +94,16 @@ def _files(path: Path) -> list[Path]:
 
 
 def _read_file(path: Path) -> list[dict[str, Any]]:
-    text = path.read_text(encoding="utf-8")
+    content = path.read_bytes()
     if path.suffix == ".jsonl":
-        return [_read_record(line, path) for line in text.splitlines() if line.strip()]
-    return [_read_record(text, path)]
+        lines = enumerate(content.splitlines(), start=1)
+        return [_read_record(line, f"{path}, line {number}") for number, line in lines if line.strip()]
+    return [_read_record(content, path)]
 
 
-def _read_record(text: str, path: Path) -> dict[str, Any]:
-    try:
-        record = json.loads(text)
-    except json.JSONDecodeError as error:
-        raise ValueError(f"{path}: not a record: {error}") from error
-    if not isinstance(record, dict) or record.get("schema") != SCHEMA:
-        found = record.get("schema") if isinstance(record, dict) else type(record).__name__
-        raise ValueError(f"{path}: a record of schema {found}; known: {SCHEMA}")
+def _read_record(content: bytes, place: Path | str) -> dict[str, Any]:
+    with naming(place):
+        record = parse_json(content)
+        if record.get("schema") != SCHEMA:
+            raise ValueError(f"a record of schema {record.get('schema')}; known: {SCHEMA}")
     return record

@@ -102,6 +102,19 @@ def test_a_run_that_fails_costs_none_of_those_before_it(tiny, trained, folder, t
     assert scored["scores"]["test"] == trained["randlora"]["scores"]["test"]
 
 
+def test_a_damaged_file_of_a_run_is_named_before_any_is_scored(tiny, trained, folder, tmp_path, capsys):
+    weights = shutil.copytree(folder / "tiny" / trained["full"]["saved"], tmp_path / "weights")
+    delta, kept = weights / "delta.safetensors", weights / "run.json"
+    delta.write_bytes(delta.read_bytes()[:-1])
+    assert main(tiny, [f"run={weights}"]) == 2
+    assert capsys.readouterr().err.startswith(f"error: {delta}: it is damaged or not a safetensors file (")
+    kept.write_bytes(kept.read_bytes()[:100])
+    assert main(tiny, [f"run={trained['lora']['run_id']}", f"run={weights}", f"paths.results={folder}"]) == 2
+    printed = capsys.readouterr()
+    assert printed.err.startswith(f"error: {kept}: it is not JSON (") and printed.err.count("\n") == 1
+    assert printed.out == ""
+
+
 @pytest.mark.parametrize(
     ("arguments", "message"),
     [

@@ -109,3 +109,10 @@ def test_errors_are_described_with_their_traceback():
         described = describe_error(error)
     assert described["type"] == "ValueError" and described["message"] == "rank=0"
     assert "test_ledger.py" in described["traceback"]
+
+
+def test_a_damaged_line_is_named_by_its_number(tmp_path):
+    lines = tmp_path / "sweep.jsonl"
+    lines.write_text(json.dumps(record("a")) + "\n\n" + json.dumps(record("b"))[:20] + "\n")
+    with pytest.raises(ValueError, match=rf"^{lines}, line 3: it is not JSON \("):
+        read_records(lines)
