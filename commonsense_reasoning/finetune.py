@@ -16,7 +16,7 @@ from commonsense_reasoning.finetuning.options import Options, read_options
 from commonsense_reasoning.finetuning.output import FILES, read_record
 from commonsense_reasoning.finetuning.planning import PlannedTuning, plan_tuning
 from commonsense_reasoning.finetuning.tuning import tune
-from randlora_core.experiment.commands.options import INTERRUPTED, run_command
+from randlora_core.command_line import INTERRUPTED, run_command
 from randlora_core.experiment.loop.hardware import is_first_process
 
 

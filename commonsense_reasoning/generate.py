@@ -6,19 +6,19 @@ import sys
 from collections.abc import Sequence
 
 from commonsense_reasoning.finetuning.encoding import encode_prompt
-from commonsense_reasoning.finetuning.options import CommandParser
+from commonsense_reasoning.finetuning.options import TuningParser
 from commonsense_reasoning.finetuning.tuned import open_tuned
 from commonsense_reasoning.generation import generate
-from randlora_core.experiment.commands.options import run_command
+from randlora_core.command_line import run_command
 from randlora_core.experiment.loop.distributed import evaluating
 from randlora_core.experiment.loop.hardware import pick_device, pick_precision
 
 KINDS = ("instruction", "chat", "text")
 
 
-def make_generate_parser() -> CommandParser:
+def make_generate_parser() -> TuningParser:
     """The parser of the command line."""
-    parser = CommandParser("generate", "Lets a tuned model answer a prompt.")
+    parser = TuningParser("generate", "Lets a tuned model answer a prompt.")
     parser.add_option("model", None, "the folder of the adapter", type=str, required=True)
     parser.add_option("prompt", None, "an instruction, a message or the beginning of a text", type=str, required=True)
     parser.add_option("input", "", "further context of an instruction")

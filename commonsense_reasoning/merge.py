@@ -9,18 +9,18 @@ import uuid
 from collections.abc import Sequence
 from pathlib import Path
 
-from commonsense_reasoning.finetuning.options import CommandParser
+from commonsense_reasoning.finetuning.options import TuningParser
 from commonsense_reasoning.finetuning.tuned import open_tuned
 from randlora_core.adapters.inject import unload_adapter
 from randlora_core.adapters.merging import merge_adapter, merge_error
-from randlora_core.experiment.commands.options import run_command
+from randlora_core.command_line import run_command
 from randlora_core.models import Backbone
 from randlora_core.models.language_models import DTYPES
 
 
-def make_merge_parser() -> CommandParser:
+def make_merge_parser() -> TuningParser:
     """The parser of the command line."""
-    parser = CommandParser("merge", "Adds a tuned adapter to its base model's weights.")
+    parser = TuningParser("merge", "Adds a tuned adapter to its base model's weights.")
     parser.add_option("model", None, "the folder of the adapter", type=str, required=True)
     parser.add_option("output_dir", None, "a new folder for the merged model", type=str, required=True)
     parser.add_option("base_model", None, "where it is not the one that the folder names", type=str)

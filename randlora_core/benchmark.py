@@ -21,6 +21,7 @@ from __future__ import annotations
 import argparse
 import math
 import os
+import sys
 from collections.abc import Iterable, Sequence
 from pathlib import Path
 
@@ -33,6 +34,7 @@ from randlora_core.benchmarking.memory import check_fits
 from randlora_core.benchmarking.methods import MEASURED_METHODS, apply_method
 from randlora_core.benchmarking.plots import over_groups, over_tokens, plot
 from randlora_core.benchmarking.report import Result, ResultsFile, check_out, hardware, print_result, rows
+from randlora_core.command_line import INTERRUPTED, CommandParser, run_command
 from randlora_core.experiment.loop.hardware import multiplies_bf16
 
 DEFAULT_OUT = Path("results/benchmark")
@@ -41,12 +43,16 @@ QUICK_METHODS = ("frozen", "full", "lora", "randlora", "randlora_blocks", "peft_
 PEFT_METHODS = tuple(name for name in MEASURED_METHODS if "peft" in name)
 
 
-def main(arguments: Sequence[str] | None = None) -> None:
-    """Run the command.
+def main(arguments: Sequence[str] | None = None) -> int:
+    """Runs the command and returns its exit code: 0, 2 for what cannot be measured, 130 where a signal stopped it.
 
     Args:
         arguments: The command line; None stands for that of the process.
     """
+    return run_command(_main, arguments, "nothing was measured")
+
+
+def _main(arguments: Sequence[str]) -> int:
     parser = _parser()
     options = parser.parse_args(arguments)
     _check(parser, options)
@@ -56,14 +62,16 @@ def main(arguments: Sequence[str] | None = None) -> None:
     device = torch.device(options.device)
     try:
         if options.models or options.table10:
-            _check_memory(parser, options, device)
+            _check_memory(options, device)
         run(options, device)
     except KeyboardInterrupt:
-        parser.exit(130, f"stopped; what was measured before, if anything, is in {options.out}/*.part.csv\n")
+        print(f"stopped; what was measured before, if anything, is in {options.out}/*.part.csv", file=sys.stderr)
+        return INTERRUPTED
+    return 0
 
 
-def _parser() -> argparse.ArgumentParser:
-    parser = argparse.ArgumentParser("python -m randlora_core.benchmark", description=__doc__.splitlines()[0])
+def _parser() -> CommandParser:
+    parser = CommandParser(prog="python -m randlora_core.benchmark", description=__doc__.splitlines()[0])
     what = parser.add_mutually_exclusive_group()
     what.add_argument("--quick", action="store_true", help="three shapes, under 3 minutes on two cores")
     what.add_argument("--models", nargs="+", metavar="MODEL", help="whole models with random weights")
@@ -114,7 +122,7 @@ def _seconds(text: str) -> float:
 
 
 def _check(parser: argparse.ArgumentParser, options: argparse.Namespace) -> None:
-    """Exit with code 2 where an option would be ignored, or a name, the device or the files are not as they must be.
+    """Refuses an option that would be ignored, and a name, a device or files that are not as they must be.
 
     Options that were not given get their values here.
     """
@@ -162,19 +170,16 @@ def _check_effects(parser: argparse.ArgumentParser, options: argparse.Namespace)
         parser.error("--out has no effect on --profile, which prints its tables")
 
 
-def _check_memory(parser: argparse.ArgumentParser, options: argparse.Namespace, device: torch.device) -> None:
-    """Exit with code 2 where a model is larger than the memory that is free."""
-    try:
-        if options.table10:
-            for stack in table10.STACKS:
-                case = stack.for_memory(2, options.half)
-                check_fits(case, table10.TABLE10_METHODS, device, "--table10 needs the paper's batch sizes")
-            return
-        chosen, methods = _chosen(options)
-        for case in chosen:
-            check_fits(case, options.methods or methods, device, "choose a smaller --batch or another model")
-    except ValueError as error:
-        parser.error(str(error))
+def _check_memory(options: argparse.Namespace, device: torch.device) -> None:
+    """Refuses a model that is larger than the memory that is free."""
+    if options.table10:
+        for stack in table10.STACKS:
+            case = stack.for_memory(2, options.half)
+            check_fits(case, table10.TABLE10_METHODS, device, "--table10 needs the paper's batch sizes")
+        return
+    chosen, methods = _chosen(options)
+    for case in chosen:
+        check_fits(case, options.methods or methods, device, "choose a smaller --batch or another model")
 
 
 def _chosen(options: argparse.Namespace) -> tuple[Sequence[Case], Iterable[str]]:
@@ -276,4 +281,4 @@ def _run_table10(options: argparse.Namespace, device: torch.device) -> None:
 
 
 if __name__ == "__main__":
-    main()
+    sys.exit(main())

@@ -23,7 +23,9 @@ HEAVY = (
     "submitit",
 )
 
-FOUNDATION = tuple(f"randlora_core.{name}" for name in ("errors", "extras", "files", "machine", "splitmix", "streams"))
+FOUNDATION = tuple(
+    f"randlora_core.{name}" for name in ("command_line", "errors", "extras", "files", "machine", "splitmix", "streams")
+)
 """Modules that import nothing of this repository but each other, which every package may import."""
 
 # Package -> packages of this repository that it may import, itself and FOUNDATION left out.

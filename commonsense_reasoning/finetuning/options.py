@@ -2,19 +2,19 @@
 
 from __future__ import annotations
 
-import argparse
 import dataclasses
 import importlib.util
 import os
 from collections.abc import Iterator, Sequence
 from dataclasses import dataclass
 from pathlib import Path
-from typing import Any, NoReturn
+from typing import Any
 
 from commonsense_reasoning.batches import LossOn
 from randlora_core.adapters import make_config
-from randlora_core.adapters.config import AdapterConfig, near
+from randlora_core.adapters.config import AdapterConfig
 from randlora_core.adapters.quantization import missing_bitsandbytes
+from randlora_core.command_line import CommandParser
 from randlora_core.experiment.loop.hardware import pick_device
 
 ADAPTERS: dict[str, tuple[str, dict[str, Any]]] = {
@@ -134,12 +134,11 @@ class Options:
         return make_config(method, **given)
 
 
-class CommandParser(argparse.ArgumentParser):
-    """A parser whose complaints are one line; every option may be written with - in place of _."""
+class TuningParser(CommandParser):
+    """A parser whose options may be written with - in place of _."""
 
     def __init__(self, command: str, description: str):
         super().__init__(prog=f"python -m commonsense_reasoning.{command}", description=description, allow_abbrev=False)
-        self.add_argument("--traceback", action="store_true", help="show the traceback of an error")
 
     def add_option(self, name: str, default: Any, text: str, **details: Any) -> None:
         """Adds an option with its default; where that is False, the option takes no value."""
@@ -151,16 +150,10 @@ class CommandParser(argparse.ArgumentParser):
             text += "" if default is None else f" (default: {default})"
         self.add_argument(*names, default=default, help=text, **details)
 
-    def error(self, message: str) -> NoReturn:
-        """Raises the message, which `run_command` prints."""
-        known = [name for action in self._actions for name in action.option_strings]
-        unknown = message.removeprefix("unrecognized arguments: ")
-        raise ValueError(message + (near(unknown.split()[0], known) if unknown != message else ""))
 
-
-def make_options_parser() -> CommandParser:
+def make_options_parser() -> TuningParser:
     """The parser of the command line."""
-    parser = CommandParser("finetune", "Fine-tunes a causal language model on your data.")
+    parser = TuningParser("finetune", "Fine-tunes a causal language model on your data.")
     for field in dataclasses.fields(Options):
         parser.add_option(field.name, field.default, **field.metadata)
     return parser

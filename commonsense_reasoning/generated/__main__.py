@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import argparse
 import json
 import sys
 from collections.abc import Sequence
@@ -10,12 +9,17 @@ from pathlib import Path
 
 from commonsense_reasoning.generated.facts import SPLITS
 from commonsense_reasoning.generated.questions import GENERATED_TASKS, generate_records
+from randlora_core.command_line import CommandParser, run_command
 from randlora_core.files import atomic_file
 
 
 def main(arguments: Sequence[str] | None = None) -> int:
     """Writes FOLDER/dataset/<task>/{train,test}.json in the format of LLM-Adapters, and returns the exit code."""
-    parser = argparse.ArgumentParser(prog="python -m commonsense_reasoning.generated", description=__doc__)
+    return run_command(_main, arguments, "what was written before is kept")
+
+
+def _main(arguments: Sequence[str]) -> int:
+    parser = CommandParser(prog="python -m commonsense_reasoning.generated", description=__doc__)
     parser.add_argument("folder", type=Path, help="gets dataset/<task>/train.json and test.json")
     folder = parser.parse_args(arguments).folder.expanduser()
     try:

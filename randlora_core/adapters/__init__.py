@@ -6,8 +6,9 @@ import dataclasses
 from typing import Any
 
 from randlora_core.adapters import dora, full_update, lora, nola, randlora, vera
-from randlora_core.adapters.config import AdapterConfig, check_choice, near
+from randlora_core.adapters.config import AdapterConfig, check_choice
 from randlora_core.adapters.layer import Method
+from randlora_core.errors import near
 
 METHODS: dict[str, Method] = {
     "randlora": randlora.METHOD,

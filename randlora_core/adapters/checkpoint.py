@@ -23,7 +23,7 @@ from torch import Tensor, nn
 
 from randlora_core.adapters import method_named
 from randlora_core.adapters.bases import ImportedBases, SharedBases
-from randlora_core.adapters.config import AdapterConfig, exactly, is_imported, is_number, near
+from randlora_core.adapters.config import AdapterConfig, exactly, is_imported, is_number
 from randlora_core.adapters.files import CONFIG_FILE, TENSORS_FILE, read_tensors, write_together
 from randlora_core.adapters.inject import InjectionPlan, apply_injection, make_bases, plan_addition, plan_injection
 from randlora_core.adapters.layer import DEFAULT_NAME
@@ -41,6 +41,7 @@ from randlora_core.adapters.state import (
     require_unmerged,
 )
 from randlora_core.adapters.targets import adaptable_layers
+from randlora_core.errors import near
 from randlora_core.files import naming, read_bytes
 
 _BASES_PREFIX = "bases/"  # no parameter of a layer has such a name: a layer's name ends at a dot

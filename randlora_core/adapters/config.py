@@ -3,7 +3,6 @@
 from __future__ import annotations
 
 import dataclasses
-import difflib
 import math
 import numbers
 import re
@@ -12,6 +11,8 @@ from dataclasses import KW_ONLY, dataclass, field
 from typing import Any, ClassVar, Self
 
 import numpy as np
+
+from randlora_core.errors import near
 
 MAX_SEED = 2**63
 
@@ -162,12 +163,6 @@ def check_choice(name: str, value: object, known: Iterable[str]) -> None:
     known = tuple(known)
     if value not in known:
         raise ValueError(f"unknown {name} {value!r}{near(value, known)}; known: {', '.join(known)}")
-
-
-def near(value: object, known: Iterable[str]) -> str:
-    """A remark for an error message: the known names closest to `value`, or an empty string."""
-    matches = difflib.get_close_matches(str(value), list(known), n=4, cutoff=0.5)
-    return f" (did you mean {', '.join(matches)}?)" if matches else ""
 
 
 def matches_suffix(name: str, suffix: str) -> bool:

@@ -7,7 +7,7 @@ from collections.abc import Mapping
 import torch
 from torch import Tensor, nn
 
-from randlora_core.adapters.config import exactly, near
+from randlora_core.adapters.config import exactly
 from randlora_core.adapters.dora import MagnitudeUpdate
 from randlora_core.adapters.full_update import DeltaConfig
 from randlora_core.adapters.inject import apply_injection, plan_injection
@@ -16,6 +16,7 @@ from randlora_core.adapters.layer_kinds import kind_of
 from randlora_core.adapters.merging import disable_adapter
 from randlora_core.adapters.state import adapter_layers
 from randlora_core.adapters.targets import adaptable_layers
+from randlora_core.errors import near
 
 
 @torch.no_grad()

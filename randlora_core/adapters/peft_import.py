@@ -21,7 +21,7 @@ from torch import Tensor, nn
 from randlora_core import ops
 from randlora_core.adapters import make_config, method_named
 from randlora_core.adapters.bases import ImportedBases, SharedBases, narrowed
-from randlora_core.adapters.config import IMPORTED, AdapterConfig, exactly, near
+from randlora_core.adapters.config import IMPORTED, AdapterConfig, exactly
 from randlora_core.adapters.files import CONFIG_FILE, TENSORS_FILE, read_tensors
 from randlora_core.adapters.inject import InjectionPlan, apply_injection, make_bases, plan_injection
 from randlora_core.adapters.layer_kinds import Shape
@@ -44,6 +44,7 @@ from randlora_core.adapters.peft_format import (
 from randlora_core.adapters.randlora import RandLoRAConfig
 from randlora_core.adapters.state import adapter_layers, require_plain
 from randlora_core.adapters.targets import adaptable_layers
+from randlora_core.errors import near
 from randlora_core.files import naming, read_bytes, read_json
 
 PICKLE_FILE = "adapter_model.bin"

@@ -7,10 +7,11 @@ from collections.abc import Iterable, Iterator, Sequence
 from torch import nn
 
 from randlora_core.adapters import attention
-from randlora_core.adapters.config import matches_regex, matches_suffix, near
+from randlora_core.adapters.config import matches_regex, matches_suffix
 from randlora_core.adapters.layer import AdapterLayer
 from randlora_core.adapters.layer_kinds import LAYER_KINDS, Shape, kind_of
 from randlora_core.adapters.state import require_plain
+from randlora_core.errors import near
 
 ALL_LINEAR = "all-linear"
 

@@ -31,6 +31,7 @@ from randlora_core.benchmarking.goals import BLOCKS
 from randlora_core.benchmarking.measure import Step, median_milliseconds
 from randlora_core.benchmarking.methods import apply_method, equal_rank
 from randlora_core.benchmarking.report import ResultsFile, check_out, hardware
+from randlora_core.command_line import CommandParser, run_command
 from randlora_core.experiment.loop.hardware import multiplies_bf16
 from randlora_core.ops import products
 from randlora_core.ops.blocks import b_blocks, scaled_a_blocks
@@ -218,10 +219,14 @@ def main(arguments: Sequence[str] | None = None) -> int:
         arguments: The command line; None stands for that of the process.
 
     Returns:
-        0, or 1 where a product is wrong.
+        The exit code: 0, 1 where a product is wrong, 2 where it cannot be measured.
     """
-    parser = argparse.ArgumentParser(
-        "python -m randlora_core.benchmarking.block_products",
+    return run_command(_main, arguments, "what was measured before, if anything, is in the folder's *.part.csv")
+
+
+def _main(arguments: Sequence[str]) -> int:
+    parser = CommandParser(
+        prog="python -m randlora_core.benchmarking.block_products",
         description=__doc__,
         formatter_class=argparse.RawDescriptionHelpFormatter,
     )

@@ -30,6 +30,7 @@ from randlora_core.benchmarking.measure import measure_memory
 from randlora_core.benchmarking.memory import check_fits
 from randlora_core.benchmarking.report import ResultsFile, check_out, hardware
 from randlora_core.benchmarking.table10 import STACKS, Stack
+from randlora_core.command_line import CommandParser, run_command
 from randlora_core.errors import one_line
 from randlora_core.experiment.loop.hardware import multiplies_bf16
 
@@ -113,10 +114,14 @@ def main(arguments: Sequence[str] | None = None) -> int:
         arguments: The command line; None stands for that of the process.
 
     Returns:
-        0 where the goal is met in all that was measured, else 1.
+        The exit code: 0 where the goal is met in all that was measured, else 1; 2 where it cannot be measured.
     """
-    parser = argparse.ArgumentParser(
-        "python -m randlora_core.benchmarking.quantised_memory",
+    return run_command(_main, arguments, "what was measured before, if anything, is in the folder's *.part.csv")
+
+
+def _main(arguments: Sequence[str]) -> int:
+    parser = CommandParser(
+        prog="python -m randlora_core.benchmarking.quantised_memory",
         description=__doc__,
         formatter_class=argparse.RawDescriptionHelpFormatter,
     )
@@ -137,10 +142,7 @@ def main(arguments: Sequence[str] | None = None) -> int:
     check_out(table, parser.error)
     print(hardware(device))
     for checkpointing in WAYS[options.checkpointing]:
-        try:
-            found += measure_peaks(stack, dtype, device, checkpointing=checkpointing)
-        except ValueError as error:
-            parser.error(str(error))
+        found += measure_peaks(stack, dtype, device, checkpointing=checkpointing)
         table.add(found[-len(METHODS) :], hardware(device))
         for row in found[-len(METHODS) :]:
             _print(row)

@@ -1,14 +1,26 @@
 """`python -m randlora_core.datasets list | doctor [NAMES] | fetch NAMES [paths.data=FOLDER]`."""
 
-import argparse
 import sys
 from collections.abc import Sequence
 
+from randlora_core.command_line import CommandParser, run_command
+
 from .catalog import CATALOG
 from .doctor import examine
-from .find import BUILT_IN, FOLDER_PREFIX, MissingDataError, available, catalog_entry, fetch, find_data, paper_entry
+from .find import (
+    BUILT_IN,
+    FOLDER_PREFIX,
+    MissingDataError,
+    UnknownDataError,
+    available,
+    catalog_entry,
+    fetch,
+    find_data,
+    paper_entry,
+)
 
 ROOT_OPTION = "paths.data="
+PAPER_NAMES = tuple(entry.key for entry in CATALOG.values() if entry.paper_name)
 
 
 def main(arguments: Sequence[str] | None = None) -> int:
@@ -20,25 +32,44 @@ def main(arguments: Sequence[str] | None = None) -> int:
     Returns:
         The exit status: 0; 1 where the doctor found something or a download failed; 2 for a wrong command line.
     """
-    parser = argparse.ArgumentParser(prog="python -m randlora_core.datasets", description="Image data sets.")
+    return run_command(_main, arguments, "what was fetched before is kept")
+
+
+def _main(arguments: Sequence[str]) -> int:
+    parser = CommandParser(prog="python -m randlora_core.datasets", description="Image data sets.")
     commands = {"list": _list, "doctor": _examine, "fetch": _fetch}
     parser.add_argument("command", choices=commands, help="what is known and here, what is wrong, or get from the net")
     parser.add_argument("words", nargs="*", metavar="NAME | paths.data=FOLDER", help="data sets; a folder of data sets")
     options = parser.parse_args(arguments)
     roots = [word.removeprefix(ROOT_OPTION) for word in options.words if word.startswith(ROOT_OPTION)]
     names = [word for word in options.words if not word.startswith(ROOT_OPTION)]
-    try:
-        return commands[options.command](names, roots[-1] if roots else None)
-    except ValueError as error:
-        print(error, file=sys.stderr)
-        return 2
+    if setting := next((name for name in names if "=" in name), None):
+        raise ValueError(f"unknown setting {setting!r}; accepted: {ROOT_OPTION}FOLDER")
+    return commands[options.command](names, roots[-1] if roots else None)
+
+
+def _check_names(names: Sequence[str], root: str | None) -> None:
+    """Refuses a folder of data sets that does not exist and names that are unknown; the sets themselves may be damaged.
+
+    Raises:
+        ValueError: Naming what is accepted.
+    """
+    available(root)
+    for name in names:
+        try:
+            find_data(name, root)
+        except UnknownDataError as error:
+            raise ValueError(f"{error}; and the paper's: {', '.join(PAPER_NAMES)}") from None
+        except ValueError:
+            pass
 
 
 def _examine(names: Sequence[str], root: str | None) -> int:
     """Prints what is wrong with the named sets; without names with all under the root, else with the paper's 22."""
+    _check_names(names, root)
     if not names:
         here = available(root)[len(BUILT_IN) :] if root else ()
-        names = here if root else [entry.key for entry in CATALOG.values() if entry.paper_name]
+        names = here if root else PAPER_NAMES
     num_findings = 0
     for name in names:
         for finding in examine(name, root):
@@ -49,6 +80,7 @@ def _examine(names: Sequence[str], root: str | None) -> int:
 
 def _list(names: Sequence[str], root: str | None) -> int:
     """Prints the catalog and the other folders: sizes of table 7, epochs, and where each set is."""
+    _check_names(names, root)
     folders = available(root)[len(BUILT_IN) :]
     others = [name for name in folders if paper_entry(name) is None]
     row = "{:<18}{:<15}{:>8}{:>10}{:>12}{:>8}{:>8}  {}"
@@ -81,8 +113,8 @@ def _fetch(names: Sequence[str], root: str | None) -> int:
     """Downloads the named sets into the cache folder; a failure does not keep the others from being tried."""
     entries = {name: paper_entry(name) for name in names if not name.startswith(FOLDER_PREFIX)}
     if unknown := [name for name in names if entries.get(name) is None] or not names:
-        known = ", ".join(entry.key for entry in CATALOG.values() if entry.paper_name)
-        raise ValueError(f"fetch {' '.join(unknown) if names else 'without a name'}: accepted are {known}")
+        given = " ".join(unknown) if names else "without a name"
+        raise ValueError(f"fetch {given}: accepted are {', '.join(PAPER_NAMES)}")
     failed = 0
     for entry in entries.values():
         try:

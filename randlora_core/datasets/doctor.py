@@ -8,7 +8,7 @@ from pathlib import Path
 from PIL import Image
 
 from .decoding import decode_all
-from .find import MissingDataError, find_data, paper_entry, prompts_for
+from .find import MissingDataError, UnknownDataError, find_data, paper_entry, prompts_for
 from .images import ImageSource
 from .load import classes_without_images
 from .prompts import check_class_order, readable_names
@@ -48,11 +48,16 @@ def examine(name: str, root: str | Path | None = None) -> Iterator[Finding]:
 
     Yields:
         One finding for everything that is wrong; nothing for a clean data set.
+
+    Raises:
+        UnknownDataError: The name is unknown.
     """
     try:
         stored = find_data(name, root)
         identity = identify(stored)
         sources = stored.open(identity)
+    except UnknownDataError:
+        raise
     except MissingDataError as error:
         yield Finding(name, str(error), "get it as docs/datasets.md describes")
     except (ValueError, OSError) as error:

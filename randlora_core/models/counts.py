@@ -6,8 +6,8 @@ on a layer of a given shape. Percent is of all parameters with the adapter, as i
 
 from __future__ import annotations
 
-import argparse
 import math
+import sys
 from collections import Counter
 from collections.abc import Iterator, Mapping, Sequence
 from dataclasses import dataclass
@@ -17,6 +17,7 @@ from torch import nn
 
 from randlora_core.adapters import METHODS, make_config
 from randlora_core.adapters.targets import find_targets
+from randlora_core.command_line import CommandParser, run_command
 from randlora_core.models.architectures import ARCHITECTURES, Architecture, build_architecture
 
 Shapes = Mapping[str, tuple[int, int]]
@@ -151,17 +152,18 @@ def format_table(counts: Sequence[ParameterCount]) -> str:
     return "\n".join(lines)
 
 
-def main(arguments: Sequence[str] | None = None) -> None:
-    """Print the table for the models named on the command line, or for all."""
-    parser = argparse.ArgumentParser(prog="python -m randlora_core.models.counts", description=__doc__.splitlines()[0])
+def main(arguments: Sequence[str] | None = None) -> int:
+    """Prints the table for the models named on the command line, or for all, and returns the exit code."""
+    return run_command(_main, arguments, "the same command begins again")
+
+
+def _main(arguments: Sequence[str]) -> int:
+    parser = CommandParser(prog="python -m randlora_core.models.counts", description=__doc__.splitlines()[0])
     parser.add_argument("models", nargs="*", metavar="NAME", help=f"of {', '.join(ARCHITECTURES)}; default: all")
     names = parser.parse_args(arguments).models or list(ARCHITECTURES)
-    try:
-        rows = [row for name in names for row in count_model(name)]
-    except ValueError as error:
-        parser.error(str(error))
-    print(format_table(rows))
+    print(format_table([row for name in names for row in count_model(name)]))
+    return 0
 
 
 if __name__ == "__main__":
-    main()
+    sys.exit(main())

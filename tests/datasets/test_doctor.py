@@ -177,11 +177,27 @@ def test_the_list_shows_what_is_here(root, capsys):
         (["fetch", "toys"], "fetch toys: accepted are"),
         (["list", "paths.data=/nowhere"], "'/nowhere' does not exist"),
         (["doctor", "paths.data=/nowhere"], "'/nowhere' does not exist"),
+        (["doctor", "digits", "paths.data=/nowhere"], "'/nowhere' does not exist"),
+        (["doctor", "dtd", "nope"], "unknown data set 'nope'; accepted without a folder of data sets"),
+        (["list", "nope"], "and the paper's: stanford_cars, dtd, "),
+        (["list", "paths.dta=/x"], "unknown setting 'paths.dta=/x'; accepted: paths.data=FOLDER"),
+        (["doctro"], "invalid choice: 'doctro' (choose from "),
+        (["list", "--nope"], "unrecognized arguments: --nope (did you mean --help?); accepted: --help, --traceback"),
     ],
 )
-def test_wrong_command_lines_are_told(words, message, capsys):
+def test_wrong_command_lines_are_one_line_before_anything_else(words, message, capsys):
     assert main(words) == 2
-    assert message in capsys.readouterr().err
+    printed = capsys.readouterr()
+    assert message in printed.err and printed.err.count("\n") == 1 and printed.out == ""
+
+
+def test_a_damaged_set_is_no_wrong_command_line(root, capsys):
+    (root / "cifar10" / TEST).write_bytes(b"PAR1 but no more")
+    assert main(["doctor", "cifar10", f"paths.data={root}"]) == 1
+    (root / "toys" / "images.txt").write_text("no folders of classes")
+    shutil.rmtree(root / "toys" / "train")
+    assert main(["doctor", "toys", f"paths.data={root}"]) == 1
+    assert main(["doctor", "toyz", f"paths.data={root}"]) == 2
 
 
 def test_a_failed_download_is_told(capsys):

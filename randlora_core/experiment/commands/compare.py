@@ -24,6 +24,7 @@ from collections.abc import Callable, Mapping, Sequence
 from pathlib import Path
 from typing import Any
 
+from randlora_core.command_line import FAILED, run_command
 from randlora_core.experiment.commands.dry_run import print_dry_run, run_lines
 from randlora_core.experiment.commands.execution import (
     adopt_records,
@@ -34,11 +35,9 @@ from randlora_core.experiment.commands.execution import (
     save_finished,
 )
 from randlora_core.experiment.commands.options import (
-    FAILED,
     add_execution,
     make_parser,
     read_execution,
-    run_command,
     split_arguments,
 )
 from randlora_core.experiment.compose import CONFIGS

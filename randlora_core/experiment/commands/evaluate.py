@@ -21,8 +21,9 @@ from typing import Any
 import torch
 
 from randlora_core.adapters.inject import unload_adapter
+from randlora_core.command_line import run_command
 from randlora_core.experiment.adaptation import RUN_FILE, load_weights
-from randlora_core.experiment.commands.options import make_parser, run_command, split_arguments
+from randlora_core.experiment.commands.options import make_parser, split_arguments
 from randlora_core.experiment.config import RunConfig
 from randlora_core.experiment.interface import Experiment
 from randlora_core.experiment.loop.distributed import evaluating

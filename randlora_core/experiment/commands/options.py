@@ -1,36 +1,21 @@
-"""What the command lines of all experiments share: options, errors in one line, and exit codes."""
+"""What the command lines of all experiments share: their options, and how they are told from settings."""
 
 from __future__ import annotations
 
 import argparse
 import os
-import signal
-import sys
-import traceback
-from collections.abc import Callable, Sequence
+from collections.abc import Sequence
 from pathlib import Path
-from typing import Any
 
+from randlora_core.command_line import CommandParser
 from randlora_core.experiment.compose import CONFIGS
 from randlora_core.experiment.interface import Experiment
 from randlora_core.experiment.sweeps.executors import Execution
 from randlora_core.experiment.sweeps.slurm import load_settings
-from randlora_core.extras import needs_extra
 from randlora_core.machine import usable_cores
 
-FAILED, BAD_INPUT, INTERRUPTED = 1, 2, 130
-"""Exit codes: a run failed, bad input, stopped by a signal. 0: all is done."""
 SLURM_JOBS = 16
 """Jobs that are queued or running at a time where `--jobs` does not say it."""
-
-
-class Parser(argparse.ArgumentParser):
-    """A parser whose complaints are errors like all others, in one line."""
-
-    def error(self, message: str) -> None:
-        """Raises the message; `run_command` prints it."""
-        accepted = ", ".join(option for action in self._actions for option in action.option_strings[-1:])
-        raise ValueError(f"{message}; accepted: SETTING=VALUE, {accepted}")
 
 
 def split_arguments(arguments: Sequence[str]) -> tuple[list[str], list[str]]:
@@ -39,50 +24,15 @@ def split_arguments(arguments: Sequence[str]) -> tuple[list[str], list[str]]:
     return [text for text in arguments if text not in overrides], overrides
 
 
-def run_command(work: Callable[[list[str]], int], arguments: Sequence[str] | None, hint: str) -> int:
-    """Runs a command and turns whatever goes wrong into lines on standard error and an exit code.
-
-    Args:
-        work: From the command line to the exit code of a command that came to its end.
-        arguments: The command line; None for the process's own.
-        hint: What to do after an interruption.
-    """
-    arguments = sys.argv[1:] if arguments is None else list(arguments)
-    before = signal.signal(signal.SIGTERM, _interrupt)
-    try:
-        with needs_extra("experiments"):
-            return work(arguments)
-    except KeyboardInterrupt:
-        print(f"interrupted; {hint}", file=sys.stderr)
-        return INTERRUPTED
-    except Exception as error:
-        if "--traceback" in arguments:
-            traceback.print_exc()
-        for line in error_lines(error):
-            print(f"error: {line}", file=sys.stderr)
-        return BAD_INPUT if isinstance(error, (ValueError, FileNotFoundError)) else FAILED
-    finally:
-        signal.signal(signal.SIGTERM, before)
-
-
-def error_lines(error: Exception) -> list[str]:
-    """An error's message, with its type where it is not a plain complaint about a value."""
-    lines = [" ".join(line.split()) for line in str(error).splitlines() if line.strip()]
-    if isinstance(error, ValueError) and lines:
-        return lines
-    return [f"{type(error).__name__}: {' '.join(lines)}"]
-
-
-def make_parser(program: str, description: str, usage: str) -> Parser:
-    """A parser with the options that every command has."""
-    parser = Parser(
+def make_parser(program: str, description: str, usage: str) -> CommandParser:
+    """The parser of an experiment's command, which takes settings beside options."""
+    return CommandParser(
+        words=("SETTING=VALUE",),
         prog=f"python -m {program}",
         description=description,
         usage=f"%(prog)s {usage}",
         formatter_class=argparse.RawDescriptionHelpFormatter,
     )
-    parser.add_argument("--traceback", action="store_true", help="show the traceback of an error")
-    return parser
 
 
 def add_execution(parser: argparse.ArgumentParser) -> None:
@@ -132,7 +82,3 @@ def describe_settings(experiment: Experiment) -> str:
     files = [experiment.configs / group / f"{choice}.yaml" for group, choice in groups.items()]
     taken = "\n".join(f"{file.parent.name}={file.stem}:\n{file.read_text(encoding='utf-8')}" for file in files)
     return f"Groups:\n{listed}\n\nSettings:\n{settings}\n{taken}"
-
-
-def _interrupt(signal_number: int, frame: Any) -> None:
-    raise KeyboardInterrupt

@@ -6,14 +6,13 @@ from collections.abc import Sequence
 from dataclasses import replace
 from typing import Any
 
+from randlora_core.command_line import FAILED, run_command
 from randlora_core.experiment.commands.execution import execute_runs, print_failures
 from randlora_core.experiment.commands.options import (
-    FAILED,
     add_execution,
     describe_settings,
     make_parser,
     read_execution,
-    run_command,
     split_arguments,
 )
 from randlora_core.experiment.compose import expand
@@ -32,7 +31,7 @@ PROGRESS_LINES = 10
 
 
 def main(experiment: Experiment, arguments: Sequence[str] | None = None) -> int:
-    """Runs the command line of an experiment and returns the exit code: 0, or as `commands.options` says."""
+    """Runs the command line of an experiment and returns the exit code: 0, or as `randlora_core.command_line` says."""
     return run_command(
         lambda words: _main(experiment, words),
         arguments,

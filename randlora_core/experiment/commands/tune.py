@@ -18,9 +18,9 @@ from collections.abc import Mapping, Sequence
 from dataclasses import dataclass, field
 from pathlib import Path
 
+from randlora_core.command_line import FAILED, run_command
 from randlora_core.experiment.commands.compare import HINT, parse_comparison
 from randlora_core.experiment.commands.execution import adopt_records, execute_runs, fetch_inputs, print_failures
-from randlora_core.experiment.commands.options import FAILED, run_command
 from randlora_core.experiment.interface import Experiment
 from randlora_core.experiment.planning import PlannedRun, plan_runs
 from randlora_core.experiment.records.ledger import read_records

@@ -150,7 +150,7 @@ def test_help_lists_groups_and_settings(train, capsys):
         (["seed=1,2"], ["seed=1,2: several values; accepted: one, or all of them as a sweep with -m"]),
         (
             ["--dry-run"],
-            ["unrecognized arguments: --dry-run; accepted: SETTING=VALUE, --help, --traceback, --multirun"],
+            ["unrecognized arguments: --dry-run (", "; accepted: SETTING=VALUE, --help, --traceback, --multirun"],
         ),
         (["--cfg", "all"], ["argument --cfg: invalid choice: 'all'"]),
         (["-m", "--jobs", "0"], ["jobs=0; accepted: 1 or more"]),

@@ -193,7 +193,10 @@ def test_a_rate_at_which_the_run_fails_is_in_the_records_and_the_rest_goes_on(ti
     ("arguments", "message"),
     [
         (["--methods", "Zero-shot"], "unknown method 'Zero-shot'; accepted: LoRA-2, LoRA-3"),
-        (["--seeds", "1"], "unrecognized arguments: --seeds 1; accepted: SETTING=VALUE, "),
+        (
+            ["--seeds", "1"],
+            "unrecognized arguments: --seeds 1 (did you mean --records, --methods, --rules?); accepted: SETTING=VALUE",
+        ),
         (["--rules", "product"], "the rule product is not here"),
         (["rule=sum"], "rule=sum: every run of a comparison has its own; accepted: --rules VALUE ..."),
     ],
