@@ -14,6 +14,7 @@ from commonsense_reasoning.finetuning.tuned import open_tuned
 from randlora_core.adapters.inject import unload_adapter
 from randlora_core.adapters.merging import merge_adapter, merge_error
 from randlora_core.command_line import run_command
+from randlora_core.files import naming, require_folder
 from randlora_core.models import Backbone
 from randlora_core.models.language_models import DTYPES
 
@@ -38,6 +39,8 @@ def _main(arguments: Sequence[str]) -> int:
     folder = Path(options.output_dir).expanduser()
     if folder.exists():
         raise ValueError(f"--output_dir {folder} exists already; accepted: a new folder")
+    with naming("--output_dir"):
+        require_folder(folder)
     backbone, _ = open_tuned(options.model, options.base_model, dtype=options.dtype)
     merge_adapter(backbone.model)
     worst = max(merge_error(backbone.model).values())

@@ -59,6 +59,18 @@ def read_json(path: Path) -> dict[str, Any]:
         return parse_json(read_bytes(path))
 
 
+def require_folder(path: Path) -> None:
+    """Refuses a path at which there can be no folder, since it or a part of it is a file.
+
+    Raises:
+        ValueError: Naming the path and the file.
+    """
+    there = next(place for place in (path, *path.absolute().parents) if place.exists())
+    if not there.is_dir():
+        what = "it" if there == path else there
+        raise ValueError(f"{path}: {what} is a file; accepted: a folder, which need not be there yet")
+
+
 @contextlib.contextmanager
 def atomic_file(path: Path) -> Iterator[Path]:
     """Gives the path of a new file beside `path`, which takes its place if the body succeeds and vanishes if not.

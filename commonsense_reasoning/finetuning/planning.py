@@ -20,6 +20,7 @@ from commonsense_reasoning.finetuning.output import FILES
 from commonsense_reasoning.finetuning.rows import read_rows
 from randlora_core.adapters.inject import plan_injection
 from randlora_core.experiment.loop.hardware import is_first_process, pick_device, pick_precision
+from randlora_core.files import naming, require_folder
 from randlora_core.models import Backbone
 from randlora_core.models.language_models import LANGUAGE_MODELS, build_language_model, load_tokenizer
 
@@ -125,8 +126,8 @@ def check_unused(folder: Path) -> None:
     Raises:
         ValueError: Naming what is there.
     """
-    if folder.exists() and not folder.is_dir():
-        raise ValueError(f"--output_dir {folder} is a file; accepted: a folder")
+    with naming("--output_dir"):
+        require_folder(folder)
     there = next(place for place in (folder, *folder.absolute().parents) if place.exists())
     if not os.access(there, os.W_OK):
         raise ValueError(f"--output_dir {folder}: {there} cannot be written")

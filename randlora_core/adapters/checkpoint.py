@@ -42,7 +42,7 @@ from randlora_core.adapters.state import (
 )
 from randlora_core.adapters.targets import adaptable_layers
 from randlora_core.errors import near
-from randlora_core.files import naming, read_bytes
+from randlora_core.files import naming, read_bytes, require_folder
 
 _BASES_PREFIX = "bases/"  # no parameter of a layer has such a name: a layer's name ends at a dot
 
@@ -59,9 +59,10 @@ def save_adapter(model: nn.Module, directory: str | os.PathLike[str], *, name: s
         name: Name of the adapter; None stands for the active one.
 
     Raises:
-        ValueError: If the model has no adapter, or none of this name.
+        ValueError: If the model has no adapter, or none of this name, or a file is in the way of the directory.
         OSError: If the files cannot be written.
     """
+    require_folder(Path(directory))
     name = active_name(model) if name is None else name
     state = adapter_state(model, name)
     tensors = {

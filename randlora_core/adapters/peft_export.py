@@ -45,6 +45,7 @@ from randlora_core.adapters.peft_format import (
     target_modules,
 )
 from randlora_core.adapters.state import AdapterState, adapter_layers, adapter_state
+from randlora_core.files import require_folder
 
 _WAYS_OUT = "export it with as_lora=<rank> or as_lora='energy:0.99', or merge the adapter and save the model"
 _MANY_WEIGHTS = 10**8
@@ -80,13 +81,16 @@ def export_peft(
         Layer's name -> part of its update's Frobenius norm that was written; 1 without `as_lora`.
 
     Raises:
-        ValueError: If the model has no adapter, PEFT cannot express it (the message says what to do), `as_lora` is
-            none of the above, or with it an update has values that are not finite. Nothing is written then.
+        ValueError: If a file is in the way of the directory, the model has no adapter, PEFT cannot express it (the
+            message says what to do), `as_lora` is none of the above, or with it an update has values that are not
+            finite. Nothing is written then.
         OSError: If the files cannot be written.
 
     Warns:
-        UserWarning: If bases in groups are written as dense ones; their size is told.
+        UserWarning: If bases in groups are written as dense ones; their size is told. If `as_lora` is a rank above the
+            smaller side of a layer, whose update is then written whole, at the rank of that side.
     """
+    require_folder(Path(directory))
     state = adapter_state(model)
     _check_structure(model, state)
     modules = _modules_to_save(model, state)
@@ -94,7 +98,9 @@ def export_peft(
         settings, tensors = _written_as_is(adapter_layers(model), state)
         kept = dict.fromkeys(state.shapes, 1.0)
     else:
-        settings, tensors, kept = _written_as_lora(model, _parse_as_lora(as_lora), progress)
+        wanted = _parse_as_lora(as_lora)
+        _warn_of_ranks_above(state.shapes, wanted.get("rank", 1))
+        settings, tensors, kept = _written_as_lora(model, wanted, progress)
     for module in modules:
         values = model.get_submodule(module).state_dict()
         tensors |= {f"{MODEL_PREFIX}{module}.{key}": value for key, value in values.items()}
@@ -332,6 +338,17 @@ def _parse_as_lora(as_lora: int | str) -> dict[str, Any]:
     if kind != "energy" or not 0.0 < energy <= 1.0:
         raise ValueError(f"as_lora must be a rank or 'energy:x' with x in (0, 1], got {as_lora!r}")
     return {"energy": energy}
+
+
+def _warn_of_ranks_above(shapes: Mapping[str, Shape], rank: int) -> None:
+    """Warns, as `inject_adapter` does, of a rank that has no effect above a layer's smaller side."""
+    if above := [name for name, shape in shapes.items() if rank > min(shape)]:
+        name, shape = above[0], shapes[above[0]]
+        warnings.warn(
+            f"as_lora={rank} is above the smaller side of {len(above)} of {len(shapes)} layers, which get the rank of "
+            f"that side: {name!r} of shape {shape} takes ranks from 1 to {min(shape)}",
+            stacklevel=3,
+        )
 
 
 def _modules_to_save(model: nn.Module, state: AdapterState) -> list[str]:

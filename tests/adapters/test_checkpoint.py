@@ -187,6 +187,19 @@ def test_names_that_are_suffixes_of_others_are_told_apart(tmp_path):
     assert list(count_parameters(loaded).per_layer) == ["proj"]
 
 
+@pytest.mark.filterwarnings("error")
+@pytest.mark.parametrize("below", ["", "new/folder"])
+@pytest.mark.parametrize("write", [save_adapter, export_peft])
+def test_a_file_where_a_folder_is_wanted_is_refused_first(tmp_path, write, below):
+    """Before anything else is done: in these groups, an export would warn."""
+    model = inject_adapter(nn.Sequential(nn.Linear(12, 20)), RandLoRAConfig(rank=2, groups=2), ["0"])
+    file = tmp_path / "file"
+    file.write_text("mine")
+    with pytest.raises(ValueError, match=rf"^{file / below}: (it|{file}) is a file; accepted: a folder"):
+        write(model, file / below)
+    assert file.read_text() == "mine" and list(tmp_path.iterdir()) == [file]
+
+
 @pytest.mark.parametrize("failing", ["write", "fsync", "replace"])
 def test_a_failed_write_leaves_the_old_files(tmp_path, monkeypatch, failing):
     save_adapter(trained("lora"), tmp_path)

@@ -90,6 +90,29 @@ def test_energy_picks_the_smallest_rank_per_layer(tmp_path):
     assert config.alpha_pattern == {}
 
 
+def test_a_rank_above_a_side_is_that_side_and_warned_of(tmp_path, recwarn):
+    layers = nn.Sequential(nn.Linear(48, 96), nn.Linear(96, 8))
+    model = inject_adapter(layers, make_config("randlora", rank=4), ["0", "1"])
+    moved(model)
+    export_peft(model, tmp_path / "fits", as_lora=8)
+    export_peft(model, tmp_path / "energy", as_lora="energy:1")
+    assert not [warning for warning in recwarn if "as_lora" in str(warning.message)]
+    with pytest.warns(
+        UserWarning, match=r"as_lora=48 is above .* of 1 of 2 layers.*: '1' of .* takes ranks from 1 to 8$"
+    ):
+        export_peft(model, tmp_path / "one", as_lora=48)
+    with pytest.warns(UserWarning, match=r"as_lora=1000 .* of 2 of 2 layers.*: '0' of shape \(96, 48\) .* 1 to 48$"):
+        kept = export_peft(model, tmp_path / "both", as_lora=1000)
+    assert kept == pytest.approx({"0": 1.0, "1": 1.0})
+    tensors = load_file(tmp_path / "both" / "adapter_model.safetensors")
+    assert {name: len(tensor) for name, tensor in tensors.items()} == {
+        "base_model.model.0.lora_A.weight": 48,
+        "base_model.model.0.lora_B.weight": 96,
+        "base_model.model.1.lora_A.weight": 8,
+        "base_model.model.1.lora_B.weight": 8,
+    }
+
+
 def test_an_update_of_zero_goes_out_as_lora(tmp_path):
     model = inject_adapter(tiny_model("llama"), make_config("randlora", rank=4), targets_of("llama"))
     assert set(export_peft(model, tmp_path, as_lora="energy:0.99").values()) == {1.0}

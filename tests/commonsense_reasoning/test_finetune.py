@@ -323,6 +323,8 @@ BAD = {
     "--base_model ./nowhere": "./nowhere: there is no such folder",
     "--data_path ./nowhere.json": "./nowhere.json: there is no such file",
     "--resume": "has no checkpoint",
+    f"--output_dir {__file__}": f"--output_dir: {__file__}: it is a file; accepted: a folder",
+    f"--output_dir {__file__}/out": f"--output_dir: {__file__}/out: {__file__} is a file; accepted: a folder",
 }
 
 

@@ -139,6 +139,8 @@ def test_a_merged_model_is_a_plain_one_of_transformers(model, tuned, tmp_path, d
 def test_a_merge_leaves_what_is_there_and_nothing_half_written(tuned, tmp_path, monkeypatch, capsys):
     assert merge.main(["--model", str(tuned), "--output_dir", str(tmp_path)]) == 2
     assert "exists already; accepted: a new folder" in capsys.readouterr().err
+    assert merge.main(["--model", str(tuned), "--output_dir", f"{__file__}/merged"]) == 2
+    assert f"--output_dir: {__file__}/merged: {__file__} is a file" in capsys.readouterr().err
 
     def fail(model, folder):
         folder.mkdir(parents=True)

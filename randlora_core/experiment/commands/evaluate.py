@@ -32,7 +32,7 @@ from randlora_core.experiment.planning import results_folder, settled
 from randlora_core.experiment.rates import build_config
 from randlora_core.experiment.records.reading import label_of
 from randlora_core.experiment.running import build_task, score_section
-from randlora_core.files import atomic_file, read_json
+from randlora_core.files import atomic_file, naming, read_json, require_folder
 
 
 def main(experiment: Experiment, arguments: Sequence[str] | None = None) -> int:
@@ -46,6 +46,9 @@ def _main(experiment: Experiment, arguments: Sequence[str]) -> int:
     parser = make_parser(f"{experiment.name}.evaluate", __doc__ or "", "run=ID_OR_FOLDER ... [SETTING=VALUE ...]")
     parser.add_argument("--output", type=Path, metavar="FILE", help="also write scores and predictions as JSON")
     options = parser.parse_args(words)
+    if options.output:
+        with naming("--output"):
+            require_folder(options.output.parent)
     names = [text.removeprefix("run=") for text in pairs if text.startswith("run=")]
     overrides = [text for text in pairs if not text.startswith("run=")]
     written: list[dict[str, Any]] = []

@@ -119,6 +119,10 @@ def test_a_damaged_file_of_a_run_is_named_before_any_is_scored(tiny, trained, fo
     ("arguments", "message"),
     [
         ([], "0 runs given; accepted: run=ID_OR_FOLDER, once or several times"),
+        (
+            ["--output", f"{__file__}/new/scores.json"],
+            f"--output: {__file__}/new: {__file__} is a file; accepted: a folder",
+        ),
         (["run=nothing"], "run=nothing: no run.json in "),
         (["--wrong"], "unrecognized arguments: --wrong; accepted: SETTING=VALUE, --help, --traceback, --output"),
     ],
