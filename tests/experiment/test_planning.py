@@ -151,13 +151,13 @@ def test_committed_tunings_are_read_once_for_many_runs(tiny, results, monkeypatc
     tiny.records.mkdir()
     (tiny.records / "tuning_some.jsonl").write_text("")
     opened = []
-    original = pathlib.Path.read_text
+    original = pathlib.Path.open
 
     def counted(path, *arguments, **options):
         opened.extend([path] if path.suffix == ".jsonl" else [])
         return original(path, *arguments, **options)
 
-    monkeypatch.setattr(pathlib.Path, "read_text", counted)
+    monkeypatch.setattr(pathlib.Path, "open", counted)
     plan_runs(tiny, [[f"seed={seed}", results] for seed in range(20)])
     assert len(opened) == 1
 

@@ -94,7 +94,7 @@ def test_two_processes_on_one_sweep_do_every_run_once_and_both_have_the_whole_ta
     for output, _ in outputs:
         assert "sweep: 6 runs, 0 finished earlier" in output and "sweep: 6 of 6 runs are done" in output
     elsewhere = [output.count(", by another process") for output, _ in outputs]
-    assert 1 <= sum(elsewhere) <= 6  # less where a run ended elsewhere just while its own process was starting
+    assert sum(elsewhere) <= 6  # fewer where runs ended elsewhere just while their own processes were starting
     for number, (output, _) in zip(elsewhere, outputs, strict=True):
         assert (f", {number} of them elsewhere" in output) == (number > 0)
 
