@@ -59,8 +59,11 @@ def read_json(path: Path) -> dict[str, Any]:
         return parse_json(read_bytes(path))
 
 
-def require_folder(path: Path) -> None:
+def require_folder(path: Path) -> Path:
     """Refuses a path at which there can be no folder, since it or a part of it is a file.
+
+    Returns:
+        The part of the path that is there: the folder itself, or the nearest one above it.
 
     Raises:
         ValueError: Naming the path and the file.
@@ -69,6 +72,7 @@ def require_folder(path: Path) -> None:
     if not there.is_dir():
         what = "it" if there == path else there
         raise ValueError(f"{path}: {what} is a file; accepted: a folder, which need not be there yet")
+    return there
 
 
 @contextlib.contextmanager

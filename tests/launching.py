@@ -6,7 +6,7 @@ import sys
 
 
 class ProcessCrashed(AssertionError):
-    """A process of a launch ended by SIGSEGV, which no Python code of this project can cause by itself."""
+    """A process of a launch ended by SIGSEGV: in native code, such as torch's, and not by an error of Python."""
 
 
 def launch(script, *arguments, **environment):

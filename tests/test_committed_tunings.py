@@ -5,7 +5,7 @@ from pathlib import Path
 import pytest
 
 from randlora_core.experiment.interface import find_experiment
-from randlora_core.experiment.rates import _tunings
+from randlora_core.experiment.rates import committed_tunings
 from randlora_core.experiment.records.reading import label_of
 from randlora_core.experiment.sweeps.comparison_file import load_comparison
 from randlora_core.experiment.sweeps.comparison_names import comparison_names
@@ -23,7 +23,7 @@ def rules():
 
 def searches_of(file):
     """(label and the search's first digits, its scores) for every search of a file, told apart as runs choose them."""
-    for tuned, tunings in _tunings(find_experiment(file.parents[1].name).records_folder).items():
+    for tuned, tunings in committed_tunings(find_experiment(file.parents[1].name).records_folder).items():
         for (precision, origin), records in tunings.items():
             if origin == file:
                 yield f"{label_of(records[0]['config'])} {tuned[:8]} {precision}", scores_of(records)

@@ -127,8 +127,7 @@ def check_unused(folder: Path) -> None:
         ValueError: Naming what is there.
     """
     with naming("--output_dir"):
-        require_folder(folder)
-    there = next(place for place in (folder, *folder.absolute().parents) if place.exists())
+        there = require_folder(folder)
     if not os.access(there, os.W_OK):
         raise ValueError(f"--output_dir {folder}: {there} cannot be written")
     there = [file for file in FILES if (folder / file).exists()]

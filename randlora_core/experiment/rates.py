@@ -110,7 +110,7 @@ def tuned_rate(
     bf16. Every file is a tuning of its own, so that comparisons may share a row. Of several tunings those in the number
     format `precision` come first, then the newest.
     """
-    found = _tunings(experiment.records_folder).get(_tuning_digest(experiment, config), {})
+    found = committed_tunings(experiment.records_folder).get(_tuning_digest(experiment, config), {})
     tunings = {tuning: records for tuning, records in found.items() if choose(scores_of(records)) is not None}
     if not tunings:
         return None
@@ -124,7 +124,7 @@ def _tuning_digest(experiment: Experiment, config: RunConfig) -> str:
     return identify_settings(config.identity(None), experiment.name)["tuning"]
 
 
-def _tunings(folder: Path) -> dict[str, dict[tuple[str, Path], list[dict[str, Any]]]]:
+def committed_tunings(folder: Path) -> dict[str, dict[tuple[str, Path], list[dict[str, Any]]]]:
     """The committed tuning records by what they tuned, then by number format and file."""
     files = sorted(folder.glob("tuning_*.jsonl"))
     return _read_tunings(tuple((file, file.stat().st_mtime_ns) for file in files))
